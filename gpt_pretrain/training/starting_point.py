@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +17,20 @@ from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
 from gpt_pretrain.config.custom_parts import TARGET
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.errors import AlreadyCompleteError, UserError
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
-from gpt_pretrain.runs.next_commands import more_patience
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.formatting import format_count, format_duration
-from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME
 from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, same_tokenizer
 from gpt_pretrain.tokenizers.fitting import TooManyTokensError
-from gpt_pretrain.training.budget.amount import Budget, parse_budget
-from gpt_pretrain.training.budget.pace import DAMAGED_PLAN, Pace, read_points
+from gpt_pretrain.training.budget.pace import Pace
 from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.remaining import check_incomplete, stored_pace
 from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
-from gpt_pretrain.training.run_length import reached_limit
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +94,7 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
     tokenizer = checkpoint_tokenizer(content, origin=escape_line(str(path)))
     tokenizer = _name_like_stored(settings, tokenizer, overridden, content["config"])
     settings, changes = restore_settings(settings, content["config"], overridden, own=own, path=path)
-    _check_incomplete(settings, content)
+    check_incomplete(settings, content)
     start = StartingPoint(
         resume=path,
         step=int(content["global_step"]),
@@ -111,54 +106,13 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
         peak_lr=float(content["lr_schedulers"][0]["base_lrs"][0]),
         lr_scale=float(content["lr_scale"]),
         stored_shapes=_custom_shapes(content) if settings.model.kind == CUSTOM_KIND else None,
-        pace=None if settings.budget is None else _stored_pace(settings.budget, content),
+        pace=None if settings.budget is None else stored_pace(settings.budget, content),
     )
     return settings, start, changes
 
 
 def _custom_shapes(content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix("model."): tuple(value.shape) for name, value in content["state_dict"].items()}
-
-
-def _stored_pace(typed: str, content: Mapping[str, Any]) -> Pace:
-    """Return the steps that the budget of a checkpoint's run has planned.
-
-    Args:
-        typed: The budget of the resumed run; a time may be another one than in the checkpoint.
-
-    Raises:
-        UserError: If there are none, or the budget cannot take the place of that one.
-    """
-    state = content["callbacks"].get("KeepBudget")
-    points = read_points(state.get("points")) if isinstance(state, dict) else None
-    if points is None:
-        raise UserError("budget= must be set when a run starts, and this run started without it. Leave it out.")
-    spent, before, budget = state.get("spent"), str(content["config"].get("budget")), parse_budget(typed)
-    if type(spent) is not float or not math.isfinite(spent):
-        raise UserError(DAMAGED_PLAN)
-    if budget != parse_budget(before) and math.inf in (budget.seconds, parse_budget(before).seconds):
-        raise UserError(
-            f"budget={typed}: this run has budget={short_repr(before)}, and only a budget of time can be changed. Leave it out."
-        )
-    if spent >= budget.seconds:
-        raise UserError(f"budget={typed}: this run has spent {format_duration(spent)} already. Choose a longer time.")
-    return Pace(points[0][2], points)
-
-
-def _has_spent(content: Mapping[str, Any]) -> bool:
-    """Return whether the run of a checkpoint has ended by its budget."""
-    state = content["callbacks"].get("KeepBudget")
-    return isinstance(state, dict) and state.get("ended") is True
-
-
-def _what_ended(budget: Budget, content: Mapping[str, Any]) -> str:
-    """Return why a run with a budget has nothing left to train."""
-    state = content["callbacks"]["KeepBudget"]
-    points = read_points(state.get("points"))
-    if budget.seconds < math.inf and points is not None and state.get("longest") == points[-1][2]:
-        return "more training of its model on this text would not help. More text would, in a new run."
-    spent = short_repr(content["config"].get("budget"))
-    return f"it has spent budget={spent}, and its learning rate has decayed. A longer training is a new run with a larger budget."
 
 
 def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint:
@@ -232,57 +186,6 @@ def _name_like_stored(
     found = stored if same_tokenizer(typed, stored) else typed
     settings.tokenizer.name = found.name
     return found
-
-
-def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
-    """Check that a run has something left to train.
-
-    Raises:
-        AlreadyCompleteError: If it has not.
-    """
-    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
-    epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
-    limit = reached_limit(trainer, steps=steps, tokens=int(content["tokens_seen"])) if settings.budget is None else None
-    if settings.budget is not None and _has_spent(content):
-        raise AlreadyCompleteError(
-            f"{settings.run_dir} is complete: {_what_ended(parse_budget(settings.budget), content)}", result=_best_of(content)
-        )
-    if limit is None and trainer.max_tokens is None and epochs >= trainer.max_epochs:
-        limit = "max_epochs"
-    best = _best_of(content)
-    stop = settings.callbacks.early_stopping
-    for name, state in content["callbacks"].items():
-        if stop is not None and name.startswith("EarlyStopping") and state["wait_count"] >= max(1, stop.patience):
-            raise AlreadyCompleteError(
-                f"{settings.run_dir} is complete: early stopping ended it after {epochs} epochs, since the loss did not improve "
-                f"in {state['wait_count']} validations. To train further, add: {more_patience(stop.patience)}",
-                result=best,
-            )
-    if limit is not None:
-        done, value = (
-            {"max_steps": steps, "max_tokens": int(content["tokens_seen"]), "max_epochs": epochs}[limit],
-            getattr(trainer, limit),
-        )
-        if done > value != content["config"]["trainer"].get(limit):  # the limit has been lowered since
-            raise AlreadyCompleteError(
-                f"{settings.run_dir} has already trained {format_count(done, limit.removeprefix('max_').rstrip('s'))}, more than "
-                f"trainer.{limit}={value}. To train further, for example: trainer.{limit}={2 * done}",
-                result=best,
-            )
-        more = 2 * (value if limit == "max_tokens" else done)
-        length = f"{format_count(epochs, 'epoch')} and " if epochs else ""
-        raise AlreadyCompleteError(
-            f"{settings.run_dir} is complete: trainer.{limit}={getattr(trainer, limit)} ended it after {length}"
-            f"{format_count(steps, 'step')}. To train further, raise the limit, for example: trainer.{limit}={more}",
-            result=best,
-        )
-
-
-def _best_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the best validation loss in a checkpoint, and when it was reached."""
-    best = {name: value for name, value in content["callbacks"].get("SaveRun", {}).items() if name.startswith("best_")}
-    best["best_val_loss"] = best.pop("best_loss", None)
-    return best
 
 
 def _usable_tokenizer(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> Tokenizer | None:

@@ -22,8 +22,9 @@ from gpt_pretrain.sweeps import report_page, search
 from gpt_pretrain.training import run_tokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
 from gpt_pretrain.training.distributed.rendezvous import _agreed_start
+from gpt_pretrain.training.remaining import check_incomplete
 from gpt_pretrain.training.resume import _keep_epoch_limits
-from gpt_pretrain.training.starting_point import _build_custom, _check_incomplete
+from gpt_pretrain.training.starting_point import _build_custom
 from tests.conftest import tiny_model
 from tests.helpers.own_parts import Counting, Numbers
 from tests.helpers.refusals import Make, check_each
@@ -42,7 +43,7 @@ def finished_beyond(_: Path) -> object:
     }
     trainer = SimpleNamespace(max_epochs=5, max_steps=-1, max_tokens=None)
     callbacks = SimpleNamespace(early_stopping=None)
-    return _check_incomplete(SimpleNamespace(run_dir="run", budget=None, trainer=trainer, callbacks=callbacks), content)  # type: ignore[arg-type]
+    return check_incomplete(SimpleNamespace(run_dir="run", budget=None, trainer=trainer, callbacks=callbacks), content)  # type: ignore[arg-type]
 
 
 def other_own_model(_: Path) -> object:

@@ -6,8 +6,8 @@ import pytest
 from gpt_pretrain.config.schema import SchedulerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.budget.pace import Pace, read_points
+from gpt_pretrain.training.remaining import stored_pace
 from gpt_pretrain.training.schedule import lr_at
-from gpt_pretrain.training.starting_point import _stored_pace
 
 
 def test_the_rate_has_no_jump_where_the_plan_changes():
@@ -63,9 +63,9 @@ def stored(**state) -> dict:
 
 
 def test_a_resumed_run_may_get_another_time():
-    assert _stored_pace("20m", stored()).last_step == 50
-    assert _stored_pace("40m", stored()).last_step == 50
-    assert _stored_pace("auto", stored(budget="auto")).last_step == 50
+    assert stored_pace("20m", stored()).last_step == 50
+    assert stored_pace("40m", stored()).last_step == 50
+    assert stored_pace("auto", stored(budget="auto")).last_step == 50
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_a_resumed_run_may_get_another_time():
 )
 def test_a_budget_that_a_resumed_run_cannot_have_is_refused(typed, content, message):
     with pytest.raises(UserError, match=message):
-        _stored_pace(typed, content)
+        stored_pace(typed, content)
