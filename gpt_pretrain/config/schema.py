@@ -16,6 +16,8 @@ from omegaconf import MISSING
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model.config import ADDED_FIELDS, GPTConfig
 
+USUAL_BATCH = 2  # windows
+
 
 def _settings_class(name: str, config: type, *, doc: str, without: tuple[str, ...] = (), **defaults: object) -> type:
     """Return a mutable dataclass with the fields of a frozen one, for OmegaConf to fill in.
@@ -87,7 +89,7 @@ class DataSettings:
     url: str | None = MISSING
     sha256: str | None = MISSING
     cache_dir: str | None = MISSING
-    batch_size: int = MISSING
+    batch_size: int | None = MISSING
     train_ratio: float = MISSING
     stride: int | None = MISSING
     shift_windows: bool = False
@@ -100,6 +102,11 @@ class DataSettings:
     val_tokens: int | None = None
     sources: list[SourceSettings] = field(default_factory=list)
     remote: RemoteSettings = field(default_factory=RemoteSettings)
+
+    @property
+    def batch_windows(self) -> int:
+        """Windows per batch and device; the usual number if nobody has chosen one."""
+        return USUAL_BATCH if self.batch_size is None else self.batch_size
 
 
 @dataclass

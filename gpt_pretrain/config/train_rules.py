@@ -21,9 +21,10 @@ from gpt_pretrain.config.rules import (
     sampler_problems,
 )
 from gpt_pretrain.config.schema import ModelSettings, TrainSettings
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import INITIALIZATIONS, GPTConfig
 from gpt_pretrain.system.amounts import parse_duration
 
+OPTIONS_OF_KIND = {"gpt2": "model=tiny or model=gpt2_124m", "modern": "model=modern_tiny or model=modern_124m"}
 OPTIMIZER_ROLES = ("matrices", "embedding", "head", "vectors")
 
 
@@ -46,7 +47,7 @@ TRAIN_RULES: list[Rule] = [
     ("ema_decay", lambda decay: decay is None or 0 < decay < 1, "must be above 0 and below 1, or null for no average; try 0.99"),
     ("weights", *one_of(*WEIGHTS)),
     ("tokenizer.vocab_size", *VOCABULARY_SIZE),
-    ("data.batch_size", *at_least(1, "sequence")),
+    ("data.batch_size", *at_least(1, "sequence", null="the usual number")),
     ("data.train_ratio", lambda ratio: 0 < ratio < 1, "must be above 0 and below 1; 0.9 keeps a tenth for validation"),
     ("data.stride", *at_least(1, "token", null="context_length")),
     (
@@ -205,4 +206,10 @@ def _role_problems(settings: TrainSettings) -> list[str]:
 
 
 def _model_problems(model: ModelSettings) -> list[str]:
+    own = INITIALIZATIONS.get(model.kind, ())
+    if own and model.init not in own and any(model.init in others for others in INITIALIZATIONS.values()):
+        return [
+            f"model.kind={model.kind} and model.init={model.init} do not go together. Type neither, and choose an option with "
+            f"model.kind={model.kind} and an optimizer that suits it, such as {OPTIONS_OF_KIND[model.kind]}."
+        ]
     return config_problems("model", lambda: GPTConfig(vocab_size=1, **dataclasses.asdict(model)))

@@ -119,7 +119,7 @@ class TextDataModule(L.LightningDataModule):
             self.split, self.train, self.val, self.sources = data.split, data.train, data.val, data.sources
         else:
             self._prepare_custom(self.custom)
-        n_windows, batch_size = len(self.train), self.settings.batch_size
+        n_windows, batch_size = len(self.train), self.settings.batch_windows
         if n_windows < batch_size:
             windows = format_count(n_windows, "window")
             stride = self.settings.stride
@@ -140,20 +140,20 @@ class TextDataModule(L.LightningDataModule):
         """Read the user's own data, in batches as large as its loader's unless the settings have a size."""
         own = build_custom_datasets(fields, self.tokenizer, context_length=self.context_length, seed=self.seed)
         self.split, self.train, self.val, self.sources = own.split, own.train, own.val, []
-        if self.settings.batch_size == OF_THE_LOADER:
+        if self.settings.batch_windows == OF_THE_LOADER:
             self.settings.batch_size = own.batch_size
 
     @property
     def epoch_windows(self) -> int:
         """Number of windows that an epoch trains on, in whole batches of the size that the run began with."""
-        batch_size = self.settings.batch_size
+        batch_size = self.settings.batch_windows
         whole_batches = len(self.train) // batch_size * batch_size
         return whole_batches if self.resumed_epoch_windows is None else self.resumed_epoch_windows
 
     @property
     def global_batch_size(self) -> int:
         """Number of windows that all ranks together read in one batch each."""
-        return self.settings.batch_size * self.world_size
+        return self.settings.batch_windows * self.world_size
 
     @property
     def resumes_mid_epoch(self) -> bool:
@@ -181,7 +181,7 @@ class TextDataModule(L.LightningDataModule):
 
         The training windows are chosen at random and stay the same for the whole run.
         """
-        size = self.settings.batch_size
+        size = self.settings.batch_windows
         positions = np.arange(min(len(self.train), n_batches * size))
         chosen = self.train.epoch_indices(positions, len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
         train = self._share(np.split(chosen, range(size, len(chosen), size)))
@@ -224,7 +224,7 @@ class TextDataModule(L.LightningDataModule):
     ) -> DistributedBatchSampler:
         return DistributedBatchSampler(
             len(windows),
-            self.settings.batch_size,
+            self.settings.batch_windows,
             seed=seed,
             epoch_windows=epoch_windows,
             order=windows.epoch_indices,

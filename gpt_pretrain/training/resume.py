@@ -45,6 +45,7 @@ STATE_SETTINGS = {
     *("data.batch_size", "data.train_ratio", "data.stride", "data.shift_windows", "data.respect_documents"),
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.precision"),
 }
+CHOSEN_BY_THE_RUN = ("data.batch_size", "tokenizer.vocab_size")  # if they are null
 
 log = logging.getLogger(__name__)
 
@@ -304,12 +305,17 @@ def _merge(
             merged[name] = value
         elif isinstance(value, dict) and isinstance(stored[name], dict):
             merged[name] = _merge(stored[name], value, overridden, changes, f"{key}.")
-        elif value not in (stored[name], "auto") and (_is_within(key, overridden) or overridden & {"experiment", "debug"}):
+        elif _is_another(key, value, stored[name]) and (_is_within(key, overridden) or overridden & {"experiment", "debug"}):
             merged[name] = value
             changes[key] = (stored[name], value)
         else:
             merged[name] = stored[name]
     return merged
+
+
+def _is_another(key: str, value: Any, stored: Any) -> bool:
+    """Return True if a value asks for something else than the stored one, and does not leave the choice to the run."""
+    return value not in (stored, "auto") and not (value is None and key in CHOSEN_BY_THE_RUN)
 
 
 def _is_within(key: str, keys: Set[str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Set
 from contextlib import suppress
 
 from gpt_pretrain.config.custom_parts import CUSTOM
-from gpt_pretrain.config.schema import DataSettings, TrainSettings
+from gpt_pretrain.config.schema import USUAL_BATCH, DataSettings, TrainSettings
 from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.data.trained_tokenizer import trained_tokenizer, training_characters
@@ -24,7 +24,6 @@ from gpt_pretrain.training.starting_point import StartingPoint, names_tokenizer
 
 ENOUGH_CHARACTERS = 100_000  # of a training set that gets a vocabulary of its own; with less, GPT-2's knows more words
 CHARACTERS_PER_TOKEN = 3  # of a vocabulary that is trained on the text, roughly, in any language
-USUAL_BATCH = 2  # windows; data.batch_size in conf/
 STEP_TOKENS = 2048  # of a run with Muon whose vocabulary is trained on the text
 MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
 
@@ -52,7 +51,7 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
         raise UserError(f"tokenizer.vocab_size={size} is the size of a vocabulary that tokenizer=bpe trains. Add tokenizer=bpe.")
     if tokenizer is None and name == TRAINED_NAME and start.architecture is None:
         tokenizer = _train_tokenizer(settings)
-        _enlarge_steps(settings, overridden)
+        _enlarge_steps(settings)
     if tokenizer is None:
         tokenizer = build_tokenizer(name)
         tokenizer = with_end_of_text(tokenizer) if start.architecture is None else tokenizer
@@ -60,7 +59,7 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
         tokenizer = fit_to_rows(
             tokenizer, start.architecture.vocab_size, origin=str(settings.resume or settings.init_from or "The checkpoint")
         )
-    settings.tokenizer.name = tokenizer.name
+    settings.tokenizer.name, settings.data.batch_size = tokenizer.name, settings.data.batch_windows
     return tokenizer
 
 
@@ -101,11 +100,13 @@ def fitting_size(settings: DataSettings) -> int:
     return max((size for size, least in needed.items() if characters >= least), default=min(needed))
 
 
-def _enlarge_steps(settings: TrainSettings, overridden: Set[str]) -> None:
-    """Enlarge the batch of a run with Muon, whose work per step a small vocabulary does not reduce, unless the batch is typed."""
-    is_typed = bool(overridden & {"data.batch_size", "trainer.accumulate_grad_batches"})
-    if settings.optimizer.name == "muon" and settings.budget is None and not is_typed and settings.data.batch_size == USUAL_BATCH:
-        settings.data.batch_size = max(USUAL_BATCH, STEP_TOKENS // settings.model.context_length)
+def _enlarge_steps(settings: TrainSettings) -> None:
+    """Enlarge the batch of a run with Muon, whose work per step a small vocabulary does not reduce, unless somebody chose it."""
+    data, trainer = settings.data, settings.trainer
+    is_chosen = data.batch_size is not None or trainer.accumulate_grad_batches > 1 or settings.budget is not None
+    if settings.optimizer.name == "muon" and not is_chosen:
+        devices = int(trainer.devices) * trainer.num_nodes
+        data.batch_size = max(USUAL_BATCH, STEP_TOKENS // (settings.model.context_length * devices))
 
 
 def tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridden: Set[str]) -> list[str]:

@@ -200,7 +200,7 @@ def _describe_rough_losses(evaluation: PeriodicEvaluation, val_loss: float) -> l
     losses, n_windows = evaluation.val_losses, len(evaluation.data.val)
     if (
         not losses
-        or evaluation.eval_iter * evaluation.data.settings.batch_size >= n_windows
+        or evaluation.eval_iter * evaluation.data.settings.batch_windows >= n_windows
         or abs(losses[-1] - val_loss) < VISIBLE
     ):
         return []

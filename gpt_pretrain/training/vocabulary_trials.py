@@ -96,7 +96,7 @@ def plan_trials(
     """
     text = "".join(held_out.texts()).encode()[:HELD_OUT_BYTES].decode(errors="ignore")
     lengths = [len(text.encode()) / max(len(one.encode_ordinary(text)), 1) for one in tokenizers]
-    tokens = settings.data.batch_size * settings.trainer.accumulate_grad_batches * settings.model.context_length
+    tokens = settings.data.batch_windows * settings.trainer.accumulate_grad_batches * settings.model.context_length
     costs = [_step_seconds(settings, one.vocab_size) / (tokens * length) for one, length in zip(tokenizers, lengths, strict=True)]
     cost = sum(costs) + costs[len(costs) // 2]
     text_bytes = min(total_bytes, seconds / cost)
@@ -170,7 +170,7 @@ def _train(settings: TrainSettings, tokenizer: Tokenizer, text_bytes: float) -> 
     lengths = torch.from_numpy(token_byte_lengths(tokenizer))
     train = data.split.train
     bytes_per_token = float(lengths[torch.from_numpy(train.read().astype(np.int64))].double().mean())
-    per_step = settings.data.batch_size * settings.trainer.accumulate_grad_batches * data.context_length * bytes_per_token
+    per_step = settings.data.batch_windows * settings.trainer.accumulate_grad_batches * data.context_length * bytes_per_token
     steps = [max(1, round(share * text_bytes / per_step)) for share in MEASURED_AT]
     module = GPTLitModule(
         new_model(GPTConfig(vocab_size=tokenizer.vocab_size, **vars(settings.model))),
@@ -197,7 +197,7 @@ def _step_seconds(settings: TrainSettings, vocab_size: int) -> float:
     """Return how long an optimizer step takes, from a few of its batches with random tokens."""
     device = accelerator_device(settings.trainer.accelerator)
     model = new_model(GPTConfig(vocab_size=vocab_size, **vars(settings.model))).to(device)
-    shape, times = (settings.data.batch_size, settings.model.context_length), list[float]()
+    shape, times = (settings.data.batch_windows, settings.model.context_length), list[float]()
     generator = torch.Generator().manual_seed(0)
     for _ in range(TIMED_STEPS):
         token_ids = torch.randint(vocab_size, shape, generator=generator).to(device)

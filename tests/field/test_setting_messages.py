@@ -42,6 +42,17 @@ CASES = {
         ("evaluate.py", "checkpoint=run", "batch_tokens=0"),
         "batch_tokens=0: must be at least 1 token, or null for what suits the device.",
     ),
+    "kind_alone": (
+        ("train.py", "model.kind=gpt2"),
+        "model.kind=gpt2 and model.init=modern do not go together. Type neither, and choose an option with model.kind=gpt2 and an "
+        "optimizer that suits it, such as model=tiny or model=gpt2_124m.",
+    ),
+    "kind_of_an_option": (
+        ("train.py", "model=tiny", "model.kind=modern"),
+        "model.kind=modern and model.init=gpt2 do not go together. Type neither, and choose an option with model.kind=modern and an "
+        "optimizer that suits it, such as model=modern_tiny or model=modern_124m.",
+    ),
+    "batch": (("train.py", "data.batch_size=0"), "data.batch_size=0: must be at least 1 sequence, or null for the usual number."),
     "host": (("serve.py", "host=my server"), "host=my server: must be a name or an address of this machine."),
     "text_field": ((*PREPARE, "text_field="), "text_field=: must name the field that holds the text, such as text."),
     "tasks": ((*PREPARE, "executor=local", "tasks=0"), "tasks=0: must be at least 1 task, or null for one task per file."),

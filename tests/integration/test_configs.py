@@ -49,7 +49,7 @@ def test_gpt2_has_the_documented_recipe(compose_train: Callable[..., DictConfig]
     assert (model.context_length, model.emb_dim, model.n_heads, model.n_layers) == (256, 768, 12, 12)
     assert (model.drop_rate, model.qkv_bias, model.tie_embeddings, model.init) == (0.1, False, True, "gpt2")
     assert (optimizer.lr, optimizer.weight_decay, optimizer.betas, optimizer.eps) == (4e-4, 0.1, [0.9, 0.999], 1e-8)
-    assert (settings.scheduler.name, settings.trainer.max_epochs, settings.data.batch_size) == ("constant", 10, 2)
+    assert (settings.scheduler.name, settings.trainer.max_epochs, settings.data.batch_windows) == ("constant", 10, 2)
     assert (settings.eval_freq, settings.start_context, settings.sampler.max_new_tokens) == (5, "Every effort moves you", 50)
 
 

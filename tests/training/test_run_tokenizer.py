@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 
 from gpt_pretrain.commands.prepare import prepare_command
 from gpt_pretrain.config.overrides import full_form
-from gpt_pretrain.config.schema import SourceSettings
+from gpt_pretrain.config.schema import USUAL_BATCH, SourceSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.preflight import prepare_training
-from gpt_pretrain.training.run_tokenizer import ENOUGH_CHARACTERS, USUAL_BATCH, fitting_size
+from gpt_pretrain.training.run_tokenizer import ENOUGH_CHARACTERS, fitting_size
 from tests.helpers.data_settings import data_settings
 
 Compose = Callable[..., DictConfig]
@@ -55,23 +55,43 @@ def test_a_long_text_of_the_users_own_gets_a_vocabulary(
 
 
 def test_muon_with_a_trained_vocabulary_takes_larger_steps_if_nobody_has_chosen_them(compose_train: Compose, book: Path) -> None:
-    usual = compose_train().data.batch_size
-    assert usual == USUAL_BATCH
     for typed, batch in {
         "tokenizer=auto": 8,
         "tokenizer=bpe": 8,
+        "data.batch_size=null": 8,
         "model=modern_tiny": 32,
+        "trainer.devices=3": 2,
         "experiment=modern": 12,
-        "model.context_length=2048": usual,
+        "model.context_length=2048": USUAL_BATCH,
         "data.batch_size=2": 2,
-        "trainer.accumulate_grad_batches=2": usual,
-        "tokenizer=gpt2": usual,
-        "optimizer=adamw": usual,
-        "model=tiny": usual,
+        "trainer.accumulate_grad_batches=2": USUAL_BATCH,
+        "tokenizer=gpt2": USUAL_BATCH,
+        "optimizer=adamw": USUAL_BATCH,
+        "model=tiny": USUAL_BATCH,
     }.items():
-        overridden = {full_form(typed, script="train").partition("=")[0]}
-        config = compose_train("data=text", f"data.path={book}", typed)
-        assert prepare_training(config, overridden=overridden).settings.data.batch_size == batch, typed
+        config = compose_train("data=text", f"data.path={book}", typed)  # as from a file of the user's own: nothing is overridden
+        assert prepare_training(config, overridden=frozenset()).settings.data.batch_size == batch, typed
+
+
+def test_a_resumed_run_keeps_its_vocabulary_and_its_steps(
+    compose_train: Compose, train: Callable[..., float], book: Path, tmp_path: Path
+) -> None:
+    small = ["model=modern_tiny", "model.emb_dim=32", "model.n_layers=1", "model.n_heads=1", "model.context_length=128"]
+    first = ["trainer.max_steps=1", "callbacks=minimal", "logger=none", "trainer.precision=32-true"]
+    train("data=text", f"data.path={book}", *first, base=small, run_dir=tmp_path / "run")
+    resumed = [*small, f"resume={tmp_path / 'run'}", "trainer.max_steps=2"]
+    for typed in (
+        [],
+        ["data=text"],
+        ["data.batch_size=null"],
+        ["tokenizer.vocab_size=null"],
+        ["tokenizer=auto"],
+        ["tokenizer=bpe"],
+    ):
+        config = compose_train(*resumed, *typed, f"data.path={book}", run_dir=tmp_path / "run")
+        overridden = {full_form(override, script="train").partition("=")[0] for override in (*typed, "trainer.max_steps=2")}
+        settings = prepare_training(config, overridden=overridden).settings
+        assert (settings.data.batch_size, settings.tokenizer.vocab_size) == (16, 1024), typed
 
 
 def test_all_other_runs_keep_the_vocabulary_of_gpt2(compose_train: Compose, book: Path, caplog: pytest.LogCaptureFixture) -> None:

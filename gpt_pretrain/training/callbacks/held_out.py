@@ -161,7 +161,7 @@ class _StopWatch:
 
 def held_out_batch(settings: TrainSettings) -> int:
     """Return the tokens to score at a time: those of a training batch, which fit into the memory with their gradients."""
-    return settings.data.batch_size * settings.model.context_length
+    return settings.data.batch_windows * settings.model.context_length
 
 
 @contextmanager

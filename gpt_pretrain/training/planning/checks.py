@@ -106,7 +106,7 @@ def _memory_too_small(context: CheckContext) -> str | None:
     limit = _memory_per_device(settings)
     if limit is None or plan.memory.peak <= limit:
         return None
-    size = settings.data.batch_size
+    size = settings.data.batch_windows
     remedy = (
         f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * settings.trainer.accumulate_grad_batches} needs less"
         if size > 1 and plan.memory.activations > plan.memory.gradients
@@ -151,7 +151,7 @@ def _peak_memory(context: CheckContext, parallelism: costs.Parallelism) -> int:
     device = accelerator_device(trainer.accelerator).type
     memory = costs.training_memory(
         context.config,
-        batch_size=data.batch_size,
+        batch_size=data.batch_windows,
         precision=trainer.precision,
         device=device,
         parallelism=parallelism,
@@ -212,7 +212,7 @@ def _few_validation_windows(context: CheckContext) -> str | None:
 
 
 def _incomplete_batch_dropped(context: CheckContext) -> str | None:
-    size, windows = context.settings.data.batch_size, len(context.data.train)
+    size, windows = context.settings.data.batch_windows, len(context.data.train)
     dropped = windows % size
     if dropped < MAX_DROPPED_SHARE * windows:
         return None

@@ -92,7 +92,7 @@ def make_plan(
         parameters: Trainable parameters, which no formula knows for a model of the user's own; None asks the formula.
         first_step: Optimizer steps that the run has done already.
     """
-    trainer, size, W = settings.trainer, settings.data.batch_size, data.world_size
+    trainer, size, W = settings.trainer, settings.data.batch_windows, data.world_size
     parallelism = _parallelism(trainer, devices=W)
     model_costs = _model_costs(settings, config, parallelism, parameters=parameters)
     total, per_epoch, tokens = total_steps(data, trainer), steps_per_epoch(data, trainer), tokens_per_epoch(data, trainer)
@@ -129,7 +129,7 @@ def _model_costs(
     """Return the fields of a plan that follow from the model."""
     precision, averages = settings.trainer.precision, settings.ema_decay is not None
     device = accelerator_device(settings.trainer.accelerator).type
-    batch: dict[str, Any] = {"batch_size": settings.data.batch_size, "precision": precision}
+    batch: dict[str, Any] = {"batch_size": settings.data.batch_windows, "precision": precision}
     if config.kind == CUSTOM_KIND:
         assert parameters is not None
         return custom_costs(config, parameters, parallelism=parallelism, averages=averages, **batch)

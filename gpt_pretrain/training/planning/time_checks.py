@@ -27,7 +27,7 @@ COSTLY_UPDATE = 0.3  # of a step's time
 
 def estimated_times(context: CheckContext) -> dict[str, float]:
     """Return the least seconds that the steps, the evaluations and the validations of a run take, without measuring."""
-    plan, size = context.plan, context.settings.data.batch_size
+    plan, size = context.plan, context.settings.data.batch_windows
     batch_tokens = size * context.config.context_length
     rate = FLOP_RATES.get(accelerator_device(context.settings.trainer.accelerator).type, FLOP_RATES["cuda"])
     own = context.config.kind == CUSTOM_KIND
@@ -84,7 +84,7 @@ def costly_orthogonalization(context: CheckContext, measured: float | None = Non
     batches = settings.trainer.accumulate_grad_batches
     if measured is None:
         work = orthogonalization_flops(context.config) / plan.parallelism.devices  # the devices share it
-        training = plan.token_flops * settings.data.batch_size * context.config.context_length * batches
+        training = plan.token_flops * settings.data.batch_windows * context.config.context_length * batches
         share = work / (work + training)
     else:
         share = measured
@@ -96,7 +96,7 @@ def costly_orthogonalization(context: CheckContext, measured: float | None = Non
     other = "optimizer.name=adamw optimizer.lr=3e-3" if context.config.kind == "modern" else "optimizer=adamw"
     return (
         f"optimizer=muon: orthogonalizing the matrices takes {share:.0%} of each step by {by}, whatever the batch. Larger steps "
-        f"make it pay: data.batch_size={settings.data.batch_size * factor}, or "
+        f"make it pay: data.batch_size={settings.data.batch_windows * factor}, or "
         f"trainer.accumulate_grad_batches={batches * factor}; or choose {other}."
     )
 
