@@ -72,12 +72,6 @@ def trained_tokenizer(settings: DataSettings, *, vocab_size: int) -> VocabularyT
         tokenizer = _train(texts, vocab_size, train_ratio=settings.train_ratio, label=label)
         check_text_unchanged(stamps)
         _save(folder / name, tokenizer)
-    if tokenizer.vocab_size < vocab_size:
-        log.warning(
-            "tokenizer.vocab_size=%d is more than this text has: its vocabulary has %s",
-            vocab_size,
-            format_count(tokenizer.vocab_size, "token"),
-        )
     return tokenizer
 
 
@@ -146,7 +140,7 @@ def _train(texts: Sequence[WeightedText], vocab_size: int, *, train_ratio: float
     )
     start = time.monotonic()
     tokenizer = train_bpe(_in_proportion(samples, [one.weight / total for one in texts], n_bytes), vocab_size, label=label)
-    log.info("Trained %s in %s; it is kept in the cache", tokenizer.name, format_duration(time.monotonic() - start))
+    log.info("Trained %s in %s", tokenizer.name, format_duration(time.monotonic() - start))
     return tokenizer
 
 

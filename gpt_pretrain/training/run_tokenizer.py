@@ -12,6 +12,7 @@ from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.data.trained_tokenizer import trained_tokenizer, training_characters
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TOKENS_PER_ENTRY, TRAINED_NAME, VOCABULARY_SIZES
 from gpt_pretrain.tokenizers.build import DEFAULT_NAME, build_tokenizer
@@ -64,10 +65,17 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
 
 
 def _train_tokenizer(settings: TrainSettings) -> Tokenizer:
+    typed = settings.tokenizer.vocab_size
     with ranks.local_main_first():  # the first rank of each machine trains it
-        if settings.tokenizer.vocab_size is None:
-            settings.tokenizer.vocab_size = fitting_size(settings.data)
-        return trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
+        settings.tokenizer.vocab_size = fitting_size(settings.data) if typed is None else typed
+        tokenizer = trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
+    if typed is not None and tokenizer.vocab_size < typed:
+        log.warning(
+            "tokenizer.vocab_size=%d is more than this text has: its vocabulary has %s",
+            typed,
+            format_count(tokenizer.vocab_size, "token"),
+        )
+    return tokenizer
 
 
 def automatic_name(settings: TrainSettings, overridden: Set[str]) -> str:

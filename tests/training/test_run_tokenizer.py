@@ -94,6 +94,17 @@ def test_a_resumed_run_keeps_its_vocabulary_and_its_steps(
         assert (settings.data.batch_size, settings.tokenizer.vocab_size) == (16, 1024), typed
 
 
+def test_a_text_with_too_few_tokens_for_a_size_is_a_warning_only_if_that_size_is_typed(
+    compose_train: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "lines.txt", "The same line again.\n" * 6000)
+    own, warning = ["data=text", f"data.path={file}"], "is more than this text has: its vocabulary has 272 tokens"
+    assert tokenizer_of(compose_train, *own) == ("bpe-1024", 1024)
+    assert warning not in caplog.text
+    assert tokenizer_of(compose_train, *own, "tokenizer=bpe", "tokenizer.vocab_size=300") == ("bpe-300", 300)
+    assert f"tokenizer.vocab_size=300 {warning}" in caplog.text
+
+
 def test_all_other_runs_keep_the_vocabulary_of_gpt2(compose_train: Compose, book: Path, caplog: pytest.LogCaptureFixture) -> None:
     short = write(book.with_name("short.txt"), book.read_text(encoding="utf-8")[:ENOUGH_CHARACTERS])
     own = ["data=text", f"data.path={book}"]
