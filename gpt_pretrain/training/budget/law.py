@@ -17,6 +17,7 @@ from importlib import resources
 import numpy as np
 
 TABLE = "law.json"
+LARGEST_FACTOR = 100.0  # beyond what was measured, where even an extrapolation says nothing
 PREDICTABLE, LEAST_GAIN = 0.1, 0.1  # share of the bits of single bytes that contexts save in any text of the study; see `gain`
 
 
@@ -116,6 +117,10 @@ class Law:
         passes = max(training.trained_bytes / training.unique_bytes - 1.0, 0.0)
         lasting = self.constants["repeats"]
         return training.fresh_bytes * (1.0 + lasting * (1.0 - math.exp(-passes / lasting)))
+
+    def reaches(self, training: Training) -> bool:
+        """Return whether a training is near enough to those of the fit for an extrapolation."""
+        return all(getattr(training, name) <= LARGEST_FACTOR * most for name, most in self.largest.items())
 
     def interval(self, training: Training, text: Difficulty) -> tuple[float, float]:
         """Return the bounds that should hold the loss in nine of ten cases, wider where nothing was measured."""

@@ -131,7 +131,7 @@ def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Con
     lines = [
         f"budget  {settings.budget}: the lowest expected loss on this machine and text",
         *(f"        {name}={_shown(one.value)}: {one.reason}" for name, one in taken.items() if one.reason),
-        _expectation(chosen, conditions, others, limit),
+        expectation(chosen, conditions, others, limit),
         f"same as {_command(settings, taken, chosen, overridden)}",
     ]
     values = {name: decision.value for name, decision in taken.items()}
@@ -216,7 +216,18 @@ def published_settings(chosen: PublishedCandidate, settings: TrainSettings) -> d
     }
 
 
-def _expectation(chosen: choice.Candidate, conditions: choice.Conditions, others: list[str], limit: str) -> str:
+def expectation(chosen: choice.Candidate, conditions: choice.Conditions, others: list[str], limit: str) -> str:
+    """Describe the loss to expect, with an interval if the rules were measured near it.
+
+    Args:
+        others: What no training of the study had.
+        limit: What keeps the loss from being lower.
+    """
+    if not conditions.law.reaches(chosen.training):
+        return (
+            "expect  a loss that cannot be predicted: this run is more than a hundred times as large as those that the rules "
+            f"were fitted to; limited by {limit}"
+        )
     if others:
         return (
             f"expect  about {chosen.expected:.2f} bits per byte by rules that were not measured with {', '.join(others)}; "

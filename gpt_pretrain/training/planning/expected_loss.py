@@ -17,7 +17,6 @@ from gpt_pretrain.training.preflight import TrainingSetup
 
 SHORTEST_TEXT = 50_000  # characters of a training set; the law was not measured below
 SHORTEST_RUN = 10.0  # seconds
-LARGEST_FACTOR = 100.0  # beyond what was measured, where even an extrapolation says nothing
 TEXT_SECONDS, SPEED_SECONDS = 10.0, 6.0  # to describe the text and to measure the speed
 SIMILAR = 1.02  # a run whose expected loss is at most this factor above the best is as good
 
@@ -40,11 +39,11 @@ def expected_loss_lines(setup: TrainingSetup, plan: TrainingPlan, *, seconds: fl
     speed = measured_speed(setup.settings, text, seconds=SPEED_SECONDS)
     configs, law = choice.architectures([*text.bytes_per_token]), fitted_law()
     found = choice.candidates(choice.Conditions(text, Budget(seconds=seconds), limits, speed, law), configs=configs)
-    possible = [one for one in found if choice.fits(one, limits) is None and _reaches(law, one.training)]
+    possible = [one for one in found if choice.fits(one, limits) is None and law.reaches(one.training)]
     if not possible:
         return []
     best, own = choice.best_of(possible), _own_training(setup, plan, text)
-    return [_describe(best, own if own is not None and _reaches(law, own) else None, text, law, seconds=seconds)]
+    return [_describe(best, own if own is not None and law.reaches(own) else None, text, law, seconds=seconds)]
 
 
 def _describe(best: choice.Candidate, own: Training | None, text: choice.TextFacts, law: Law, *, seconds: float) -> str:
@@ -89,7 +88,3 @@ def _own_training(setup: TrainingSetup, plan: TrainingPlan, text: choice.TextFac
     matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
     trained_bytes = plan.tokens * text.train_bytes / max(split.train.count, 1)
     return Training(matrices, config.vocab_size, text.train_bytes, trained_bytes)
-
-
-def _reaches(law: Law, training: Training) -> bool:
-    return all(getattr(training, name) <= LARGEST_FACTOR * most for name, most in law.largest.items())

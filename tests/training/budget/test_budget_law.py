@@ -3,8 +3,10 @@ import math
 
 import pytest
 
+from gpt_pretrain.training.budget import plan
+from gpt_pretrain.training.budget.amount import Budget
 from gpt_pretrain.training.budget.law import Training, fitted_law
-from tests.helpers.budgets import DIFFICULTY, LAW
+from tests.helpers.budgets import DIFFICULTY, LAW, choose, conditions
 
 
 def test_the_law_reproduces_its_pilot_and_falls_with_text_and_size():
@@ -21,6 +23,15 @@ def test_the_interval_is_wider_where_nothing_was_measured():
     inside, outside = (dataclasses.replace(DIFFICULTY.pilot, matrices=size) for size in (1e6, 1e8))
     widths = [math.log(high / low) for low, high in (LAW.interval(one, DIFFICULTY) for one in (inside, outside))]
     assert widths[1] > 2 * widths[0]
+
+
+def test_nothing_is_predicted_far_beyond_what_was_measured():
+    near, far = (dataclasses.replace(DIFFICULTY.pilot, trained_bytes=size) for size in (9e7, 1.1e8))
+    assert LAW.reaches(near) and not LAW.reaches(far)
+    found = conditions(1_000_000, Budget())
+    chosen = dataclasses.replace(choose(1_000_000, Budget(seconds=120.0)), training=far)
+    assert "a loss that cannot be predicted" in plan.expectation(chosen, found, [], "time")
+    assert "in nine of ten cases" in plan.expectation(dataclasses.replace(chosen, training=near), found, [], "time")
 
 
 def test_the_stored_law_has_all_constants():
