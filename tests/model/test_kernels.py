@@ -88,6 +88,15 @@ def test_logits_of_any_size_are_bent_as_by_tanh() -> None:
     assert loss._tanh_of_ratio(torch.tensor([math.nan]), 15.0).isnan().all()
 
 
+def test_capped_logits_of_any_size_have_the_loss_of_tanh() -> None:
+    logits = torch.tensor([[-math.inf, -1e30, -20.0, 0.3], [1e4, math.inf, 14.0, 1e-7], [-1e4, -1e4, -1e4, -1e4]])
+    targets = torch.tensor([3, 0, 2])
+    expected = F.cross_entropy(15 * torch.tanh(logits.double() / 15), targets, reduction="sum")
+
+    torch.testing.assert_close(loss._loss_sum(logits.clone(), targets, 15.0).double(), expected, rtol=1e-6, atol=2e-6)
+    assert loss._loss_sum(torch.full((1, 3), math.nan), torch.tensor([0]), 15.0).isnan()
+
+
 def test_powers_of_e_equal_those_of_pytorch_down_to_the_smallest() -> None:
     x = torch.tensor([-math.inf, -1e38, -200.0, -80.0, -20.3, -1.0, -1e-7, 0.0])
     torch.testing.assert_close(loss._exp_in_place(x.clone()), torch.exp(x), rtol=1e-5, atol=0)
