@@ -79,7 +79,7 @@ ALL = {
         "growth-runs",
         "Documents",
         "documents of 60 bytes",
-        tuple(10**power for power in range(2, 7)),
+        tuple(10**power for power in range(3, 7)),
         commands.by_documents,
         "`gpt-pretrain prepare` with one worker, and `train.py model=tiny data.respect_documents=true`.",
     ),

@@ -78,7 +78,7 @@ def by_rows(size: int) -> Costs:
         events.log_metrics({"train/loss": 3.0, "tokens_seen": 512.0 * (size + 1)}, size)
         events.finalize("success")
         resuming = time.process_time() - start
-        return {"report.html, s": reporting, "resume, s": resuming, "memory, MB": peak_bytes() / 1e6, "page, MB": len(page) / 1e6}
+        return {"report.html, s": reporting, "resume, s": resuming, "memory, MB": peak_bytes() / 1e6, "page, kB": len(page) / 1e3}
 
 
 def _row(step: int) -> dict[str, float]:

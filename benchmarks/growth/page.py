@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.growth.steps import Costs
 from benchmarks.scale import PAGE
@@ -34,8 +35,17 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 def table(unit: str, points: Points) -> list[list[str]]:
     """Return the rows of a table, with the slopes in the last one."""
     names = [*points[min(points)]]
-    rows = [[unit, *names]] + [[f"{size:,}", *(f"{points[size][name]:.3g}" for name in names)] for size in sorted(points)]
-    return [*rows, [SLOPE, *(f"{slope(last_points(points, name)):.2f}" for name in names)]]
+    shown = {size: {name: _number(_three_digits(costs[name])) for name in names} for size, costs in points.items()}
+    rows = [[unit, *names]] + [[f"{size:,}", *(_three_digits(points[size][name]) for name in names)] for size in sorted(points)]
+    return [*rows, [SLOPE, *(f"{slope(last_points(shown, name)):.2f}" for name in names)]]
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))
 
 
 def last_points(points: Points, name: str) -> list[tuple[float, float]]:
@@ -67,7 +77,7 @@ def _read_table(text: str) -> Points:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     (_, *names), _, *body = rows
     return {
-        int(size.replace(",", "")): {name: float(value) for name, value in zip(names, values, strict=True)}
+        int(size.replace(",", "")): {name: _number(value) for name, value in zip(names, values, strict=True)}
         for size, *values in body
         if size != SLOPE
     }
@@ -100,6 +110,9 @@ def _draw(axes: Axes, points: Points, ending: str) -> None:
     for start, end in _proportional(points, names):
         axes.plot(*zip(start, end, strict=True), ":", color="#999999", linewidth=1)
     axes.set(xscale="log", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7)
 
