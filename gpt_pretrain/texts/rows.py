@@ -21,7 +21,7 @@ DELIMITERS = ",\t;|"
 EXCEL = re.compile(rf'"?sep=([{DELIMITERS}])"?\s*')
 MAX_ROWS = 4096  # Of a chunk.
 MAX_COLUMNS = 100_000
-ESCAPED_MARK = b'\\"'
+QUOTATION_MARK, ESCAPED_MARK = b'"', b'\\"'
 QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # The rest of a value in quotation marks; two of them stand for one.
 
 
@@ -105,9 +105,23 @@ class _Lines:
     def __next__(self) -> str:
         if not (line := self._next_line()):
             raise StopIteration
+        if self._row_size and QUOTATION_MARK not in line:
+            line = self._with_rest_of_value(line)
         self._check_row(line)
         # Bytes that are not UTF-8 are found when the value is encoded, and only if they are in the column.
         return line.decode(errors="surrogateescape")
+
+    def _with_rest_of_value(self, line: bytes) -> bytes:
+        """Return a line within a quoted value with the lines of the same block up to the next quotation mark.
+
+        The module csv takes a second line of a row only within quotation marks, and takes long for each.
+        """
+        last = next((at for at in range(len(self._waiting) - 1, -1, -1) if QUOTATION_MARK in self._waiting[at]), 0)
+        more = b"".join(reversed(self._waiting[last:]))
+        del self._waiting[last:]
+        self.has_escape = ESCAPED_MARK in more
+        self.position += len(more)
+        return line + more
 
     def end_row(self) -> None:
         """Note that the last line was the last one of a row."""
@@ -195,6 +209,7 @@ def _read_header(lines: _Lines) -> tuple[list[str], str]:
             lines.end_row()
             first = next(lines, "")
         if named := EXCEL.fullmatch(first):
+            lines.end_row()
             first = next(lines, "")
         outside = "".join(first.split('"')[::2])
         delimiter = named[1] if named else max(DELIMITERS, key=outside.count)

@@ -65,6 +65,16 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, start: str) -> None:
     check(tmp_path / "a.csv", ["one, two, three", "four"])
 
 
+def test_a_quoted_value_of_many_short_lines_is_given_to_the_module_csv_at_once() -> None:
+    lines = rows._Lines([b'text\n"a\n' + b"b\n" * 1000 + b'c"\nd\n'])
+    assert rows._read_header(lines) == (["text"], ",")
+    handed_out = []
+    for row in rows._rows((handed_out.append(line) or line for line in lines), ",", csv.QUOTE_MINIMAL):  # type: ignore[func-returns-value]
+        lines.end_row()
+        assert row in (["a\n" + "b\n" * 1000 + "c"], ["d"])
+    assert handed_out == ['"a\n', "b\n" * 1000 + 'c"\n', "d\n"]
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.text(alphabet='ab1 \n\r,;\t"é東', max_size=12).filter(str.strip), min_size=1, max_size=6),

@@ -152,7 +152,7 @@ def _choose(
         elif reason not in refused or one.expected < refused[reason].expected:
             refused[reason] = one
     if not found:
-        raise UserError(_too_small(settings, overridden, refused, conditions.limits))
+        raise UserError(_too_small(settings, overridden, refused, conditions))
     large = None
     if not any(is_typed(name, overridden) for name in PUBLISHED):
         large = published_choice(conditions)
@@ -240,7 +240,7 @@ def expectation(chosen: choice.Candidate, conditions: choice.Conditions, others:
 
 
 def _too_small(
-    settings: TrainSettings, overridden: Set[str], refused: Mapping[str, choice.Candidate], limits: choice.Limits
+    settings: TrainSettings, overridden: Set[str], refused: Mapping[str, choice.Candidate], conditions: choice.Conditions
 ) -> str:
     budget = short_repr(settings.budget)
     typed = [name for name in ("model.emb_dim", "data.batch_size") if is_typed(name, overridden)]
@@ -251,8 +251,16 @@ def _too_small(
         fits = ("do" if len(typed) > 1 else "does") + " not fit" if typed else "fits"
         remedy = "Choose smaller ones, or free" if typed else "Free"
         return f"budget={budget}: {what} {fits} into the {reason} that this machine has left. {remedy} some of it."
-    left = f": {format_duration(max(limits.seconds, 0.0))} are left after the start" if limits.seconds < math.inf else ""
-    return f"budget={budget} is too small for {choice.MIN_STEPS} optimizer steps of {model}{batch}{left}. Give a larger budget."
+    problem = f"budget={budget} is too small for {choice.MIN_STEPS} optimizer steps of {model}{batch}"
+    return f"{problem}{_time_left(conditions)}. Give a larger budget."
+
+
+def _time_left(conditions: choice.Conditions) -> str:
+    left, whole = conditions.limits.seconds, conditions.budget.seconds
+    if math.inf in (left, whole):
+        return ""
+    start = f": the start, with reading the text and measuring, takes {format_duration(whole - left)}"
+    return f"{start}, so {format_duration(left)} are left" if left > 0 else start
 
 
 def _val_tokens(chosen: choice.Candidate, epochs: int) -> int:

@@ -4,8 +4,11 @@ import math
 
 import pytest
 
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
+from gpt_pretrain.training.budget.plan import decide
 from tests.helpers.budgets import DIFFICULTY, LIMITS, choose, conditions, text_of
 
 
@@ -147,3 +150,16 @@ def test_a_run_uses_its_budget_as_far_as_its_text_is_good_for_it():
     found = choice.filled(chosen, conditions(100_000, Budget(tokens=tokens), endless))
     assert chosen.steps < found.steps <= tokens / chosen.step_tokens
     assert choice.filled(chosen, conditions(100_000, Budget(tokens=tokens / 2), endless)) is chosen
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        (0.01, r"smallest model: the start, with reading the text and measuring, takes 10\.0 s, so 0\.0 s are left\. Give"),
+        (-2.5, r"smallest model: the start, with reading the text and measuring, takes 12\.5 s\. Give a larger budget\."),
+    ],
+)
+def test_a_budget_that_the_start_uses_up_is_refused_with_the_time_of_the_start(left: float, message: str) -> None:
+    limits = dataclasses.replace(LIMITS, seconds=left)
+    with pytest.raises(UserError, match="budget='10s' is too small for 20 optimizer steps of the " + message):
+        decide(TrainSettings(budget="10s"), set(), conditions(1_000_000, Budget(seconds=10.0), limits))
