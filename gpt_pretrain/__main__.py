@@ -1,6 +1,16 @@
-"""Run `python -m gpt_pretrain COMMAND`."""
+"""Run `gpt-pretrain COMMAND`, also `python -m gpt_pretrain COMMAND`."""
 
-from gpt_pretrain.commands.main import main
+import signal
+
+
+def main() -> None:
+    """Run the command; Ctrl-C while its modules load ends the program without a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from gpt_pretrain.commands.main import main as run_command
+
+    run_command()
+
 
 if __name__ == "__main__":
     main()

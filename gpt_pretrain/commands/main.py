@@ -1,4 +1,4 @@
-"""The command line `gpt-pretrain COMMAND`, also `python -m gpt_pretrain COMMAND`."""
+"""The commands of the command line `gpt-pretrain COMMAND`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the first argument names, and exit with its exit code."""
     prepare_streams()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         handle_interrupts()
     try:
         check_environment()

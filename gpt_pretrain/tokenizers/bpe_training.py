@@ -6,6 +6,7 @@ the texts nor that of its hash tables shows in the result.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -101,14 +102,19 @@ def _words_in_reach(texts: Iterable[str], specials: Sequence[str]) -> Iterator[s
                 yield part[start:]
 
 
+def _worker_command(n_tokens: int, pattern: str) -> list[str]:
+    return [sys.executable, "-P", bpe_worker.__file__, str(n_tokens), pattern, str(os.getpid())]
+
+
 def _learn_tokens(texts: Iterable[str], n_tokens: int, pattern: str) -> list[bytes]:
     """Train in a process of its own, and return the tokens in the order of their ids.
 
     Raises:
         UserError: If the process fails.
     """
-    command = [sys.executable, "-P", bpe_worker.__file__, str(n_tokens), pattern]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        _worker_command(n_tokens, pattern), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         try:
             with suppress(BrokenPipeError):  # the process has failed, and says why

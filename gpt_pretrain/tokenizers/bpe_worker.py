@@ -2,11 +2,14 @@
 
 It is a process of its own, since the library can be stopped in no other way, and gives its memory back only here. It is run as a
 file and imports nothing of this package, so that it starts quickly wherever the package lies. Texts and tokens are written as
-their length, in four bytes, and their bytes. The arguments are the number of tokens and the pattern.
+their length, in four bytes, and their bytes. The arguments are the number of tokens, the pattern, and the id of the process that
+has started this one.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -26,8 +29,21 @@ def write_frame(stream: IO[bytes], data: bytes) -> None:
     stream.write(len(data).to_bytes(4, "little") + data)
 
 
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent is killed; otherwise it would train on the texts that have come so far.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(128 + signal.SIGTERM)
+
+
 def learn_tokens_of_stdin() -> None:
     """Train on the texts of standard input, and write the tokens to standard output in the order of their ids."""
+    _end_with_parent(int(sys.argv[3]))
     import rustbpe
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would handle it only after the training

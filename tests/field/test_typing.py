@@ -221,12 +221,18 @@ def test_a_file_of_settings_that_overrides_the_former_group_is_explained(script:
     assert done.stderr.startswith("error: optimizer.lrr: there is no such setting. Did you mean optimizer.lr?")
 
 
-@pytest.mark.parametrize("name", ["train.py", "generate.py"])
-def test_ctrl_c_while_the_libraries_load_leaves_no_traceback(tmp_path: Path, name: str) -> None:
-    (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)\n")
+@pytest.mark.parametrize(
+    ("command", "library"),
+    [(["train.py"], "hydra"), (["generate.py"], "hydra"), (["-m", "gpt_pretrain", "prepare"], "filelock")],
+    ids=["train", "generate", "command"],
+)
+def test_ctrl_c_while_the_libraries_load_leaves_no_traceback(tmp_path: Path, command: list[str], library: str) -> None:
+    stub = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)\n"
+    (tmp_path / f"{library}.py").write_text(stub)
     done = subprocess.run(
-        [sys.executable, str(ROOT / name)],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        cwd=ROOT,
         capture_output=True,
         text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores

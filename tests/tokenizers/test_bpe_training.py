@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,19 @@ def test_an_error_of_the_texts_is_the_error_of_the_training() -> None:
 
     with pytest.raises(UserError, match="The file has changed"):
         train_bpe(texts(), 300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_training_ends_when_its_parent_is_killed() -> None:
+    # Standard input stays open, so that the worker waits for more text.
+    start = "import subprocess, gpt_pretrain.tokenizers.bpe_training as b; subprocess.run(b._worker_command(300, '.'))"
+    parent = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    assert parent.stdin is not None and parent.stdout is not None
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    while not children.read_text():
+        assert parent.poll() is None
+        time.sleep(0.01)
+    parent.kill()
+    ended, _, _ = select.select([parent.stdout], [], [], 20)
+    parent.communicate()
+    assert ended
