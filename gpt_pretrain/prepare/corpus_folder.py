@@ -121,8 +121,8 @@ def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, sta
     differences = []
     for group, values in now.items():
         old = before.get(group)
-        if group == "tokenizer" and isinstance(values, dict) and isinstance(old, dict) and _changed_vocabulary(old, values):
-            differences.append(f"the vocabulary {str(values['name']).partition('@')[0]} was another one then")
+        if group == "tokenizer" and isinstance(values, dict) and isinstance(old, dict) and old != values:
+            differences += _describe_tokenizers(old, values)
         elif isinstance(values, dict) and isinstance(old, dict):
             keys = [key for key in {**old, **values} if old.get(key) != values.get(key)]
             differences += [f"{key} was {_json(old.get(key))} and is now {_json(values.get(key))}" for key in keys]
@@ -135,10 +135,13 @@ def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, sta
         )
 
 
-def _changed_vocabulary(old: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return whether two descriptions of a tokenizer have the same name and different contents, whose hashes say little."""
-    labels = [str(about.get("name")).rpartition("@")[0] for about in (old, now)]
-    return old.get("sha256") != now.get("sha256") and labels[0] == labels[1] != ""
+def _describe_tokenizers(old: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Describe how a tokenizer differs by its name, or by its vocabulary if that is the same; hashes say little."""
+    names = [str(about.get("name")) for about in (old, now)]
+    names = [name.rpartition("@")[0] or name for name in names]
+    if names[0] != names[1]:
+        return [f"tokenizer was {_json(names[0])} and is now {_json(names[1])}"]
+    return [f"the vocabulary {names[1]} was another one then"]
 
 
 def clear_corpus(folder: Path) -> None:

@@ -318,8 +318,9 @@ def _explain_disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
+            remedy = "Allow larger files (ulimit -f unlimited)" if error.errno == errno.EFBIG else "Free some space"
             raise UserError(
-                f"{folder} cannot be written: {error.strerror}. Free some space and run the same command again to resume."
+                f"{folder} cannot be written: {error.strerror}. {remedy} and run the same command again to resume."
             ) from error
         if error.filename is not None:
             raise UserError(f"{error.filename} cannot be read or written: {error.strerror}.") from error

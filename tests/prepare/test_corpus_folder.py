@@ -26,7 +26,7 @@ CHANGES: dict[str, Callable[[list[Path]], tuple[list[Path], dict[str, object]]]]
     'b.txt" is no longer an input': lambda inputs: (inputs[:1], {}),
     "the inputs are in a different order": lambda inputs: (inputs[::-1], {}),
     "val_tokens was 500 and is now 600": lambda inputs: (inputs, {"val_tokens": 600}),
-    'name was "byte" and is now "gpt2"': lambda inputs: (inputs, {"tokenizer": "gpt2"}),
+    'requested one: tokenizer was "byte" and is now "gpt2". Choose': lambda inputs: (inputs, {"tokenizer": "gpt2"}),
 }
 
 

@@ -211,7 +211,7 @@ def test_a_full_disk_is_an_error_and_the_command_resumes_afterwards(tmp_path: Pa
 
     process = start_prepare(*arguments, *options(tmp_path / "out"), preexec_fn=limit_file_size)
     _, output = process.communicate()
-    assert process.returncode == 2 and "Free some space and run the same command again" in output, output
+    assert process.returncode == 2 and "Allow larger files (ulimit -f unlimited) and run the same command again" in output, output
     assert not (tmp_path / "out" / "manifest.json").exists()
     process = start_prepare(*arguments, *options(tmp_path / "out"))
     _, output = process.communicate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -16,14 +17,17 @@ from gpt_pretrain.system.terminal import escape_controls, escape_line
 from gpt_pretrain.system.yaml_files import read_yaml
 
 
-def test_a_regular_file_is_read_and_a_fifo_or_a_device_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"a": 1}')
-    assert read_json(tmp_path / "a.json") == {"a": 1}
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "zero").symlink_to("/dev/zero")
-    for name in ("fifo", "zero", "."):
-        with pytest.raises(OSError):
-            open_regular(tmp_path / name)
+def test_only_regular_files_are_read_and_others_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the address of a socket must be short
+    Path("a.json").write_text('{"a": 1}')
+    assert read_json(Path("a.json")) == {"a": 1}
+    os.mkfifo("fifo")
+    Path("zero").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        for name, kind in {"fifo": "a pipe", "zero": "a device", ".": "a folder", "socket": "a socket"}.items():
+            with pytest.raises(OSError, match=f"it is {kind}, not a regular file"):
+                open_regular(Path(name))
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
