@@ -3,14 +3,14 @@
 import signal
 
 
-def main() -> None:
+def run() -> None:
     """Run the command; Ctrl-C while its modules load ends the program without a traceback."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from gpt_pretrain.commands.main import main as run_command
+    from gpt_pretrain.commands.main import main
 
-    run_command()
+    main()
 
 
 if __name__ == "__main__":
-    main()
+    run()
