@@ -19,10 +19,11 @@ from gpt_pretrain.runs.folder import is_written_by_runs
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.texts.table_folders import check_no_table
 
 RECURSIVE = "**"
 CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, such as that of the tokens; see https://bford.info/cachedir/
+# Folders of tables that have a log. Their files also hold rows that were deleted since.
+TABLE_LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def files_below(folder: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             visited.add(real)
-            check_no_table(Path(parent))
+            _check_no_table(Path(parent))
             if Path(parent) != folder and (is_written_by_runs(names) or CACHE_TAG in names):
                 written += [] if CACHE_TAG in names else [parent]
                 folders.clear()
@@ -93,7 +94,7 @@ def _match_glob(path: Path) -> list[str]:
     base, pattern = Path(*parts[:n_literal]), parts[n_literal:]
     matches = list(_glob(base, pattern)) or list(_glob(base, [part.replace("[", "[[]") for part in pattern]))
     for folder in {base, *(match.parent for match in matches)}:
-        check_no_table(folder)
+        _check_no_table(folder)
     if folders := [match for match in matches if match.is_dir()]:
         log.warning(
             "%s also matches %s, whose files are not read. Name the folder, or end the glob with **.",
@@ -160,3 +161,19 @@ def _is_circle(link: str) -> bool:
     except OSError as error:
         return error.errno == errno.ELOOP
     return False
+
+
+def _check_no_table(folder: Path) -> None:
+    """Check that a folder is no table whose log says which rows are current.
+
+    Raises:
+        UserError: If they are those of a table with a log.
+    """
+    program = next((program for log, program in TABLE_LOGS.items() if (folder / log).is_dir()), None)
+    if program is None and (folder / "data").is_dir() and any((folder / "metadata").glob("*.metadata.json")):
+        program = "Iceberg"
+    if program is not None:
+        raise UserError(
+            f"{folder} is a table of {program}. Its files also hold rows that were deleted or replaced, which only the table's "
+            "log tells apart. Write the current rows to a Parquet file, and give that file."
+        )
