@@ -255,31 +255,32 @@ def _flatten_module(module: InertObject) -> dict[str, Any]:
 def _read_settings(content: Any, weights: FileContent) -> None:
     """Note what the settings beside the weights tell: those of nanoGPT and its forks, of transformers, or of chapter 5."""
     counts: set[int] = set()
+    problems = dict.fromkeys(weights.problems)  # many of a stranger's settings may have a problem of their own
     tensors = {name: value for name, value in weights.tensors.items() if isinstance(name, str) and isinstance(value, Tensor)}
     sizes = stored_sizes({name: tuple(value.shape) for name, value in tensors.items()})
     for _, node in _nodes(content, inside_modules=True):
         values = _attributes(node) if isinstance(node, InertObject) else node
         if not isinstance(values, dict):
             continue
-        counts |= {count for name in HEAD_COUNTS if type(count := as_count(values.get(name))) is int}
+        if len(counts) < 2:  # Any further one changes nothing, and many large ones could have the same hash.
+            counts |= {count for name in HEAD_COUNTS if type(count := as_count(values.get(name))) is int}
         declared: dict[str, Any] = {}
         if not ("n_positions" in values or "n_ctx" in values):
-            others = other_settings(values, context_length=sizes.get("context_length"))
-            weights.problems += [problem for problem in others if problem not in weights.problems]
+            problems |= dict.fromkeys(other_settings(values, context_length=sizes.get("context_length")))
         if all(isinstance(as_count(values.get(name)), int) for name in ("n_embd", "n_layer")):
             if "block_size" in values:
                 declared = from_nanogpt_args(
                     {name: values[name] for name in NANOGPT_FIELDS.keys() & values.keys()} | _bias(values)
                 )
             elif "n_positions" in values or "n_ctx" in values:
-                declared, problems = from_hf_config({"model_type": "gpt2"} | values)
-                weights.problems += problems
+                declared, found = from_hf_config({"model_type": "gpt2"} | values)
+                problems |= dict.fromkeys(found)
         if (gelu := stated_gelu(values)) is not None:
             declared["gelu_approximate"] = gelu
         for name in TOLD:
             if declared.get(name) is not None:
                 weights.told.setdefault(name, declared[name])
-    weights.problems = list(dict.fromkeys(weights.problems))
+    weights.problems = list(problems)
     weights.likely_heads = counts.pop() if len(counts) == 1 else None
 
 

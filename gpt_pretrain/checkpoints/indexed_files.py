@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 from gpt_pretrain.checkpoints.file_content import read_weights
@@ -44,20 +45,19 @@ def read_indexed(index: Path) -> dict[str, StoredTensor]:
     files = index_files(index)
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
-    names = sorted(set(files.values()))
-    missing = [file for file in names if not (index.parent / file).is_file()]
+    listed_in = defaultdict[str, set[str]](set)
+    for name, file in files.items():
+        listed_in[file].add(name)
+    missing = [file for file in sorted(listed_in) if not (index.parent / file).is_file()]
     if missing:
         problems.append(f"{index} lists tensors in files that are missing: {name_some(missing)}. Copy them into the same folder.")
-    for file in names:
-        path = index.parent / file
-        if file in missing:
-            continue
+    for file in sorted(listed_in.keys() - set(missing)):
+        path, listed = index.parent / file, listed_in[file]
         try:
             found = read_tensors(path)
         except UserError as error:
             problems += error.problems
             continue
-        listed = {name for name, its_file in files.items() if its_file == file}
         if lacking := sorted(listed - found.keys()):
             problems.append(f"{path} lacks tensors that {index.name} lists in it: {name_some(lacking)}. {MIXED}")
         if unlisted := sorted(found.keys() - listed):

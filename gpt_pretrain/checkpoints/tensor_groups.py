@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -24,11 +25,14 @@ from gpt_pretrain.checkpoints.tensor_names import (
     without_wrappers,
 )
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.shown_values import short_repr
 
 Slots = dict[TensorSlot, StoredTensor]
 
 EMBEDDING, HEAD = TensorSlot("tok_emb.weight"), TensorSlot("out_head.weight")
 POSITIONS = TensorSlot("pos_emb.weight")
+MAX_NAME = 1000  # characters. Wrappers of a training program make names of a few hundred.
+MAX_MODELS = 20  # in a file, of which each is compared with the others
 MAX_CLASSES = 50  # A head with fewer outputs, and more tokens than that, is no language model's.
 # A second model in a file: an average of the weights, or a model that the training compares itself with.
 WELL_KNOWN_COMPANION = re.compile(r"(model_)?(ema|swa)(_model)?|shadow(_params|_model)?")
@@ -67,6 +71,7 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     Raises:
         UserError: If the file holds several models.
     """
+    check_names(name, tensors)
     placed: list[tuple[str, TensorSlot, StoredTensor]] = []
     rest: list[StoredTensor] = []
     misfits = Misfits()
@@ -80,6 +85,8 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
                 rest.append(stored)
             else:
                 placed.append((*found, stored))
+    if (n_models := sum(slot == EMBEDDING for _, slot, _ in placed)) > MAX_MODELS:
+        raise UserError(f"{name} holds {n_models:,} models. Save the state_dict() of the one to use to a file of its own.")
     prefix = _model_prefix(name, placed)
     groups = TensorGroups(_fill_slots(prefix, placed, rest, misfits), misfits)
     # The head may stand beside the module that holds everything else.
@@ -96,6 +103,22 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     if (misfits.unknown or not {EMBEDDING, POSITIONS} <= groups.slots.keys()) and (kind := foreign_kind(tensors)) is not None:
         misfits.causes.append(f"it holds {kind[0]} ({kind[1]}). Only GPT-2 models can be read.")
     return groups
+
+
+def check_names(name: str, tensors: Iterable[str]) -> None:
+    """Check that the names of tensors are short, since many patterns are looked for in each of them.
+
+    Args:
+        name: The source, for messages.
+
+    Raises:
+        UserError: If one is not.
+    """
+    if (longest := max(tensors, key=len, default="")) and len(longest) > MAX_NAME:
+        raise UserError(
+            f"{name}: its tensor {short_repr(longest)} has a name of {len(longest):,} characters, more than the limit of "
+            f"{MAX_NAME:,}."
+        )
 
 
 def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -146,8 +169,8 @@ def _model_prefix(name: str, placed: list[tuple[str, TensorSlot, StoredTensor]])
                 "Save the state_dict() of that model to a file of its own."
             )
         return own[0]
-    prefixes = [prefix for prefix, *_ in placed]
-    return next(iter(embeddings), max(prefixes, key=prefixes.count, default=""))
+    (prefix, _), *_ = Counter(prefix for prefix, *_ in placed).most_common(1) or [("", 0)]
+    return next(iter(embeddings), prefix)
 
 
 def _fill_slots(

@@ -13,13 +13,15 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from gpt_pretrain.system.number_keys import KeyCounter, check_key
 from gpt_pretrain.system.pickle_rules import Call, InertObject, PickledName, PickledReference, PickleRules
-from gpt_pretrain.system.pickles import check_key, read_pickle
+from gpt_pretrain.system.pickles import read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
 from gpt_pretrain.system.shown_values import short_repr
 
@@ -244,10 +246,11 @@ def _read(stream: IO[bytes], sizes: _StorageSizes, *, size: int, inert: bool = F
 
 
 def _rules(sizes: _StorageSizes, *, inert: bool) -> PickleRules:
+    keys = KeyCounter()
     calls: dict[str, Call] = {
-        "collections.OrderedDict": _dict,
-        "collections.Counter": _dict,
-        "builtins.set": _set,
+        "collections.OrderedDict": partial(_dict, keys),
+        "collections.Counter": partial(_dict, keys),
+        "builtins.set": partial(_set, keys),
         "builtins.complex": lambda *parts: _plain(parts, "complex"),
         "_codecs.encode": _encode,
         "torch.Size": lambda *parts: _plain(parts, "torch.Size"),
@@ -267,18 +270,20 @@ def _rules(sizes: _StorageSizes, *, inert: bool) -> PickleRules:
     return PickleRules(calls, _NAMES, references=True, build=_ignore_state if inert else _check_state, inert=inert)
 
 
-def _dict(*arguments: Any) -> dict[Any, Any]:
+def _dict(counter: KeyCounter, *arguments: Any) -> dict[Any, Any]:
     """Return what OrderedDict() or Counter({...}) holds."""
     for argument in arguments:
-        for key in argument if isinstance(argument, dict) else [pair[0] for pair in argument]:
+        for number, key in enumerate(argument if isinstance(argument, dict) else [pair[0] for pair in argument]):
             check_key(key)
+            counter.add(key, number)
     return dict(*arguments)
 
 
-def _set(items: Iterable[Any] = ()) -> set[Any]:
+def _set(counter: KeyCounter, items: Iterable[Any] = ()) -> set[Any]:
     items = list(items)
-    for item in items:
+    for number, item in enumerate(items):
         check_key(item)
+        counter.add(item, number)
     return set(items)
 
 

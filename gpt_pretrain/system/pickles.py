@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from gpt_pretrain.system.nested_values import check_values
+from gpt_pretrain.system.number_keys import KeyCounter, check_key
 from gpt_pretrain.system.pickle_rules import ATTACKS, InertObject, PickledName, PickledReference, PickleRules, RefusedNameError
 from gpt_pretrain.system.reading import DamagedFileError
 
@@ -26,9 +27,8 @@ MAX_CALLS = 200_000  # A tensor takes about 600 bytes, and three bytes in the fi
 FREE_COPIES = 1_000_000
 MAX_TEXT_LINE = 1000  # Bytes of a name.
 FREE_KEY = 200  # Characters of a key that are read again and again without being counted.
-# Python hashes integers without a secret. Larger ones could all be given the same hash, which makes a dict quadratic.
-MAX_KEY, SMALL_KEY, MAX_ODD_KEYS = 1 << 60, 1 << 31, 1000
-MAX_INDEX = (1 << 32) - 1  # Of a value that is shared. One opcode writes it in digits; the others have four bytes for it.
+# Between the number of a value that is shared and the next one. Numbers in no order could be made to collide in a dict.
+MAX_GAP = 100
 
 PLAIN = PickleRules(calls={})
 
@@ -87,7 +87,8 @@ class _StackMachine:
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._containers = self._calls = self._odd_keys = 0
+        self._containers = self._calls = 0
+        self._keys = KeyCounter()
 
     def run(self, stream: _BoundedStream) -> Any:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
@@ -118,7 +119,7 @@ class _StackMachine:
         self._stack = []
 
     def put(self, index: int) -> None:
-        if not 0 <= index <= MAX_INDEX:
+        if not 0 <= index <= len(self._memo) + MAX_GAP:
             raise ValueError("it gives a shared value an impossible number")
         self._memo[index] = self._stack[-1]
 
@@ -266,14 +267,12 @@ class _StackMachine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if self._rules.inert and isinstance(key, INERT_KEYS):
                 continue
+            check_key(key)
             for part in key if isinstance(key, tuple) else (key,):
-                check_key(part)
                 self._spend(max(_length(part) - FREE_KEY, 0))
-            # Many of these could be made to collide; small whole numbers cannot.
-            self._odd_keys += isinstance(key, tuple | float) or (isinstance(key, int) and abs(key) > SMALL_KEY)
-            if self._odd_keys > MAX_ODD_KEYS:
-                raise DamagedFileError(f"more than {MAX_ODD_KEYS:,} keys of its dicts are tuples, large numbers or fractions")
+            n_before = len(target)
             target[key] = value
+            self._keys.add(key, n_before, is_new=len(target) > n_before)
 
     def _spend(self, amount: int) -> None:
         """Count what is copied or searched, since a file needs only a byte or two to name again what it holds once."""
@@ -302,16 +301,6 @@ def _inert(function: Any, arguments: tuple[Any, ...]) -> InertObject:
         function, *rest = arguments
         arguments = tuple(rest)
     return InertObject(function.name if isinstance(function, PickledName) else "a call of something else", arguments)
-
-
-def check_key(key: object) -> None:
-    """Check that a value can be a key of a dict or the part of a set, without many of them having the same hash.
-
-    Raises:
-        DamagedFileError: If not.
-    """
-    if (key is not None and not isinstance(key, str | int | float | bytes)) or (isinstance(key, int) and abs(key) > MAX_KEY):
-        raise DamagedFileError(f"a key of a dict is a {'large number' if isinstance(key, int) else type(key).__name__}")
 
 
 VALUES = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from gpt_pretrain.system.json_files import parse_json
@@ -96,8 +97,9 @@ def _parse(content: bytes | None) -> dict[str, Any]:
 
 def _tokens_of_table(table: Mapping[str, Any]) -> Iterator[NamedToken]:
     """Yield the tokens of an added_tokens_decoder, whose keys are their ids, in the order of these."""
-    numbered = {int(key): token for key, token in table.items() if key.isdecimal() and len(key) <= MAX_DIGITS}
-    for token_id, value in sorted(numbered.items()):
+    # A dict with these numbers as keys could take quadratic time.
+    numbered = [(int(key), value) for key, value in table.items() if key.isdecimal() and len(key) <= MAX_DIGITS]
+    for token_id, value in sorted(numbered, key=itemgetter(0)):
         if isinstance(value, dict) and (token := _named(value)) is not None:
             yield replace(token, token_id=token_id, decides=True)
 

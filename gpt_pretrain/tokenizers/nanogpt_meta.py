@@ -66,20 +66,21 @@ def _tokens(fields: dict[Any, Any]) -> list[str] | None:
     return tokens
 
 
-def _inverse(ids: Mapping[Any, Any]) -> dict[int, Any]:
-    """Return the tokens by their ids.
+def _inverse(ids: Mapping[Any, Any]) -> list[Any]:
+    """Return the tokens in the order of their ids, which are never keys: many numbers can be made to collide in a dict.
 
     Raises:
-        DamagedFileError: If the ids are not the numbers from 0 on. Others are not made keys: many large ones can have one hash.
+        DamagedFileError: If the ids are not the numbers from 0 on.
     """
+    table: list[Any] = [None] * len(ids)
     for token, token_id in ids.items():
         if type(token_id) is not int or not 0 <= token_id < len(ids):
             raise DamagedFileError(
                 f"its stoi has {len(ids):,} tokens and gives {short_repr(token)} the id {short_repr(token_id)}"
             )
-    table = {token_id: token for token, token_id in ids.items()}
-    if len(table) < len(ids):
-        raise DamagedFileError("two tokens of its stoi have the same id")
+        if table[token_id] is not None:
+            raise DamagedFileError("two tokens of its stoi have the same id")
+        table[token_id] = token
     return table
 
 

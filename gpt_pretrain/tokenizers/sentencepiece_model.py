@@ -18,6 +18,7 @@ from gpt_pretrain.tokenizers.user_pieces import SPACE, check_always_chosen, chec
 
 UNIGRAM, BPE = 1, 2  # values of model_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # types of pieces
+MAX_FIELD = 1000  # Number of a field. None that is used here has more than two digits.
 MAX_PIECE, MAX_CHARACTERS = 1000, 20_000_000  # characters of one piece, and of all
 MAX_SQUARES = 50_000_000  # of the pieces' lengths in total: each may be cut anywhere into a merge. 256,000 of 14 have as many.
 
@@ -172,7 +173,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
             raise DamagedFileError("it is not a SentencePiece model")
         if position > len(data):
             raise DamagedFileError("it is not a SentencePiece model, or is cut off")
-        yield tag >> 3, value
+        if tag >> 3 <= MAX_FIELD:  # A dict with many other numbers as keys could take quadratic time.
+            yield tag >> 3, value
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:

@@ -64,8 +64,12 @@ class VocabularyTokenizer:
         fast = _load(self.fields)
         self._decoder = fast.decoder
         self._loaded, self._by_mode = [fast], dict[bool, FastTokenizer]()
-        self._tokens = {token_id: token for token, token_id in self._ids.items()}
-        self._added: dict[int, str] = {token["id"]: token["content"] for token in self.fields["added_tokens"]}
+        # Lists, since a dict with a stranger's numbers as keys could take quadratic time.
+        self._tokens, self._is_added = list[str | None]([None] * self.vocab_size), bytearray(self.vocab_size)
+        for token, token_id in self._ids.items():
+            self._tokens[token_id] = token
+        for added in self.fields["added_tokens"]:
+            self._is_added[added["id"]] = True
         self._is_byte_level = _has_type(self.fields["decoder"], "ByteLevel")
         self.keeps_bytes = (
             self._is_byte_level
@@ -83,7 +87,7 @@ class VocabularyTokenizer:
         Raises:
             UserError: If the vocabulary cannot write text.
         """
-        if END_OF_TEXT in self._added.values():
+        if END_OF_TEXT in self._ids and self._is_added[self._ids[END_OF_TEXT]]:
             return self._encode(text, ordinary=False).ids
         token_ids: list[int] = []
         for number, part in enumerate(text.split(END_OF_TEXT)):
@@ -121,10 +125,10 @@ class VocabularyTokenizer:
 
         A token that begins a word has the blank before it.
         """
-        if token_id in self._added:
-            return self._added[token_id].encode()
-        if (token := self._tokens.get(token_id)) is None:
+        if not 0 <= token_id < self.vocab_size or (token := self._tokens[token_id]) is None:
             return b""
+        if self._is_added[token_id]:
+            return token.encode()
         return from_letters(token) if self._is_byte_level else self._decoded(token)
 
     def _in_mode(self, *, ordinary: bool) -> FastTokenizer:

@@ -156,11 +156,13 @@ def _finish(fields: Mapping[str, Any], beside: FilesBeside, *, label: str) -> To
     canonical = canonical_fields(_with_prefix_space(fields, beside.config))
     ids = vocabulary_of(canonical)
     added = {token["content"]: token for token in canonical["added_tokens"]}
-    taken = set(ids.values())
-    free = {
-        token.content: token.token_id for token in beside.tokens if token.token_id is not None and token.token_id not in taken
-    }
-    next_id = max([*taken, *free.values()], default=-1) + 1
+    next_id = max(ids.values()) + 1
+    is_taken = bytearray(next_id)
+    for token_id in ids.values():
+        is_taken[token_id] = True
+    numbered = {token.content: token.token_id for token in beside.tokens if token.token_id is not None}
+    free = {content: token_id for content, token_id in numbered.items() if not (0 <= token_id < next_id and is_taken[token_id])}
+    next_id = max([next_id - 1, *free.values()]) + 1
     for token in beside.tokens:
         token_id = ids.get(token.content, free.get(token.content))
         if token_id is None:

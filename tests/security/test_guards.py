@@ -20,7 +20,7 @@ from gpt_pretrain.checkpoints.sharded import _read_index
 from gpt_pretrain.checkpoints.torch_pickles import _encode, _plain, _StorageSizes, check_torch_zip
 from gpt_pretrain.config.checkpoint_settings import read_stored_settings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system import hub_transfer, pickles
+from gpt_pretrain.system import hub_transfer, number_keys, pickles
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.pickle_rules import PickledName, PickledReference, PickleRules
 from gpt_pretrain.system.pickles import read_pickle
@@ -62,8 +62,9 @@ LONG_KEY = b"X" + struct.pack("<I", 100_000) + b"x" * 100_000 + b"q\x00"  # a te
     ],
 )
 def test_what_a_pickle_may_not_do(monkeypatch: pytest.MonkeyPatch, data: bytes, message: str) -> None:
-    for name, most in {"MAX_CONTAINERS": 50, "MAX_CALLS": 20, "MAX_ODD_KEYS": 10, "FREE_COPIES": 1000}.items():
+    for name, most in {"MAX_CONTAINERS": 50, "MAX_CALLS": 20, "FREE_COPIES": 1000}.items():
         monkeypatch.setattr(pickles, name, most)
+    monkeypatch.setattr(number_keys, "MAX_ODD_KEYS", 10)
     with pytest.raises(DamagedFileError, match=message):
         read_pickle(io.BytesIO(data), HARMLESS, size=len(data))
 
