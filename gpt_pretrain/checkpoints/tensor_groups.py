@@ -71,7 +71,7 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     Raises:
         UserError: If the file holds several models.
     """
-    check_names(name, tensors)
+    check_name_lengths(name, tensors)
     placed: list[tuple[str, TensorSlot, StoredTensor]] = []
     rest: list[StoredTensor] = []
     misfits = Misfits()
@@ -105,7 +105,7 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     return groups
 
 
-def check_names(name: str, tensors: Iterable[str]) -> None:
+def check_name_lengths(name: str, tensors: Iterable[str]) -> None:
     """Check that the names of tensors are short, since many patterns are looked for in each of them.
 
     Args:

@@ -158,8 +158,8 @@ def _finish(fields: Mapping[str, Any], beside: FilesBeside, *, label: str) -> To
     added = {token["content"]: token for token in canonical["added_tokens"]}
     next_id = max(ids.values()) + 1
     is_taken = bytearray(next_id)
-    for token_id in ids.values():
-        is_taken[token_id] = True
+    for taken in ids.values():
+        is_taken[taken] = True
     numbered = {token.content: token.token_id for token in beside.tokens if token.token_id is not None}
     free = {content: token_id for content, token_id in numbered.items() if not (0 <= token_id < next_id and is_taken[token_id])}
     next_id = max([next_id - 1, *free.values()]) + 1
