@@ -92,6 +92,23 @@ def training_characters(settings: DataSettings, *, most: int) -> int:
     return int(counts.characters * settings.train_ratio)
 
 
+def first_characters(settings: DataSettings, count: int) -> str:
+    """Return the beginning of a text, or the beginnings of all texts of a mixture: up to this many characters of each.
+
+    Raises:
+        UserError: If the settings name no text, or it cannot be read.
+    """
+    beginnings = []
+    for one in _find_texts(settings, None, cache_dir=cache_folder(settings)):
+        counts, pieces = TextCounts(), list[str]()
+        for piece in one.text.pieces(counts):
+            pieces.append(piece)
+            if counts.characters >= count:
+                break
+        beginnings.append("".join(pieces)[:count])
+    return "".join(beginnings)
+
+
 def _find_texts(settings: DataSettings, vocab_size: int | None, *, cache_dir: Path) -> list[WeightedText]:
     """Return the texts of the settings.
 

@@ -10,7 +10,7 @@ from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import USUAL_BATCH, DataSettings, TrainSettings
 from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.token_stream import TokenSplit
-from gpt_pretrain.data.trained_tokenizer import trained_tokenizer, training_characters
+from gpt_pretrain.data.trained_tokenizer import first_characters, trained_tokenizer, training_characters
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
@@ -24,6 +24,9 @@ from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.starting_point import StartingPoint, names_tokenizer
 
 ENOUGH_CHARACTERS = 100_000  # of a training set that gets a vocabulary of its own; with less, GPT-2's knows more words
+ENOUGH_IF_CUT = 20_000  # characters of a training set that GPT-2's vocabulary cuts into short tokens
+SHORT_TOKENS = 2.0  # characters; tokens of GPT-2's vocabulary have about 4 in English, 2.3 in German, and 1.3 in Russian
+SAMPLE_CHARACTERS = 20_000  # that show how long tokens are
 CHARACTERS_PER_TOKEN = 3  # of a vocabulary that is trained on the text, roughly, in any language
 STEP_TOKENS = 2048  # of a run with Muon whose vocabulary is trained on the text
 MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
@@ -88,8 +91,15 @@ def automatic_name(settings: TrainSettings, overridden: Set[str]) -> str:
         return DEFAULT_NAME
     if "tokenizer.vocab_size" in overridden:
         return TRAINED_NAME
-    is_short = training_characters(settings.data, most=ENOUGH_CHARACTERS) < ENOUGH_CHARACTERS
-    return DEFAULT_NAME if is_short else TRAINED_NAME
+    characters = training_characters(settings.data, most=ENOUGH_CHARACTERS)
+    enough = characters >= ENOUGH_CHARACTERS or (characters >= ENOUGH_IF_CUT and _is_cut_by_default(settings.data))
+    return TRAINED_NAME if enough else DEFAULT_NAME
+
+
+def _is_cut_by_default(settings: DataSettings) -> bool:
+    """Return True if GPT-2's vocabulary cuts the beginning of the text into short tokens, as it does with most scripts."""
+    beginning = first_characters(settings, SAMPLE_CHARACTERS)
+    return len(beginning) < SHORT_TOKENS * len(build_tokenizer(DEFAULT_NAME).encode(beginning))
 
 
 def _is_own_text(settings: TrainSettings, overridden: Set[str]) -> bool:

@@ -14,7 +14,7 @@ from gpt_pretrain.config.overrides import full_form
 from gpt_pretrain.config.schema import USUAL_BATCH, SourceSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.preflight import prepare_training
-from gpt_pretrain.training.run_tokenizer import ENOUGH_CHARACTERS, fitting_size
+from gpt_pretrain.training.run_tokenizer import ENOUGH_CHARACTERS, ENOUGH_IF_CUT, fitting_size
 from tests.helpers.data_settings import data_settings
 
 Compose = Callable[..., DictConfig]
@@ -113,6 +113,23 @@ def test_all_other_runs_keep_the_vocabulary_of_gpt2(compose_train: Compose, book
     assert tokenizer_of(compose_train, *own, "experiment=bytes") == ("byte", None)
     assert WAY_BACK not in caplog.text
     assert tokenizer_of(compose_train, f"data.path={short}", "data=text", "tokenizer=bpe")[1] == 1024
+
+
+@pytest.mark.parametrize(
+    ("letters", "characters", "name"),
+    [
+        ("ж", ENOUGH_IF_CUT, "bpe-512"),
+        ("ж", ENOUGH_IF_CUT - 1, "gpt2"),
+        ("語", ENOUGH_IF_CUT, "bpe-512"),
+        ("th", ENOUGH_IF_CUT, "gpt2"),
+    ],
+)
+def test_a_shorter_text_is_enough_if_the_vocabulary_of_gpt2_cuts_it(
+    compose_train: Compose, tmp_path: Path, letters: str, characters: int, name: str
+) -> None:
+    text = f"{letters}{letters} e{letters} " * 10_000
+    file = write(tmp_path / "text.txt", text[: 2 * characters])
+    assert tokenizer_of(compose_train, "data=text", f"data.path={file}", "data.train_ratio=0.5")[0] == name
 
 
 def test_corpora_and_weights_bring_their_own(

@@ -10,8 +10,7 @@ from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.unknown import MANY_UNKNOWN, describe_unknown, unknown_prompt
 from gpt_pretrain.training.planning.check_context import CheckContext
-
-SHORT_TOKENS = 2.0  # characters; tokens of GPT-2's vocabulary have about 4 in English, 2.3 in German, and 1.3 in Russian
+from gpt_pretrain.training.run_tokenizer import SHORT_TOKENS
 
 
 def unsuitable_vocabulary(context: CheckContext) -> str | None:
