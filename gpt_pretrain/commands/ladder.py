@@ -17,8 +17,7 @@ import runpy
 import sys
 
 from gpt_pretrain.commands.arguments import wants_help
-from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.checkout import checkout_path
 
 SWEEP = ("-m", "hparams_search=ladder")
 
@@ -32,8 +31,6 @@ def ladder_command(arguments: list[str]) -> None:
     if wants_help(arguments):
         print((__doc__ or "").strip())
         return
-    script = CHECKOUT / "train.py"
-    if not script.is_file():
-        raise UserError("gpt-pretrain ladder starts train.py, which is only in a checkout of the program. Run it from there.")
+    script = checkout_path("train.py")
     sys.argv[:] = [str(script), *SWEEP, *arguments]
     runpy.run_path(str(script), run_name="__main__")

@@ -10,7 +10,7 @@ import sys
 import gpt_pretrain
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.checkout import checkout_path
 from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
 from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
@@ -40,7 +40,7 @@ def main() -> None:
     try:
         check_environment()
         keep_imports_out_of_working_folder()
-        code = _run(decode_arguments(sys.argv[1:]) or ["--help"])
+        code = run_command(decode_arguments(sys.argv[1:]) or ["--help"])
         check_output()
         sys.exit(code)
     except Exception as error:
@@ -50,7 +50,7 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _run(arguments: list[str]) -> int | None:
+def run_command(arguments: list[str]) -> int | None:
     """Run the command that the first argument names, and return its exit code; None stands for success."""
     name, *rest = arguments
     if name in ("-h", "--help", "help"):
@@ -59,11 +59,11 @@ def _run(arguments: list[str]) -> int | None:
     if name == "--version":
         print(f"gpt-pretrain {gpt_pretrain.__version__}")
         return None
-    script = CHECKOUT / f"{name}.py"
-    if name not in COMMANDS or (name in SCRIPTS and not script.is_file()):
+    script = checkout_path(f"{name}.py") if name in SCRIPTS else None
+    if name not in COMMANDS:
         typed = f" Type: python {name}.py" if name in SCRIPTS else ""
         raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.{typed}")
-    if name in SCRIPTS:
+    if script is not None:
         sys.argv[:] = [str(script), *rest]
         runpy.run_path(str(script), run_name="__main__")
         return None

@@ -27,7 +27,7 @@ from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import serve_problems
 from gpt_pretrain.config.schema import ServeSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.checkout import checkout_path
 from gpt_pretrain.system.loading import loading_libraries
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 def serve_command(arguments: list[str]) -> None:
     """Run serve.py with these arguments."""
-    sys.argv = [str(CHECKOUT / "serve.py"), *arguments]
+    sys.argv = [str(checkout_path("serve.py")), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

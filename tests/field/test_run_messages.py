@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import importlib.util
 import io
+import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +19,10 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from gpt_pretrain.checkpoints.weight_averages import choose_weights
-from gpt_pretrain.commands import evaluate, generate, ladder, report
+from gpt_pretrain.commands import evaluate, generate, main, report
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.commands.notebook import load_settings
 from gpt_pretrain.config.checkpoint_settings import read_data_settings, read_stored_settings
 from gpt_pretrain.config.custom_parts import named_model
 from gpt_pretrain.config.schema import RemoteSettings
@@ -38,6 +41,7 @@ from gpt_pretrain.generation.sampling import sample_next
 from gpt_pretrain.model.custom import CustomModel, _state_problem
 from gpt_pretrain.runs import tracking
 from gpt_pretrain.runs.folder import find_run_folder
+from gpt_pretrain.system import checkout
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
@@ -212,10 +216,23 @@ def test_places_that_cannot_be_written_are_named(monkeypatch: pytest.MonkeyPatch
         report.report_command(["run"])
 
 
-def test_a_ladder_outside_of_a_checkout_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ladder, "CHECKOUT", tmp_path)
-    with pytest.raises(UserError, match=r"gpt-pretrain ladder starts train\.py, which is only in a checkout of the program\."):
-        ladder.ladder_command(["data.path=text.txt", "budget=2h"])
+@pytest.mark.parametrize(
+    ("missing", "start"),
+    [
+        ("train.py", lambda: main.run_command(["train", "model=tiny"])),
+        ("evaluate.py", lambda: main.run_command(["evaluate", "data.path=text.txt"])),
+        ("serve.py", lambda: main.run_command(["serve"])),
+        ("train.py", lambda: main.run_command(["verify_resume"])),
+        ("train.py", lambda: main.run_command(["ladder", "data.path=text.txt", "budget=2h"])),
+        ("conf", lambda: load_settings("model=tiny")),
+    ],
+)
+def test_an_installation_without_its_source_folder_is_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, start: Callable[[], object]
+) -> None:
+    monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
+    with pytest.raises(UserError, match=f"{re.escape(missing)} is missing: gpt-pretrain was installed without its source folder"):
+        start()
 
 
 def test_a_database_without_its_packages_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
