@@ -53,8 +53,10 @@ class TextFacts:
     tokenizer: str | None = None
 
     def most_passes(self, vocab_size: int) -> int:
-        """Return how many passes over the text lower its loss."""
-        return FEW_TOKENS_PASSES if self.train_bytes / self.bytes_per_token[vocab_size] < vocab_size else MOST_PASSES
+        """Return how many passes over the text lower its loss; a tiny text needs many for the fewest steps of a training."""
+        tokens = self.train_bytes / self.bytes_per_token[vocab_size]
+        is_tiny = FEW_TOKENS_PASSES * tokens < MIN_STEPS * SMALLEST_STEP
+        return FEW_TOKENS_PASSES if tokens < vocab_size and not is_tiny else MOST_PASSES
 
     def context_for(self, vocab_size: int) -> int:
         """Return the context of a model that is chosen for the text, a power of two: shorter if the validation set is short."""
