@@ -15,11 +15,12 @@ import numpy as np
 
 from benchmarks.growth.steps import Costs
 from benchmarks.measure import ROOT, peak_bytes, run
+from gpt_pretrain.data.token_stream import SAMPLE_LENGTH, SAMPLE_POSITIONS
 
 DOCUMENT = "The sea was grey, and number {} came home in the rain.\n<|endoftext|>"
 STEPS_PER_EVALUATION = 100
-# A file of zeros alone would be taken for one with wider token ids, so some places have others.
-SPOTS, SPOT = 1000, np.arange(1, 513, dtype="<u2").tobytes()
+# A file of zeros alone would be taken for one with wider token ids, so the places that are looked at have others.
+SAMPLE = np.arange(1, 1 + SAMPLE_LENGTH, dtype="<u2").tobytes()
 
 
 def by_corpus(size: int) -> Costs:
@@ -27,9 +28,9 @@ def by_corpus(size: int) -> Costs:
     with tempfile.TemporaryDirectory() as folder:
         for name, tokens in (("train.bin", size), ("val.bin", 10_000)):
             with open(Path(folder, name), "wb") as stream:
-                for start in range(0, tokens, max(tokens // SPOTS, len(SPOT) // 2)):
+                for start in np.linspace(0, tokens - SAMPLE_LENGTH, SAMPLE_POSITIONS).astype(int).tolist():
                     stream.seek(2 * start)
-                    stream.write(SPOT)
+                    stream.write(SAMPLE)
                 stream.truncate(2 * tokens)
         return _train(folder, "data=shards", f"data.path={folder}", "trainer.max_steps=20")
 
