@@ -45,6 +45,11 @@ def check_output_folder(folder: Path, *, out: str, content: str) -> None:
             raise UserError(f"out={out}{which}. Choose a folder for {content}.")
 
 
+def folder_not_writable(folder: Path, error: OSError) -> UserError:
+    """Return the error for a folder that cannot be written."""
+    return UserError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder with out=.")
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read the manifest of a complete corpus; return None if there is none.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files, unfinished_tasks
-from gpt_pretrain.prepare.corpus_folder import PLAN, WORK, check_output_folder
+from gpt_pretrain.prepare.corpus_folder import PLAN, WORK, check_output_folder, folder_not_writable
 from gpt_pretrain.prepare.encoding import (
     EncodingOptions,
     collect_rejected,
@@ -125,9 +126,13 @@ def _report_complete(folder: Path) -> bool:
 
 
 def _warn_of_changed_inputs(inputs: CorpusInputs, folder: Path) -> None:
-    """Print which files have changed since the corpus was completed."""
+    """Print which files have changed since the corpus was completed.
+
+    A file's modification time may lie in the future, but its status changes only when it is written or moved.
+    """
     completed = (folder / MANIFEST).stat().st_mtime_ns
-    if changed := [file.path for file in inputs.files if file.changed > completed]:
+    changed = [file.path for file in inputs.files if min(file.changed, os.stat(file.path).st_ctime_ns) > completed]
+    if changed:
         more = f" and {len(changed) - 1:,} more" * (len(changed) > 1)
         problem = f"{escape_line(changed[0])}{more} changed after the corpus was completed. overwrite=true prepares it again."
         print_escaped(problem, file=sys.stderr)
@@ -323,5 +328,7 @@ def _explain_disk_errors(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written: {error.strerror}. {remedy} and run the same command again to resume."
             ) from error
         if error.filename is not None:
+            if Path(os.fsdecode(error.filename)).is_relative_to(folder):
+                raise folder_not_writable(folder, error) from error
             raise UserError(f"{error.filename} cannot be read or written: {error.strerror}.") from error
         raise

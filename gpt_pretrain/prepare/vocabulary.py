@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt_pretrain.config.command_schema import VocabularySettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.corpus_folder import check_output_folder
+from gpt_pretrain.prepare.corpus_folder import check_output_folder, folder_not_writable
 from gpt_pretrain.prepare.encoding import describe_rejected, too_many_rejected
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import RecordCounts
@@ -92,7 +92,7 @@ def _check_folder(folder: Path, settings: VocabularySettings) -> None:
     try:  # before the text is read
         make_writable_folder(folder.parent)
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise folder_not_writable(folder, error) from error
 
 
 def special_names(settings: VocabularySettings) -> list[str]:
@@ -238,11 +238,7 @@ def _write(tokenizer: VocabularyTokenizer, folder: Path) -> None:
             for name, content in tokenizer_files(tokenizer).items():
                 (scratch / name).write_text(content, encoding="utf-8")
     except OSError as error:
-        raise _not_writable(folder, error) from error
-
-
-def _not_writable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder with out=.")
+        raise folder_not_writable(folder, error) from error
 
 
 def _print_progress(text: str) -> None:

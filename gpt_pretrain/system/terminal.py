@@ -38,7 +38,15 @@ console = open_console()
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log messages without wrapping or markup; warnings and errors begin with their level."""
+    """Prints log messages without wrapping or markup; warnings and errors begin with their level.
+
+    Args:
+        stderr: Print to standard error, since standard output is the command's result.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__()
+        self._console = open_console(stderr=True) if stderr else console
 
     def format(self, record: logging.LogRecord) -> str:
         return hide_secrets(escape_controls(super().format(_with_escaped_arguments(record))))
@@ -48,7 +56,7 @@ class ConsoleHandler(logging.Handler):
             text = self.format(record)
             if record.levelno >= logging.WARNING:
                 text = f"{record.levelname.lower()}: {text}"
-            console.print(text, soft_wrap=True, markup=False, emoji=False)
+            self._console.print(text, soft_wrap=True, markup=False, emoji=False)
         except Exception:  # like the handlers in logging
             self.handleError(record)
 

@@ -186,7 +186,7 @@ def stat_input_file(path: str, *, as_text: bool = False) -> InputFile:
 
 
 def check_unchanged(files: Iterable[InputFile]) -> None:
-    """Check that files have not changed since they were listed.
+    """Check that files have not changed since they were listed, at the start of the command.
 
     Raises:
         UserError: If some have changed.
@@ -196,9 +196,7 @@ def check_unchanged(files: Iterable[InputFile]) -> None:
         now = stamp_file(before.path)
         if now != FileStamp(before.path, before.size, before.changed):
             change = "has disappeared" if now.size is None else "has changed"
-            problems.append(
-                f"{before.path} {change} since this corpus was started. Restore it, or start over with overwrite=true."
-            )
+            problems.append(f"{before.path} {change} since this command started. Start again once the files no longer change.")
     if problems:
         raise UserError(problems[:10])
 

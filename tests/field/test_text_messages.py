@@ -68,7 +68,7 @@ def test_a_file_that_has_gone_since_the_start_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
     before = stat_input_file(str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(UserError, match=r"a\.txt has disappeared since this corpus was started\. Restore it, or start over"):
+    with pytest.raises(UserError, match=r"a\.txt has disappeared since this command started\. Start again"):
         check_unchanged([before])
 
 

@@ -118,7 +118,7 @@ MISTYPED = {
     "seed=1,2": "seed=1,2: only a sweep tries several values. Add -m.",
     "trainer.max_epochs=1.5": "trainer.max_epochs=1.5: must be a whole number, such as 10.",
     "trainer.max_epochs=": "trainer.max_epochs= has no value. It must be a whole number, such as 10.",
-    "data.batch_size=1k": "data.batch_size=1k: must be a whole number, such as 10. Write data.batch_size=1000",
+    "data.batch_size=1k": "data.batch_size=1k: must be a whole number, such as 10, or null. Write data.batch_size=1000",
     "trainer.max_tokens=10M": None,
     "checkpoint.every_n_minutes=1h30m": None,
     "model.drop_rate=10%": "model.drop_rate=10%: must be a number, such as 0.1. Write model.drop_rate=0.1",

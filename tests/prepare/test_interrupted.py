@@ -236,7 +236,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, small:
     inputs = write_short_inputs(tmp_path)
     real = tokenizing.encode_batch
     monkeypatch.setattr(encoding, "encode_batch", lambda *a, **k: os.utime(inputs[0], ns=(1, 1)) or real(*a, **k))
-    with pytest.raises(UserError, match=r"a.jsonl has changed since this corpus was started"):
+    with pytest.raises(UserError, match=r"a.jsonl has changed since this command started"):
         corpora.prepare(*inputs, out=tmp_path / "out", **SHORT)
 
 

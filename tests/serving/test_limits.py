@@ -20,8 +20,9 @@ from gpt_pretrain.serving import server, streams
 from gpt_pretrain.serving.json_route import MAX_PARTS, parse_body
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address, open_socket
+from tests.helpers.waiting import wait_until
 from tests.serving.conftest import Served
-from tests.serving.test_api import PROMPT, eventually, expected, raw_request, send_raw
+from tests.serving.test_api import PROMPT, expected, raw_request, send_raw
 
 LONG = {"model": "m", "prompt": "a", "max_tokens": 60, "temperature": 1.5, "logprobs": 20, "n": 8, "stream": True}
 
@@ -106,7 +107,7 @@ def test_a_server_ends_although_a_client_does_not_read(monkeypatch: pytest.Monke
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", served.port))
         connection.sendall(raw_request(LONG))
-        assert eventually(lambda: served.engine.counts["steps"] > 20)
+        wait_until(lambda: served.engine.counts["steps"] > 20)
         with caplog.at_level(logging.DEBUG):
             served.close()
     assert not served.thread.is_alive()

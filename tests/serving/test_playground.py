@@ -13,8 +13,8 @@ import pytest
 from gpt_pretrain.serving.page import ModelFacts
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
+from tests.helpers.waiting import wait_until
 from tests.serving.conftest import Served
-from tests.serving.test_api import eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -315,13 +315,11 @@ def test_the_end_of_a_long_text_stays_in_sight_until_somebody_scrolls(page: Page
     page.locator("#prompt").fill("\n" * 30)
     box = page.locator(".written")
     generate(page, length=30)
-    assert eventually(lambda: box.evaluate("one => one.scrollHeight - one.scrollTop - one.clientHeight") < 40)
+    wait_until(lambda: box.evaluate("one => one.scrollHeight - one.scrollTop - one.clientHeight") < 40)
     box.evaluate("one => one.scrollTo(0, 0)")
     page.wait_for_timeout(100)
     generate(page, length=2, button="Continue")
-    assert eventually(lambda: box.evaluate("one => one.scrollHeight - one.scrollTop - one.clientHeight") < 40), (
-        "new tokens are shown"
-    )
+    wait_until(lambda: box.evaluate("one => one.scrollHeight - one.scrollTop - one.clientHeight") < 40)  # new tokens are shown
 
 
 def test_the_page_keeps_its_prompt_and_settings_when_it_is_loaded_again(page: Page) -> None:

@@ -17,8 +17,9 @@ from gpt_pretrain.serving import app, guards, server
 from gpt_pretrain.serving.completions import encode_text
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
+from tests.helpers.waiting import wait_until
 from tests.serving.conftest import Served
-from tests.serving.test_api import PROMPT, eventually, expected, raw_request, send_raw
+from tests.serving.test_api import PROMPT, expected, raw_request, send_raw
 
 BIG = {"model": "m", "prompt": "a", "max_tokens": 60, "temperature": 1.5, "logprobs": 20, "n": 8, "seed": 1}
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -115,8 +116,8 @@ def test_a_client_that_does_not_read_holds_neither_rows_nor_its_connection(impat
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", impatient.port))
         connection.sendall(raw_request(BIG | {"stream": stream}))
-        assert eventually(lambda: impatient.engine.counts["steps"] > before and impatient.engine.load == (0, 0))
-        assert eventually(lambda: not impatient.server.server_state.connections)
+        wait_until(lambda: impatient.engine.counts["steps"] > before and impatient.engine.load == (0, 0))
+        wait_until(lambda: not impatient.server.server_state.connections)
         connection.settimeout(60)
         assert b"[DONE]" not in rest_of(connection)
 
@@ -163,7 +164,7 @@ def test_a_client_may_go_away_at_any_time(served: Served, phase: str, stream: bo
                 received = b""
                 while b"[DONE]" not in received and not (not stream and received.endswith(b"}")):
                     received += connection.recv(65536)
-    assert eventually(lambda: served.engine.load == (0, 0))
+    wait_until(lambda: served.engine.load == (0, 0))
     body = {"model": "m", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
     answer = requests.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
     assert answer["choices"][0]["text"] == expected(served, max_tokens=12)
