@@ -328,7 +328,7 @@ def _explain_disk_errors(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written: {error.strerror}. {remedy} and run the same command again to resume."
             ) from error
         if error.filename is not None:
-            if Path(os.fsdecode(error.filename)).is_relative_to(folder):
+            if error.errno in (errno.EACCES, errno.EROFS) and Path(os.fsdecode(error.filename)).is_relative_to(folder):
                 raise folder_not_writable(folder, error) from error
             raise UserError(f"{error.filename} cannot be read or written: {error.strerror}.") from error
         raise

@@ -9,6 +9,7 @@ import yaml
 
 from benchmarks.references import reference_curve
 from gpt_pretrain.commands.notebook import load_settings
+from gpt_pretrain.config.schema import USUAL_BATCH
 from gpt_pretrain.runs import reference
 from gpt_pretrain.runs.reader import MetricSeries, RunContents, read_run
 from gpt_pretrain.runs.reference import METRIC, ReferenceCurve, compare_with_reference, deciding_settings, find_reference
@@ -93,6 +94,8 @@ def test_the_recorded_recipes_are_those_of_today(monkeypatch: pytest.MonkeyPatch
         settings = dataclasses.asdict(load_settings(*shlex.split(curve.command)[2:]))
         if settings["tokenizer"]["name"] == "auto":
             settings["tokenizer"]["name"] = "gpt2"  # as for every text that is not the user's own
+        if settings["data"]["batch_size"] is None:
+            settings["data"]["batch_size"] = USUAL_BATCH  # as recorded
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         contents = dataclasses.replace(read_run(tmp_path), metadata={"data": {"sha256": curve.text_sha256}})
         assert find_reference(contents) is curve, f"the recipe of {curve.command} has changed"

@@ -119,7 +119,7 @@ class Candidate:
         batch: Windows of each device's batch.
         expected: Bits per byte.
         step_tokens: Tokens of a step, on all devices together.
-        doubt: Factor on the expected loss by which the candidates are compared.
+        penalty: Factor on the expected loss by which the candidates are compared.
     """
 
     config: GPTConfig
@@ -129,12 +129,12 @@ class Candidate:
     training: Training
     expected: float
     step_tokens: int
-    doubt: float = 1.0
+    penalty: float = 1.0
 
     @property
     def cautious(self) -> float:
         """The expected loss, higher where it is extrapolated."""
-        return self.expected * self.doubt
+        return self.expected * self.penalty
 
     @property
     def passes(self) -> float:
@@ -185,11 +185,11 @@ def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: i
                 continue
             training = Training(matrices, config.vocab_size, text.train_bytes, steps * per_step * length)
             expected = conditions.law.bits_per_byte(training, text.difficulty)
-            doubt = _doubt(training, conditions.law, read=steps * per_step)
-            yield Candidate(config, size, steps, steps * step / BESIDES, training, expected, per_step, doubt)
+            penalty = _extrapolation_penalty(training, conditions.law, read=steps * per_step)
+            yield Candidate(config, size, steps, steps * step / BESIDES, training, expected, per_step, penalty)
 
 
-def _doubt(training: Training, law: Law, *, read: int) -> float:
+def _extrapolation_penalty(training: Training, law: Law, *, read: int) -> float:
     """Return a factor that grows with the distance of a choice from the study.
 
     Args:

@@ -13,6 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
+from gpt_pretrain.tokenizers.fast_encoder import WORTHWHILE, FastEncoder
 from gpt_pretrain.training.budget import pilot
 from gpt_pretrain.training.budget.choice import TextFacts
 from gpt_pretrain.training.budget.law import Difficulty
@@ -86,7 +87,7 @@ def text_facts(
         unique_bytes,
         {size: lengths[size] for size in usable},
         difficulty,
-        seconds_to_encode=unique_bytes * rate,
+        seconds_to_encode=_seconds_to_encode(next(iter(usable.values())), sample, unique_bytes, rate),
         longest_windows={size: len(one.encode_ordinary(held_out)) - 1 for size, one in usable.items()},
         tokenizer=None if tokenizer is None else tokenizer.name,
     )
@@ -100,6 +101,21 @@ def _bytes_per_token(tokenizers: Mapping[int, Tokenizer], text: str) -> tuple[di
         lengths[size] = n_bytes / max(len(tokenizer.encode_ordinary(text)), 1)
         rates.append((time.monotonic() - start) / n_bytes)
     return lengths, min(rates)
+
+
+def _seconds_to_encode(tokenizer: Tokenizer, sample: str, n_bytes: int, rate: float) -> float:
+    """Estimate the time to encode a whole text of this many bytes; a large one is encoded with the fast library.
+
+    Args:
+        rate: Seconds that the tokenizer itself takes for a byte.
+    """
+    if n_bytes < WORTHWHILE:
+        return n_bytes * rate
+    start = time.monotonic()
+    encoder = FastEncoder(tokenizer)
+    built = time.monotonic()
+    encoder.encode(sample)
+    return built - start + (time.monotonic() - built) * n_bytes / len(sample.encode())
 
 
 def counted(sample: str, held_out: str, *, seconds: float = math.inf) -> dict[int, float]:

@@ -69,8 +69,8 @@ def test_a_full_disk_is_what_limits_the_model():
 
 def test_a_choice_beyond_the_study_must_be_clearly_better():
     studied = choose(1_000_000, Budget(seconds=100.0))
-    assert studied.doubt == 1.0
-    far = dataclasses.replace(studied, expected=studied.expected / 1.004, doubt=1.02, seconds=1.0)
+    assert studied.penalty == 1.0
+    far = dataclasses.replace(studied, expected=studied.expected / 1.004, penalty=1.02, seconds=1.0)
     assert choice.best_of([studied, far]) is studied
     better = dataclasses.replace(far, expected=studied.expected / 1.1)
     assert choice.best_of([studied, better]) is better
