@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import is_declared, nearest_settings, same_names
+from gpt_pretrain.system.reading import read_bytes
 from gpt_pretrain.system.shell import quote_word
 
 PRECISIONS = {
-    **dict.fromkeys(("float32", "fp32", "32"), "32-true"),
+    **dict.fromkeys(("float32", "fp32", "32", "no"), "32-true"),
     **dict.fromkeys(("float16", "fp16", "16", "half"), "16-mixed"),
     **dict.fromkeys(("bfloat16", "bf16"), "bf16-mixed"),
 }
+PLACEHOLDERS = re.compile(r"VALUE|DEVICE|PRECISION")
+OFF = ("false", "0", "no", "off", "none")  # values of a switch, in any case
+LEAVE_OUT = "Leave this out: it is off unless you turn it on."
 MAX_PYTHON_BYTES = 100_000
 FILE_PROMPT = re.compile(r"FILE:(.+)")  # nanoGPT's prompt from a file
 
@@ -120,6 +125,8 @@ def counterpart(key: str, value: str, *, schema: type) -> str | None:
     found = next((forms[column] for names, forms in REMEDIES.items() if not set(words).isdisjoint(names.split())), None)
     if found is None or not found.startswith("Type "):
         return found
+    if value.lower() in OFF and PLACEHOLDERS.search(found) is None:
+        return f"{found.removesuffix('true')}false" if found.endswith("=true") else LEAVE_OUT
     return " ".join(["Type", *(quote_word(_fill(word, value)) for word in found.split()[1:])])
 
 
@@ -142,7 +149,7 @@ def hydra_group_problem(override: str) -> str | None:
 def explain_python_file(name: str) -> str:
     """Return what to type in place of nanoGPT's file of settings, whose lines are `name = value`."""
     try:
-        lines = ast.parse(Path(name).read_bytes()[:MAX_PYTHON_BYTES]).body
+        lines = ast.parse(read_bytes(Path(name), max_bytes=MAX_PYTHON_BYTES)).body
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         lines = []
     constants = {
@@ -150,8 +157,11 @@ def explain_python_file(name: str) -> str:
         for line in lines
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and isinstance(line.value, ast.Constant)
     }
-    typed = list(filter(None, (_translate(key, value) for key, value in constants.items())))
-    found = f" Those of this file are written here: {' '.join(typed)}" if typed else f" {EXPERIMENTS}"
+    if constants.get("wandb_log", "").lower() in OFF:  # the project and the name of the run have no effect then
+        constants = {key: value for key, value in constants.items() if not key.startswith("wandb_")}
+    translated = filter(None, (_translate(key, value) for key, value in constants.items()))
+    typed = dict.fromkeys(word for words in translated for word in shlex.split(words))  # some begin with the same logger=wandb
+    found = f" Those of this file are written here: {' '.join(map(quote_word, typed))}" if typed else f" {EXPERIMENTS}"
     return f"{name}: settings are not read from Python files.{found}"
 
 
@@ -166,5 +176,6 @@ def _translate(key: str, value: str) -> str | None:
 def _fill(override: str, value: str) -> str:
     """Return an override with the typed value in it, as it is written here."""
     value = value or "VALUE"
-    override = override.replace("PRECISION", PRECISIONS.get(value, value)).replace("DEVICE", value.partition(":")[0])
+    precision = PRECISIONS.get(value.removeprefix("torch."), value)
+    override = override.replace("PRECISION", precision).replace("DEVICE", value.partition(":")[0])
     return override.replace("VALUE", value)

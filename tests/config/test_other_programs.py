@@ -32,6 +32,9 @@ def problems(*words: str, script: str = "train") -> list[str]:
         ("train", "--device=cuda:0", "--device=cuda:0: there is no such option. Type trainer.accelerator=cuda"),
         ("train", "dtype=bfloat16", "dtype=bfloat16: there is no such setting. Type trainer.precision=bf16-mixed"),
         ("train", "--beta2=0.99", "--beta2=0.99: there is no such option. Type 'optimizer.betas=[0.9,0.99]'"),
+        ("train", "fp16=False", "fp16=False: there is no such setting. Leave this out: it is off unless you turn it on."),
+        ("train", "torch_compile=false", "torch_compile=false: there is no such setting. Type compile=false"),
+        ("train", "mixed_precision=no", "mixed_precision=no: there is no such setting. Type trainer.precision=32-true"),
         ("train", "trainer.fast_dev_run=true", "trainer.fast_dev_run=true: there is no such setting. Type debug=fast"),
         ("train", "ckpt_path=a/last.ckpt", "ckpt_path=a/last.ckpt: there is no such setting. Type resume=a/last.ckpt"),
         ("train", "init_from=resume", "init_from=resume: Type resume=latest"),
@@ -91,6 +94,10 @@ def test_a_file_of_settings_in_python_is_translated(tmp_path: Path) -> None:
         f"{file}: settings are not read from Python files. Those of this file are written here: data.batch_size=12 model.emb_dim=128 "
         "'optimizer.betas=[0.9,0.99]' 'hydra.run.dir=a b' trainer.precision=16-mixed"
     )
+    file.write_text("wandb_log = True\nwandb_project = 'p'\nwandb_run_name = 'n'\n")
+    assert explain_python_file(str(file)).endswith("written here: logger=wandb logger.wandb.project=p logger.wandb.name=n")
+    file.write_text("wandb_log = False\nwandb_project = 'p'\nwandb_run_name = 'n'\nbatch_size = 8\n")
+    assert explain_python_file(str(file)).endswith("written here: data.batch_size=8")
     file.write_text("def (")
     expected = "settings are not read from Python files. Settings that belong together are in a file conf/experiment/NAME.yaml"
     assert all(expected in explain_python_file(str(one)) for one in (file, tmp_path / "missing.py"))
