@@ -71,8 +71,8 @@ def _is_installed(package: str, *, here: str) -> bool:
         return True
     if found is None:
         return False
-    places = list(found.submodule_search_locations or [found.origin or ""])
-    return all(os.path.dirname(place) != here for place in places)
+    paths = list(found.submodule_search_locations or [found.origin or ""])
+    return all(os.path.dirname(path) != here for path in paths)
 
 
 def _import_longest(parts: list[str], *, setting: str) -> tuple[ModuleType, list[str]]:

@@ -17,7 +17,7 @@ UNSIGNED = "which is not signed with your key (another user, another machine or 
 
 
 def describe_override(key: str, value: Any) -> str:
-    """Return the override that gives a setting a value, as the user would type them in a shell, on one line and without secrets.
+    """Return the override that gives a setting a value, as the user would type it in a shell, on one line and without secrets.
 
     A `${...}` in the value is text there too, which a sweep or another setting than a path would otherwise resolve.
     """

@@ -79,7 +79,6 @@ def check_names(content: bytes | str, *, only: Collection[str] = ()) -> None:
     Raises:
         DamagedFileError: If one does.
     """
-
     json.JSONDecoder(strict=False, object_pairs_hook=partial(check_pairs, only=only), parse_int=_parse_int).decode(
         content if isinstance(content, str) else content.decode("utf-8-sig")
     )

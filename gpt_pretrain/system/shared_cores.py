@@ -144,7 +144,10 @@ def load_libgomp() -> ctypes.CDLL | None:
 
     Other packages, such as sentencepiece, bring a libgomp of their own, whose threads PyTorch's libgomp does not count.
     """
-    maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape")
+    try:
+        maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
     torch_file = re.search(r"^\S+ \S*x\S* .*?(/\S.*/libtorch_cpu\.so)$", maps, re.MULTILINE)
     if torch_file is None:
         return None
@@ -156,7 +159,7 @@ def load_libgomp() -> ctypes.CDLL | None:
 
 def _file_of(address: int, maps: str) -> str:
     """Return the name of the file from which the system has mapped an address; empty if it is none."""
-    for line in maps.splitlines():
+    for line in maps.rstrip("\n").split("\n"):  # a name may hold what else ends a line for splitlines
         start, _, end = line.split(maxsplit=1)[0].partition("-")
         if int(start, 16) <= address < int(end, 16):
             return Path(line.split(maxsplit=5)[-1]).name
