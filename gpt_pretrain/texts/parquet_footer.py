@@ -11,7 +11,7 @@ import io
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.decompression import DamagedArchiveError
-from gpt_pretrain.texts.parquet_pages import MAX_FIELD, read_varint
+from gpt_pretrain.texts.parquet_pages import field_number, read_varint
 
 MAX_COLUMNS = 100_000  # With the groups that they are in.
 MAX_PATHS = 20_000_000  # Bytes of all paths together. Ten thousand columns with long names take a tenth.
@@ -75,8 +75,7 @@ def _read_struct(data: bytes, position: int, *, depth: int, last: int | None = N
         else:
             number, position = read_varint(data, position)
             field = number >> 1 ^ -(number & 1)
-        if not 0 < field <= MAX_FIELD:
-            raise ValueError
+        field = field_number(field)
         if kind not in BOOLEANS:
             fields[field], position = _read_value(data, position, kind, depth=depth)
         if field == last:

@@ -19,7 +19,6 @@ KIND, SIZE, COMPRESSED = 1, 2, 3
 DETAILS = {DATA: (5, 1, 2), DICTIONARY: (7, 1, 2), DATA_V2: (8, 1, 4)}
 LEVELS, IS_COMPRESSED = (5, 6), 7  # Further fields of the details of a DATA_V2 page.
 LATE = 100  # Arrow reads this many bytes beyond a column, for writers that counted the dictionary's header wrongly.
-MAX_FIELD = 1000  # Number of a field, of which the format has about 20. Larger ones could collide in a dict.
 HEADER_SIZES = (1 << 8, 1 << 14, 1 << 20)  # Bytes to be tried; only statistics make a header long.
 # Types of values in the compact protocol.
 TRUE, FALSE, BYTE, SHORT, INT, LONG, BINARY, STRUCT = 1, 2, 3, 4, 5, 6, 8, 12
@@ -115,8 +114,8 @@ def _read_struct(data: bytes, position: int, *, depth: int) -> tuple[dict[int, A
         kind, step = mark & 15, mark >> 4
         if step == 0:
             field, position = _read_number(data, position)
-        field += step
-        if not 0 < field <= MAX_FIELD or field in fields or depth > DEEPEST:
+        field = field_number(field + step)
+        if field in fields or depth > DEEPEST:
             raise DamagedArchiveError(NO_PAGES)
         value: Any = None
         if kind == STRUCT:
@@ -135,6 +134,14 @@ def _read_struct(data: bytes, position: int, *, depth: int) -> tuple[dict[int, A
             raise DamagedArchiveError(NO_PAGES)
         fields[field] = value
     return fields, position + 1
+
+
+def field_number(number: int) -> int:
+    """Return the number of a field as Arrow takes it, whatever the file says: as a whole number of 16 bits.
+
+    So few numbers cannot collide in a dict so often that it becomes slow.
+    """
+    return (number + (1 << 15)) % (1 << 16) - (1 << 15)
 
 
 def _read_number(data: bytes, position: int) -> tuple[int, int]:

@@ -28,8 +28,13 @@ def element(name: bytes, *, children: int | None = None) -> bytes:
     return b"\x35\x00\x18" + varint(len(name)) + name + b"\x15" + varint(2 * children) + b"\0"
 
 
-def parquet_file(elements: list[bytes]) -> io.BytesIO:
-    footer = b"\x15\x02\x19\xfc" + varint(len(elements)) + b"".join(elements) + b"\x16\x00\x19\x0c\0"
+def parquet_file(elements: list[bytes], *, schema: bytes = b"\x19") -> io.BytesIO:
+    """Return a file of these columns, without rows.
+
+    Args:
+        schema: What announces the list of columns.
+    """
+    footer = b"\x15\x02" + schema + b"\xfc" + varint(len(elements)) + b"".join(elements) + b"\x06\x06\x00\x19\x0c\0"
     return io.BytesIO(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
 
 
@@ -44,6 +49,19 @@ def test_groups_within_groups_are_counted_too() -> None:
     groups = [element(b"x" * 90, children=1) for _ in range(90)]
     columns = [element(b"b") for _ in range(10_000)]
     file = parquet_file([element(b"schema", children=1), *groups, element(b"y", children=10_000), *columns])
+    with pytest.raises(DamagedArchiveError, match="the names of its columns"):
+        check_column_paths(file)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [b"\x05\xd2\x0f\x00\x09\x04", b"\x08\xff\xff\x01\x00\x09\x04", b"\x09" + varint(2 * ((1 << 16) + 2))],
+    ids=["behind an unknown field", "behind an extension", "as a number of more than 16 bits"],
+)
+def test_the_list_of_columns_is_found_where_arrow_finds_it(schema: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = parquet_file([element(b"schema", children=1), element(b"long_name")], schema=schema)
+    assert pq.ParquetFile(file).schema.names == ["long_name"]
+    monkeypatch.setattr(parquet_footer, "MAX_PATHS", 5)
     with pytest.raises(DamagedArchiveError, match="the names of its columns"):
         check_column_paths(file)
 
