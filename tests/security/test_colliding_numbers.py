@@ -21,7 +21,6 @@ from gpt_pretrain.system import number_keys
 from gpt_pretrain.system.number_keys import KeyCounter
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
-from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.parquet_footer import _read_struct
 from gpt_pretrain.texts.parquet_pages import _read_struct as read_page_struct
 from gpt_pretrain.tokenizers.added_tokens import read_beside

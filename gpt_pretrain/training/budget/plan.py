@@ -12,6 +12,7 @@ from typing import Any
 from gpt_pretrain.config.overrides import quote_value
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.shown_values import short_repr
@@ -172,7 +173,7 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
     epochs = max(1, math.ceil(chosen.passes))
     minutes = min(round(chosen.seconds / CHECKPOINTS / 60, 1), MOST_UNSAVED) if chosen.seconds >= LONG else None
     return {
-        **_vocabulary(config.vocab_size, text),
+        **_vocabulary(config, text),
         "model.emb_dim": Decision(config.emb_dim, ""),
         "model.n_layers": Decision(config.n_layers, f"{parameters} with emb_dim={config.emb_dim}, limited by {limit}"),
         "model.n_heads": Decision(config.n_heads, ""),
@@ -196,11 +197,13 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
     }
 
 
-def _vocabulary(size: int, text: choice.TextFacts) -> dict[str, Decision]:
-    length = f"{text.bytes_per_token[size]:.1f} bytes per token"
-    if text.tokenizer is not None:
-        return {"tokenizer.name": Decision(text.tokenizer, f"{length}; a short text alone makes a vocabulary of few words")}
-    return {"tokenizer.name": Decision(TRAINED_NAME, ""), "tokenizer.vocab_size": Decision(size, length)}
+def _vocabulary(config: GPTConfig, text: choice.TextFacts) -> dict[str, Decision]:
+    length = f"{text.bytes_per_token[config.vocab_size]:.1f} bytes per token"
+    if text.tokenizer is None:
+        return {"tokenizer.name": Decision(TRAINED_NAME, ""), "tokenizer.vocab_size": Decision(config.vocab_size, length)}
+    is_modern = config.kind == "modern"
+    reason = "a short text alone makes a vocabulary of few words" if is_modern else f"usual for model.kind={config.kind}"
+    return {"tokenizer.name": Decision(text.tokenizer, f"{length}; {reason}")}
 
 
 def published_settings(chosen: PublishedCandidate, settings: TrainSettings) -> dict[str, Decision]:

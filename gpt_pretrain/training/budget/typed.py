@@ -27,13 +27,15 @@ def wanted_vocabularies(settings: TrainSettings, overridden: Set[str]) -> list[i
 
 
 def ready_tokenizer(settings: TrainSettings, overridden: Set[str]) -> Tokenizer | None:
-    """Build the tokenizer that the user has typed, or that of GPT-2 for a short text; None if one is to be trained on the text.
+    """Build the tokenizer that is typed, or that of GPT-2 where a run without a budget takes it; None to train one on the text.
 
     Raises:
         UserError: If it cannot be built, or the text cannot be read.
     """
-    is_typed = "tokenizer.name" in overridden and settings.tokenizer.name != AUTOMATIC_NAME
-    name = settings.tokenizer.name if is_typed else automatic_name(settings, overridden)
+    name = settings.tokenizer.name
+    if "tokenizer.name" not in overridden or name == AUTOMATIC_NAME:
+        has_size = is_typed("tokenizer.vocab_size", overridden)
+        name = TRAINED_NAME if has_size else automatic_name(settings, overridden)
     return None if name == TRAINED_NAME else with_end_of_text(build_tokenizer(name))
 
 

@@ -1,14 +1,19 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
+from omegaconf import DictConfig
 
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.overrides import full_form
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
-from gpt_pretrain.training.budget.plan import decide
+from gpt_pretrain.training.budget.plan import decide, decided_settings
+from gpt_pretrain.training.budget.typed import ready_tokenizer
 from tests.helpers.budgets import DIFFICULTY, LIMITS, choose, conditions, text_of
 
 
@@ -136,6 +141,33 @@ def test_a_text_with_fewer_tokens_than_the_vocabulary_has_is_read_less_often():
         == dataclasses.replace(text, train_bytes=300_000).most_passes(50_257)
         == choice.MOST_PASSES
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ([], "gpt2"),
+        (["tokenizer.vocab_size=512"], None),
+        (["model=tiny", "tokenizer.vocab_size=512"], None),
+        (["tokenizer=bpe"], None),
+        (["tokenizer=byte"], "byte"),
+    ],
+)
+def test_a_ready_tokenizer_is_taken_unless_a_size_or_bpe_is_typed(
+    typed: list[str], name: str | None, compose_train: Callable[..., DictConfig]
+) -> None:
+    settings = to_settings(compose_train(*typed, "budget=10s"), TrainSettings)
+    overridden = {full_form(override, script="train").partition("=")[0] for override in typed}
+    tokenizer = ready_tokenizer(settings, overridden)
+    assert (None if tokenizer is None else tokenizer.name) == name
+
+
+def test_the_reason_for_a_ready_tokenizer_is_true_for_the_kind_of_model() -> None:
+    text = dataclasses.replace(text_of(1_000_000), tokenizer="gpt2")
+    chosen = choose(1_000_000, Budget(seconds=120.0))
+    older = dataclasses.replace(chosen, config=dataclasses.replace(chosen.config, kind="gpt2", init="gpt2"))
+    for one, reason in ((chosen, "a short text alone makes a vocabulary of few words"), (older, "usual for model.kind=gpt2")):
+        assert decided_settings(one, text, "time")["tokenizer.name"].reason.endswith(f"bytes per token; {reason}")
 
 
 def test_a_run_uses_its_budget_as_far_as_its_text_is_good_for_it():
