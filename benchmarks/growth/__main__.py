@@ -155,7 +155,8 @@ def _measure_in_process(name: str, size: int) -> Costs:
     command = [sys.executable, "-m", "benchmarks.growth", name, "--point", str(size)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{name} {size:,}: {done.stderr.strip().splitlines()[-1]}")
+        reason = done.stderr.strip() or f"ended with exit code {done.returncode}"  # a killed process writes nothing
+        raise SystemExit(f"{name} {size:,}: {reason.splitlines()[-1]}")
     costs: Costs = json.loads(done.stdout.splitlines()[-1])
     return costs
 

@@ -19,7 +19,7 @@ from gpt_pretrain.data.token_stream import SAMPLE_LENGTH, SAMPLE_POSITIONS
 
 DOCUMENT = "The sea was grey, and number {} came home in the rain.\n<|endoftext|>"
 STEPS_PER_EVALUATION = 100
-# A file of zeros alone would be taken for one with wider token ids, so the places that are looked at have others.
+# A file of zeros alone would be taken for one with wider token ids, so the sampled positions have others.
 SAMPLE = np.arange(1, 1 + SAMPLE_LENGTH, dtype="<u2").tobytes()
 
 

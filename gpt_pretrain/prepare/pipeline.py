@@ -106,8 +106,8 @@ def _check_out(settings: PrepareSettings, folder: Path) -> None:
     if any(path.is_dir() and folder.resolve() == path.resolve() for path in paths):
         raise UserError(f"out={settings.out} is also an input. Choose another folder for the corpus.")
     if is_location_of_tokenizer(settings.tokenizer):
-        place = user_path(settings.tokenizer)
-        if folder.resolve() in (place.resolve(), place.resolve().parent):
+        path = user_path(settings.tokenizer)
+        if folder.resolve() in (path.resolve(), path.resolve().parent):
             raise UserError(f"out={settings.out} is the folder of the tokenizer. Choose another folder for the corpus.")
 
 

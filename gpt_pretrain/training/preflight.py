@@ -155,7 +155,7 @@ def _check_settings(settings: TrainSettings) -> ProblemCollector:
 
 
 def _resume_problems(settings: TrainSettings, start: StartingPoint, data: TextDataModule | None, changes: list[str]) -> list[str]:
-    """List what keeps a run from continuing with its data, or let the data continue as in the resumed run.
+    """List the changes that keep a run from being resumed; without changes, its epochs keep their number of windows.
 
     Args:
         data: The data; None if other problems keep it from being loaded.

@@ -92,7 +92,7 @@ def stored_pace(typed: str, content: Mapping[str, Any]) -> Pace:
         typed: The budget of the resumed run; a time may be another one than in the checkpoint.
 
     Raises:
-        UserError: If there are none, or the typed budget cannot replace it.
+        UserError: If that run had no budget, or the typed one cannot replace it.
     """
     state = content["callbacks"].get("KeepBudget")
     points = read_points(state.get("points")) if isinstance(state, dict) else None
