@@ -248,7 +248,11 @@ def _too_small(
     budget = short_repr(settings.budget)
     typed = [name for name in ("model.emb_dim", "data.batch_size") if is_typed(name, overridden)]
     model = "the typed model" if "model.emb_dim" in typed else "the smallest model"
-    batch = f" with data.batch_size={settings.data.batch_size}" if "data.batch_size" in typed else ""
+    batch = (
+        f" with data.batch_size={settings.data.batch_size}"
+        if settings.data.batch_size is not None and "data.batch_size" in typed
+        else ""
+    )
     for reason in refused:
         what = f"the typed {' and '.join(name.removesuffix('.emb_dim') for name in typed)}" if typed else "no model"
         fits = ("do" if len(typed) > 1 else "does") + " not fit" if typed else "fits"
