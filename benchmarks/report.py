@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks.cases import Case
 from benchmarks.measure import Measurement
 from gpt_pretrain.generation.decoding import PRECISIONS
+from gpt_pretrain.system.formatting import format_count
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written by python -m benchmarks --update-docs -->", "<!-- end -->"
@@ -195,7 +196,7 @@ def machine() -> str:
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "lightning", "transformers"))
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     system = f"{platform.system()}; Python {platform.python_version()}"
-    return f"{where}, {torch.get_num_threads()} threads, {memory}, {system}, {packages}"
+    return f"{where}, {format_count(torch.get_num_threads(), 'thread')}, {memory}, {system}, {packages}"
 
 
 def _processor() -> str:
