@@ -1,5 +1,6 @@
 """The measurements of growing costs: slopes, tables and pictures; no test depends on a speed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from benchmarks import scale
 from benchmarks.growth import __main__ as growth
 from benchmarks.growth import commands, page, steps
+from benchmarks.growth.steps import Costs
 
 SQUARES = {size: {"step, s": 3.0 * size**2, "memory, MB": 5.0 * size} for size in (1, 10, 100, 1000)}
 
@@ -60,7 +62,7 @@ def test_rows_of_metrics_have_costs() -> None:
         (commands.by_checkpoints, 5, {"start, s", "step, s", "memory, MB"}),
     ],
 )
-def test_commands_have_costs(measure: object, size: int, series: set[str]) -> None:
-    costs = measure(size)  # type: ignore[operator]
+def test_commands_have_costs(measure: Callable[[int], Costs], size: int, series: set[str]) -> None:
+    costs = measure(size)
     assert set(costs) == series
     assert min(costs.values()) > 0

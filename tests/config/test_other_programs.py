@@ -18,16 +18,16 @@ from gpt_pretrain.errors import UserError
 VALUES = {"dtype": "float16", "mixed_precision": "bf16", "device": "cuda:0", "report_to": "wandb", "ckpt_path": "run"}
 
 
-def problems(*words: str, script: str = "train") -> list[str]:
+def problems(*arguments: str, script: str = "train") -> list[str]:
     try:
-        check_arguments(sort_arguments([full_form(word, script=script) for word in words]), script=script)
+        check_arguments(sort_arguments([full_form(argument, script=script) for argument in arguments]), script=script)
     except UserError as error:
         return error.problems
     return []
 
 
 @pytest.mark.parametrize(
-    ("script", "word", "answer"),
+    ("script", "argument", "answer"),
     [
         ("train", "--device=cuda:0", "--device=cuda:0: there is no such option. Type trainer.accelerator=cuda"),
         ("train", "dtype=bfloat16", "dtype=bfloat16: there is no such setting. Type trainer.precision=bf16-mixed"),
@@ -57,11 +57,11 @@ def problems(*words: str, script: str = "train") -> list[str]:
         ("evaluate", "ckpt_path=run", "ckpt_path=run: there is no such setting. Type checkpoint=run"),
     ],
 )
-def test_habits_get_the_words_of_this_program(script: str, word: str, answer: str) -> None:
-    assert problems(word, script=script) == [answer]
+def test_arguments_of_other_programs_are_answered_with_what_to_type(script: str, argument: str, answer: str) -> None:
+    assert problems(argument, script=script) == [answer]
 
 
-def test_whatever_is_advised_is_accepted() -> None:
+def test_what_the_answers_say_to_type_is_accepted() -> None:
     advised = [
         (answer, script)
         for names, forms in REMEDIES.items()
@@ -75,9 +75,11 @@ def test_whatever_is_advised_is_accepted() -> None:
         (answer, "train") for answer in (*OPTION_REMEDIES.values(), *(forms[0] or "" for forms in VALUE_REMEDIES.values()))
     ]
     advised += [(forms[1] or "", "generate") for forms in VALUE_REMEDIES.values()]
-    typed = [(word, script) for answer, script in advised if answer.startswith("Type ") for word in shlex.split(answer)[1:]]
+    typed = [
+        (override, script) for answer, script in advised if answer.startswith("Type ") for override in shlex.split(answer)[1:]
+    ]
     assert len(typed) > 40
-    assert [found for word, script in typed if "=" in word for found in override_problems(word, script=script)] == []
+    assert [found for override, script in typed if "=" in override for found in override_problems(override, script=script)] == []
 
 
 def test_no_name_has_two_answers() -> None:

@@ -3,12 +3,12 @@
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.fork_server import ForkedCommand
+from tests.helpers.waiting import wait_until
 
 OVERRIDES = [*TINY_RUN, "trainer=ddp", "data.batch_size=4", "callbacks.loss_curve=false", "logger=csv"]
 SLOW = ["trainer.max_epochs=4", "checkpoint.every_n_steps=2", "+callbacks.custom.pause._target_=tests.helpers.two_hosts.Pause"]
@@ -46,12 +46,9 @@ def machines(start: Start, *overrides: str) -> list[Process]:
 
 def wait_for_checkpoint(folder: Path) -> Path:
     """Wait until a run in this folder has a checkpoint, and return the run's folder."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        for file in folder.glob("outputs/*/checkpoints/last.ckpt"):
-            return file.parents[1]
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint")
+    checkpoints = "outputs/*/checkpoints/last.ckpt"
+    wait_until(lambda: any(folder.glob(checkpoints)), seconds=TIMEOUT_SECONDS)
+    return next(folder.glob(checkpoints)).parents[1]
 
 
 def only_run(folder: Path) -> Path:

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.distributed import rendezvous, requeue
 from tests.helpers.launched import OVERRIDES, TIMEOUT_SECONDS, Start, wait_for
+from tests.helpers.waiting import wait_until
 
 
 @pytest.mark.parametrize(
@@ -79,25 +79,19 @@ def test_missing_variables_of_a_rank_are_reported(start: Start) -> None:
 def test_ranks_end_when_their_parent_is_killed_however_early(start_python: Start) -> None:
     parent = start_python(*OVERRIDES, "trainer.devices=2", "trainer.max_epochs=100000")
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while len(pids := children.read_text().split()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(children.read_text().split()) >= 2, seconds=TIMEOUT_SECONDS)
+    ranks = [Path(f"/proc/{pid}/cmdline") for pid in children.read_text().split()]
     parent.kill()
-    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
-        assert time.monotonic() < deadline, "a rank is still alive"
-        time.sleep(0.1)
+    wait_until(lambda: not any(rank.exists() and rank.read_bytes() for rank in ranks), seconds=TIMEOUT_SECONDS)
 
 
 def test_a_signal_before_the_first_step_counts_as_interruption(start_python: Start, tmp_path: Path) -> None:
     parent = start_python(*OVERRIDES, "trainer.devices=2")
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (records := list(tmp_path.glob("outputs/*/run.json"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: any(tmp_path.glob("outputs/*/run.json")), seconds=TIMEOUT_SECONDS)
     parent.terminate()
     assert parent.wait(TIMEOUT_SECONDS) == 128 + signal.SIGTERM
-    assert read_metadata(records[0].parent)["state"] == "interrupted"
+    (record,) = tmp_path.glob("outputs/*/run.json")
+    assert read_metadata(record.parent)["state"] == "interrupted"
 
 
 def test_torchrun_jobs_of_the_same_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import encoding, pipeline, segments
 from tests.helpers import corpora, vocabularies
 from tests.helpers.corpora import SHORT, Killed, interrupt_before_shards, kill, start_prepare, write_inputs, write_short_inputs
+from tests.helpers.waiting import wait_until
 
 
 def change(path: Path) -> None:
@@ -80,8 +80,7 @@ def test_a_complete_corpus_is_not_touched(tmp_path: Path, capsys: pytest.Capture
 def test_two_processes_do_not_write_the_same_corpus(tmp_path: Path) -> None:
     arguments = [*write_inputs(tmp_path, megabytes=10), f"out={tmp_path / 'out'}", "workers=2", "max_rejected=0.1"]
     first = start_prepare(*arguments)
-    while not (tmp_path / "out" / ".work" / "plan.json").exists():
-        time.sleep(0.01)
+    wait_until((tmp_path / "out" / ".work" / "plan.json").exists)
     first.send_signal(signal.SIGSTOP)
     second = start_prepare(*arguments)
     _, output = second.communicate()
