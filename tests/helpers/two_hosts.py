@@ -263,8 +263,9 @@ def _environment(timeout: float | None) -> dict[str, str]:
 
 
 def _own_lines(text: str) -> list[str]:
-    """Return the lines that neither torch nor torchrun prints."""
-    return [line for line in text.splitlines() if line.strip() and not re.match(r"\[?[WIE]\d{4} |\*{5}", line)]
+    """Return the lines that neither torch nor torchrun prints; a second torchrun may find that the first has ended already."""
+    foreign = re.compile(r"\[?[WIE]\d{4} |\*{5}|Exception raised from |frame #\d|<omitting python frames>")
+    return [line for line in text.splitlines() if line.strip() and not foreign.match(line)]
 
 
 def _processes(host: Host) -> list[int]:

@@ -223,4 +223,4 @@ def test_the_time_that_a_thread_has_run_is_known_on_every_system(monkeypatch: py
         while time.thread_time() < until:
             pass
         later, still = shared_cores.thread_usage()
-        assert later > ran > 0 and still >= waited >= 0
+        assert later > ran > 0 and still >= waited - 1e6 >= -1e6  # the two clocks are not read at the same time
