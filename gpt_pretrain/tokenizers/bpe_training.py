@@ -6,6 +6,7 @@ the texts nor that of its hash tables shows in the result.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -102,7 +103,7 @@ def _words_in_reach(texts: Iterable[str], specials: Sequence[str]) -> Iterator[s
 
 
 def _worker_command(n_tokens: int, pattern: str) -> list[str]:
-    return [sys.executable, "-P", bpe_worker.__file__, str(n_tokens), pattern]
+    return [sys.executable, "-P", bpe_worker.__file__, str(n_tokens), pattern, str(os.getpid())]
 
 
 def _learn_tokens(texts: Iterable[str], n_tokens: int, pattern: str) -> list[bytes]:

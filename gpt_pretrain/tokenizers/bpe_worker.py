@@ -9,6 +9,7 @@ has started this one.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def write_frame(stream: IO[bytes], data: bytes) -> None:
     stream.write(len(data).to_bytes(4, "little") + data)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Have the kernel end this process when its parent is killed; otherwise it would train on the texts that have come so far.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
@@ -36,11 +37,21 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent and _has_ended(parent):  # it may also have started this process through another one
+            sys.exit(128 + signal.SIGTERM)
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
 
 
 def learn_tokens_of_stdin() -> None:
     """Train on the texts of standard input, and write the tokens to standard output in the order of their ids."""
-    _end_with_parent()
+    _end_with_parent(int(sys.argv[3]))
     import rustbpe
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would handle it only after the training
