@@ -7,6 +7,7 @@ import collections
 import datetime
 import enum
 import functools
+import logging
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -313,7 +314,7 @@ def test_norms_alone_without_a_bias_may_be_others(
     caplog.clear()
     torch.save({name: value for name, value in to_nanogpt(state).items() if not name.endswith("bias")}, tmp_path / "nano.pt")
     load_pretrained(tmp_path / "nano.pt", n_heads=4)
-    assert not caplog.records
+    assert all(record.levelno < logging.WARNING for record in caplog.records)
 
 
 def test_an_embedding_in_another_shape_is_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
