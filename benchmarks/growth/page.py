@@ -17,7 +17,7 @@ from benchmarks.scale import PAGE
 
 BEGIN, END = "<!-- written by python -m benchmarks.growth --update-docs -->", "<!-- end of growth -->"
 IMAGES = PAGE.parent / "images"
-LAST_POINTS = 3  # The slope is that of the largest sizes, where what does not grow weighs least.
+LAST_POINTS = 3  # The slope is fitted to the largest sizes, where fixed costs weigh least.
 SLOPE = "slope"
 COLORS = ("#3182bd", "#e6550d", "#31a354")
 

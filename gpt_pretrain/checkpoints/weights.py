@@ -72,7 +72,7 @@ class Weights:
 
     @property
     def has_likely_tokenizer(self) -> bool:
-        """True if the weights bring a tokenizer, or are in a format without one, of which its size is a good sign."""
+        """True if the weights bring a tokenizer, or if their format has none and the size of their vocabulary suggests one."""
         return self.own_tokenizer is not None or (not self.has_tokenizer_files and self.tokenizer is not None)
 
     def build(

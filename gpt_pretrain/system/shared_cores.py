@@ -48,7 +48,7 @@ def use_own_cores() -> None:
 def share_cores() -> None:
     """Have PyTorch's threads sleep while they wait for each other, whenever other programs need the cores.
 
-    The calling thread is taken as the one that computes. Another thread checks twice a second whether it waits for a core.
+    Call this from the thread that computes. A second thread checks twice a second whether the first waits for a core.
     Environment variables that say how threads wait take precedence.
     """
     import torch

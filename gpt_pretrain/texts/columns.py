@@ -96,4 +96,4 @@ def check_column(text_field: str, columns: list[str], name: str) -> None:
         choice = f"Set text_field= to one of its columns: {listed}." if listed else "It has no columns at all."
         raise UserError(f"{name} has no column {text_field}. {choice}")
     if (count := columns.count(text_field)) > 1:
-        raise UserError(f"{name} has {count} columns named {text_field}. Rename all columns but that of the text.")
+        raise UserError(f"{name} has {count} columns named {text_field}. Rename all of them except the column with the text.")

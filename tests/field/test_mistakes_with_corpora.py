@@ -123,7 +123,7 @@ CASES = {
     ),
     "two_columns": (
         (*PREPARE, "two.csv"),
-        "two.csv has 2 columns named text. Rename all columns but that of the text.",
+        "two.csv has 2 columns named text. Rename all of them except the column with the text.",
     ),
     "lists_as_text": (
         (*PREPARE, "lists.parquet"),

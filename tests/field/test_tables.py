@@ -49,7 +49,7 @@ def test_two_columns_of_the_same_name_are_not_guessed_between(tmp_path: Path, na
     else:
         pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / name)
     for read in (in_training, lambda path: in_corpus(path, tmp_path / "out")):
-        with pytest.raises(UserError, match=r"has 2 columns named text\. Rename all columns but that of the text"):
+        with pytest.raises(UserError, match=r"has 2 columns named text\. Rename all of them except the column with the text"):
             read(tmp_path / name)
 
 
