@@ -33,12 +33,14 @@ class Content:
         name: Path of the file and, inside of an archive, the member's name.
         kind: Its kind, one that is read.
         bytes_from_start: Its bytes, for a single use.
+        limit: Of what the file that it is in expands to.
         stream: The same bytes as a file that can seek, if there is one.
     """
 
     name: str
     kind: FileKind
     bytes_from_start: Iterator[bytes]
+    limit: ContentLimit
     stream: BinaryIO | None = None
 
     def blocks(self, start: int = 0) -> Iterator[bytes]:
@@ -131,7 +133,7 @@ class _Opener:
         """
         head, blocks = peek(blocks)
         kind = recognize(name, head, as_text=self.as_text)
-        content = Content(label, kind, blocks, stream)
+        content = Content(label, kind, blocks, self.limit, stream)
         if layers > MAX_LAYERS:
             raise DamagedArchiveError(f"its archives are nested more than {MAX_LAYERS} levels deep")
         if kind.form in COMPRESSED:
@@ -144,7 +146,7 @@ class _Opener:
                 found = read_zip(archive, size=self.size)
                 yield from self._members(label, ((name, self.limit.apply(blocks)) for name, blocks in found), layers)
         elif kind.form == EMPTY:
-            yield Content(label, PLAIN, blocks)
+            yield Content(label, PLAIN, blocks, self.limit)
         elif kind.is_read and is_member and self.text_field is not None:
             self.left_out.warnings.add(kind, label)
             yield from self._with_text(name, content, self.text_field)

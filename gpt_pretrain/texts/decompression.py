@@ -17,6 +17,7 @@ ALWAYS_READ, MAX_EXPANSION = 1 << 28, 250
 COMPRESSED_BLOCK = 1 << 12
 # Memory for the window of a file. It is allocated as a whole, but touched only as far as there is content.
 MAX_XZ_MEMORY, MAX_ZSTD_WINDOW = 1 << 31, 1 << 31
+EXPANDED = f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it first"
 DAMAGE = (zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
@@ -61,13 +62,18 @@ class ContentLimit:
             DamagedArchiveError: If there is more.
         """
         for block in blocks:
-            self._left -= len(block)
-            if self._left < 0:
-                raise DamagedArchiveError(
-                    f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it "
-                    "first"
-                )
+            self.take(len(block), EXPANDED)
             yield block
+
+    def take(self, n_bytes: int, problem: str) -> None:
+        """Count bytes.
+
+        Raises:
+            DamagedArchiveError: If there are too many, with the problem as its message.
+        """
+        self._left -= n_bytes
+        if self._left < 0:
+            raise DamagedArchiveError(problem)
 
 
 def max_content(size: int) -> int:

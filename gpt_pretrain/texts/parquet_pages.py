@@ -6,7 +6,7 @@ Source: PageHeader in apache/parquet-format's parquet.thrift, in the compact pro
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -57,6 +57,17 @@ def column_range(column: Any) -> tuple[int, int]:
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
         start = column.dictionary_page_offset
     return start, column.total_compressed_size + LATE
+
+
+def check_parts(metadata: Any, columns: Iterable[int], *, size: int) -> None:
+    """Check that columns have no more bytes in all row groups together than their file, so that no part is read again and again.
+
+    Raises:
+        DamagedArchiveError: If they have.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if sum(max(group.column(column).total_compressed_size, 0) for column in columns for group in groups) > size:
+        raise DamagedArchiveError("its parts are together larger than the file")
 
 
 def read_pages(stream: BinaryIO | io.RawIOBase, column: Any) -> Iterator[ParquetPage]:

@@ -183,10 +183,11 @@ def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: Corp
     """
     form = content.kind.form
     if form == PARQUET and content.name == file.path and content.stream is not None:
-        yield from read_parquet(file.path, cursor, inputs.text_field, size=file.size)
+        yield from read_parquet(file.path, cursor, inputs.text_field, size=file.size, limit=content.limit)
     elif form == PARQUET:
         with content.seekable(ContentLimit(file.size)) as copy:
-            yield from read_parquet(copy, cursor, inputs.text_field, size=copy.seek(0, os.SEEK_END))
+            size = copy.seek(0, os.SEEK_END)
+            yield from read_parquet(copy, cursor, inputs.text_field, size=size, limit=content.limit)
     elif form == ROWS:
         yield from split_rows(content.blocks(), cursor, inputs.text_field)
     elif form == LINES:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.parquet_footer import check_column_paths
-from gpt_pretrain.texts.parquet_pages import DICTIONARY, read_pages
+from gpt_pretrain.texts.parquet_pages import DICTIONARY, check_parts, read_pages
 from gpt_pretrain.texts.parquet_rows import LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
 
 MAX_TABLE_FILE, MAX_TABLE_MEMORY = 1 << 28, 1 << 29  # Bytes of a file, and of a row group in memory.
@@ -37,6 +37,7 @@ def read_small_tables(_: Callable[..., Any]) -> Callable[..., Any]:
             stream = io.BytesIO(data)
             check_column_paths(stream)
             table = pq.ParquetFile(stream)
+            check_parts(table.metadata, range(table.metadata.num_columns), size=len(data))
             for group in range(table.num_row_groups) if row_groups is None else row_groups:
                 check_row_group(stream, table.metadata.row_group(group))
                 yield Key(number, group), builder._cast_table(table.read_row_group(group, use_threads=False))

@@ -14,10 +14,11 @@ from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Ch
 from gpt_pretrain.texts.columns import check_column, find_column, find_leaf
 from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset
 from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
-from gpt_pretrain.texts.decompression import DamagedArchiveError, max_content
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.inputs import StreamedDataset
 from gpt_pretrain.texts.parquet_footer import check_column_paths
+from gpt_pretrain.texts.parquet_pages import check_parts
 from gpt_pretrain.texts.parquet_rows import EXPANDED, read_few_rows
 
 ROW = 50  # Bytes that a row takes at least, as a record of a Chunk does.
@@ -25,13 +26,14 @@ ROW = 50  # Bytes that a row takes at least, as a record of a Chunk does.
 DATASET_MEMORY = 1 << 30
 
 
-def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, size: int) -> Iterator[Chunk]:
+def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, size: int, limit: ContentLimit) -> Iterator[Chunk]:
     """Yield the rows of a Parquet file from the cursor's position on.
 
     Args:
         source: Path of the file, or an opened copy of one that is in an archive.
         text_field: The column, or a field in a column of structs after dots.
         size: Of the file in bytes.
+        limit: Of the text in it, and in all other members of an archive that it is in.
 
     Raises:
         UserError: If the file has no such column.
@@ -40,7 +42,6 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
         import pyarrow as pa
     except ImportError as error:
         raise missing_extra("pyarrow") from error
-    left = max_content(size)
     try:
         with (
             open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream,
@@ -48,6 +49,7 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
         ):
             fields = find_column(text_field, table.schema_arrow, cursor.file)
             column = find_leaf(fields, table.schema, cursor.file)
+            check_parts(table.metadata, [column], size=size)
             n_rows, group_start = table.metadata.num_rows, 0
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
@@ -59,9 +61,8 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
                     values = _values(_select(batch, fields).slice(skip))
                     skip = max(skip - len(batch), 0)
                     cursor.bytes_of_file = size * (cursor.record + len(values)) // n_rows
-                    left -= sum(len(value) if isinstance(value, str | bytes) else 0 for value in values) + ROW * len(values)
-                    if left < 0:
-                        raise DamagedArchiveError(EXPANDED)
+                    n_bytes = sum(len(value) if isinstance(value, str | bytes) else 0 for value in values)
+                    limit.take(n_bytes + ROW * len(values), EXPANDED)
                     yield from _chunk_values(values, cursor)
     # The errors of Arrow are a ValueError, a MemoryError or the like as well.
     except (pa.ArrowException, OSError, ValueError, OverflowError, DamagedArchiveError) as error:

@@ -16,6 +16,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts import chunks, decompression, reading, records, tables
 from gpt_pretrain.texts.blocks import read_stream
 from gpt_pretrain.texts.chunks import ReadPosition
+from gpt_pretrain.texts.decompression import ContentLimit
 from gpt_pretrain.texts.inputs import StreamedDataset, find_input_files
 from gpt_pretrain.tokenizers import splitting
 from tests.conftest import ROOT
@@ -109,7 +110,9 @@ def test_reading_a_table_resumes_at_a_position(tmp_path: Path, record: int) -> N
     path = write_parquet(tmp_path / "a.parquet", [*DOCUMENTS], row_group_size=77)
     (file,) = find_input_files([str(path)], out=tmp_path / "out")
     cursor = chunks.Cursor(file.path, ReadPosition(0, record, record), bytes_read=lambda: 0)
-    found = [chunk.content for chunk in tables.read_parquet(file.path, cursor, "text", size=file.size)]
+    found = [
+        chunk.content for chunk in tables.read_parquet(file.path, cursor, "text", size=file.size, limit=ContentLimit(file.size))
+    ]
     assert [text for values in found for text in values] == DOCUMENTS[record:]
 
 

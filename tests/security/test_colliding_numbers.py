@@ -162,7 +162,7 @@ def test_the_fields_of_a_sentencepiece_model_that_are_not_used_are_no_keys() -> 
 @pytest.mark.parametrize(("number", "taken"), [(1001, 1001), (-1, -1), (1 << 15, -(1 << 15)), (2 + (1 << 62), 2)])
 def test_numbers_of_fields_of_parquet_have_16_bits_as_in_arrow(number: int, taken: int) -> None:
     data = b"\x05" + varint(abs(number) * 2 - (number < 0)) + b"\x02\0"
-    assert _read_struct(data, 0, depth=0)[0] == read_page_struct(data, 0, depth=0)[0] == {taken: 1}
+    assert read_page_struct(data, 0, depth=0)[0] == {taken: 1}
 
 
 def test_fields_of_parquet_do_not_collide() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts import reading
+from gpt_pretrain.texts import decompression, reading
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.texts.parquet_pages import read_page_header
@@ -203,3 +204,14 @@ def test_every_form_of_a_page_is_read(tmp_path: Path, encoding: str, compression
 def test_ordinary_files_are_read_many_rows_at_a_time(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", pa.array([f"Document {n}." for n in range(500)]))
     assert sizes_and_refusal(path)[0] == [64] * 7 + [52]
+
+
+def test_all_tables_in_an_archive_have_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompression, "ALWAYS_READ", 1 << 20)
+    monkeypatch.setattr(decompression, "MAX_EXPANSION", 10)
+    pq.write_table(pa.table({"text": ["x" * 200_000]}), tmp_path / "a.parquet", compression="zstd", write_statistics=False)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(8):
+            archive.add(tmp_path / "a.parquet", f"{number}.parquet")
+    sizes, refusal = sizes_and_refusal(tmp_path / "a.tar")
+    assert len(sizes) == 5 and "times as large as the file" in refusal

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pretrain.texts import parquet_footer
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.parquet_footer import check_column_paths
+from gpt_pretrain.texts.tables import read_parquet
 
 
 def varint(number: int) -> bytes:
@@ -28,13 +30,18 @@ def element(name: bytes, *, children: int | None = None) -> bytes:
     return b"\x35\x00\x18" + varint(len(name)) + name + b"\x15" + varint(2 * children) + b"\0"
 
 
-def parquet_file(elements: list[bytes], *, schema: bytes = b"\x19") -> io.BytesIO:
+def element_list(elements: list[bytes], *, kind: int = 12) -> bytes:
+    return bytes([0xF0 | kind]) + varint(len(elements)) + b"".join(elements)
+
+
+def parquet_file(elements: list[bytes], *, schema: bytes = b"\x19", kind: int = 12) -> io.BytesIO:
     """Return a file of these columns, without rows.
 
     Args:
         schema: What announces the list of columns.
+        kind: What the list says that its elements are.
     """
-    footer = b"\x15\x02" + schema + b"\xfc" + varint(len(elements)) + b"".join(elements) + b"\x06\x06\x00\x19\x0c\0"
+    footer = b"\x15\x02" + schema + element_list(elements, kind=kind) + b"\x06\x06\x00\x19\x0c\0"
     return io.BytesIO(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
 
 
@@ -66,6 +73,54 @@ def test_the_list_of_columns_is_found_where_arrow_finds_it(schema: bytes, monkey
         check_column_paths(file)
 
 
+HARMLESS = [element(b"schema", children=1), element(b"a")]
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind"),
+    [
+        (b"\x19" + element_list(HARMLESS) + b"\x09\x04", 12),
+        (b"\x18\x01x\x09\x04", 12),
+        (b"\x0b\xd2\x0f\x00\x09\x04", 12),
+        (b"\x0d\xd2\x0f" + b"\x01" * 16 + b"\x09\x04", 12),
+        (b"\x0c\xd2\x0f" + b"\x1c" * 20 + b"\x00" * 21 + b"\x09\x04", 12),
+        (b"\x19", 8),
+        (b"\x19" + element_list(HARMLESS) + b"\x29\x18\x16\x00\x09\x04", 12),
+    ],
+    ids=[
+        "behind another list",
+        "behind a text in its place",
+        "behind a map",
+        "behind an identifier",
+        "behind something deep",
+        "as a list of texts",
+        "within a text that Arrow reads as a row group",
+    ],
+)
+def test_no_list_of_columns_hides_another_from_the_check(schema: bytes, kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = parquet_file([element(b"schema", children=1), element(b"long_name")], schema=schema, kind=kind)
+    if b"\x29\x18" not in schema:  # Arrow finds a row group without what it needs.
+        assert pq.ParquetFile(file).schema.names == ["long_name"]
+    monkeypatch.setattr(parquet_footer, "MAX_PATHS", 5)
+    with pytest.raises(DamagedArchiveError, match=r"the names of its columns|what should be its footer"):
+        check_column_paths(file)
+
+
+@pytest.mark.parametrize("children", [b"\x16\x02", b"\x15" + varint(1 << 33)], ids=["of 64 bits", "of more than 32 bits"])
+def test_columns_are_no_groups_where_arrow_sees_none(children: bytes) -> None:
+    columns = [b"\x15\x00\x25\x00\x18\x01b" + children + b"\0" for _ in range(1000)]
+    file = parquet_file([element(b"schema", children=1), element(b"x" * 30_000, children=1000), *columns])
+    with pytest.raises(DamagedArchiveError, match="the names of its columns"):
+        check_column_paths(file)
+
+
+def test_a_list_that_is_longer_than_the_footer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_footer, "MAX_PATHS", 5)
+    for kind in (3, 7):  # Of a fixed size each.
+        with pytest.raises(DamagedArchiveError, match="what should be its footer"):
+            check_column_paths(parquet_file([], schema=b"\x09\xd2\x0f" + bytes([0xF0 | kind]) + varint(1 << 62)))
+
+
 def test_a_table_has_a_limited_number_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_footer, "MAX_COLUMNS", 50)
     with pytest.raises(DamagedArchiveError, match="more than 50 columns"):
@@ -85,3 +140,17 @@ def test_the_columns_of_ordinary_files_are_counted_as_arrow_does(tmp_path: Path,
             else:
                 with pytest.raises(DamagedArchiveError, match="the names of its columns"):
                     check_column_paths(stream)
+
+
+def test_no_part_of_a_file_is_read_for_many_groups_of_rows() -> None:
+    n_pages, n_groups = 800, 200  # One after the other, 160,000 headers of pages.
+    page = b"\x15\x00\x15\x00\x15\x00\x2c\x15\x00\x15\x00\x15\x06\x15\x06\0\0"
+    size, encodings, path = varint(2 * len(page) * n_pages), b"\x19\x15\x00", b"\x19\x18\x04text"
+    column = b"\x26\x08\x1c\x15\x0c" + encodings + path + b"\x15\x00\x16\x02\x16" + size + b"\x16" + size + b"\x26\x08\0\0"
+    groups = element_list([b"\x19\x1c" + column + b"\x16\x02\x16\x02\0"] * n_groups)
+    root, text = element(b"schema", children=1), b"\x15\x0c\x25\x00\x18\x04text\x25\x00\0"
+    footer = b"\x15\x02\x19" + element_list([root, text]) + b"\x16" + varint(2 * n_groups) + b"\x19" + groups + b"\0"
+    data = b"PAR1" + page * n_pages + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    cursor = Cursor("a.parquet", ReadPosition(), bytes_read=lambda: 0)
+    (chunk,) = read_parquet(io.BytesIO(data), cursor, "text", size=len(data), limit=ContentLimit(len(data)))
+    assert isinstance(chunk.content, RejectedRecord) and "together larger than the file" in chunk.content.detail
