@@ -215,7 +215,7 @@ class SegmentWriter:
                 self._rejected.write(json.dumps(fields, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
     def _open_segment(self) -> None:
-        self._path = self.folder / f"{len(self.segments):05d}.bin"
+        self._path = self.folder / segment_name(len(self.segments))
         self._tokens = open_emptied(self._path)
         self._tokens_hash = hashlib.sha256()
         self._n_tokens, self._rows = 0, list[np.ndarray]()
@@ -259,9 +259,16 @@ def read_journal(folder: Path) -> tuple[list[Segment], EncodingState, int | None
         if not line.endswith(b"\n"):
             break
         segment, state = _parse_entry(line, folder)
+        if segment.path.name != (name := segment_name(len(segments))):  # so that none is read again and again
+            raise _damaged(folder, ValueError(f"it names {segment.path.name!r} in place of {name}"))
         segments.append(segment)
         size += len(line)
     return segments, state, size
+
+
+def segment_name(number: int) -> str:
+    """Return the name of the file of tokens of a segment, counted from 0."""
+    return f"{number:05d}.bin"
 
 
 def total_counts(folders: Iterable[Path]) -> RecordCounts:

@@ -277,11 +277,11 @@ def _shard_jobs(
 
 def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[str, Any]]:
     """Return the manifest entries of the shards that an interrupted preparation has written and that are still intact."""
-    finished: dict[str, dict[str, Any]] = {}
+    finished: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
     try:
         lines = read_bytes(folder / WORK / FINISHED, max_bytes=MAX_JOURNAL).splitlines(keepends=True)
     except FileNotFoundError:
-        return finished
+        return {}
     for line in lines:
         if not line.endswith(b"\n"):  # The process was killed while it wrote this line.
             continue
@@ -295,9 +295,18 @@ def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[
             continue
         if not all(type(entry.get(count)) is int and 0 <= entry[count] < MAX_COUNT for count in COUNTS):
             continue
-        if name in jobs and all((folder / file).is_file() and sha256(folder / file) == value for file, value in hashes.items()):
-            finished[name] = entry
-    return finished
+        if name in jobs:
+            finished[name] = entry, hashes
+    # Each shard is read once, however often it is listed.
+    return {
+        name: entry
+        for name, (entry, hashes) in finished.items()
+        if all(_has_hash(folder / file, hashes[file]) for file in hashes)
+    }
+
+
+def _has_hash(file: Path, expected: str) -> bool:
+    return file.is_file() and sha256(file) == expected
 
 
 def _append_finished(folder: Path, entry: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.tensor_files import read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.prepare.segments import JOURNAL, read_journal
+from gpt_pretrain.prepare import shards
+from gpt_pretrain.prepare.segments import JOURNAL, SegmentWriter, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.system.json_files import count_outer_marks, parse_json
 from gpt_pretrain.system.nested_values import MAX_VALUES
@@ -134,6 +135,28 @@ def test_a_hostile_journal_is_damaged(tmp_path: Path) -> None:
     (tmp_path / JOURNAL).write_bytes(b'{"piece": {"path": "/etc/passwd"}, "state": {}}\n')
     with pytest.raises(UserError, match=r"journal\.jsonl is damaged"):
         read_journal(tmp_path)
+
+
+def test_no_segment_is_listed_again(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, itemsize=2)
+    writer.finish_segment(complete=True)
+    writer.close()
+    (tmp_path / JOURNAL).write_bytes((tmp_path / JOURNAL).read_bytes() * 2)
+    with pytest.raises(UserError, match=r"it names '00000\.bin' in place of 00001\.bin"):
+        read_journal(tmp_path)
+
+
+def test_a_shard_is_read_once_however_often_it_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"file": "train-00000.bin", "starts": "train-00000.idx", "documents": 1, "tokens": 1, "bytes": 1}
+    entry |= {"sha256": "0", "starts_sha256": "0"}
+    for name in (shards.FINISHED, "../train-00000.bin", "../train-00000.idx"):
+        (tmp_path / shards.WORK).mkdir(exist_ok=True)
+        (tmp_path / shards.WORK / name).write_bytes(json.dumps(entry).encode() + b"\n")
+    (tmp_path / shards.WORK / shards.FINISHED).write_bytes((json.dumps(entry).encode() + b"\n") * 100)
+    read = list[Path]()
+    monkeypatch.setattr(shards, "sha256", lambda path: read.append(path) or "0")
+    assert list(shards._finished_shards(tmp_path, {"train-00000": None})) == ["train-00000"]  # type: ignore[dict-item]
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize("content", ["[],", '{"":0},', "{},", '{"a":[1]},'])
