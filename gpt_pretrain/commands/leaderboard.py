@@ -29,7 +29,7 @@ from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 
 MAX_SETTINGS_SHOWN, MAX_NAME_SHOWN = 80, 48  # characters
-MAX_ROWS = 50  # of a table
+MAX_ROWS, MAX_TABLES = 50, 50  # of a table, and of all
 
 Column = tuple[str, Callable[[Entry], str]]
 
@@ -60,10 +60,15 @@ def format_leaderboard(entries: Sequence[Entry], *, own_machine: str) -> str:
     Args:
         own_machine: The beginning of the name of the machine that this is.
     """
-    machines = letter_machines(sorted(entries, key=lambda one: not one.machine.startswith(own_machine)))
+    groups = group_by_text(entries)
+    used = {entry.machine for group in groups[:MAX_TABLES] for entry in group[:MAX_ROWS]}
+    shown = [entry for entry in entries if entry.machine in used]
+    machines = letter_machines(sorted(shown, key=lambda one: not one.machine.startswith(own_machine)))
     lines = []
-    for group in group_by_text(entries):
+    for group in groups[:MAX_TABLES]:
         lines += [_describe_part(group[0]), format_table(_rows(group, machines)), *_notes(group), ""]
+    if len(groups) > MAX_TABLES:
+        lines += [f"{format_count(len(groups) - MAX_TABLES, 'more text')} not shown.", ""]
     for machine, letter in machines.items():
         own = " (this one)" if machine and machine.startswith(own_machine) else ""
         lines.append(f"machine {letter}{own}: {escape_line(machine) or 'unknown'}")

@@ -31,7 +31,7 @@ from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
 
 MAX_OVERRIDES = 300
-MAX_LENGTH = 10_000  # characters of one override
+MAX_LENGTH, MAX_TOTAL_LENGTH = 10_000, 50_000  # characters of one override, and of all; Hydra's parser reads 50,000 in a second
 MAX_DEPTH = 20  # brackets within brackets; Hydra's parser is recursive
 MAX_JOBS = 10_000
 DEFAULT_OPTIONS = ("model", "optimizer", "scheduler")  # groups whose default has changed between versions
@@ -96,6 +96,11 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
     origin = escape_line(str(folder / SWEEP_SETTINGS))
     if len(texts) > MAX_OVERRIDES:
         raise UserError(f"{origin} holds {len(texts):,} overrides, more than the limit of {MAX_OVERRIDES}. The file is damaged.")
+    if (length := sum(len(text) for text in texts if text not in known)) > MAX_TOTAL_LENGTH:
+        raise UserError(
+            f"{origin}, {UNSIGNED}, holds overrides of {length:,} characters, more than the limit of {MAX_TOTAL_LENGTH:,}. "
+            "Start a new sweep."
+        )
     for text in texts:
         if (key := override_key(text)) in typed | REPLACED:
             if key in typed and "," in text:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt_pretrain.config.overrides import split_override
+from gpt_pretrain.system.formatting import shorten_middle
 from gpt_pretrain.system.urls import SECRET, hide_secrets, is_cut, secret_parts, without_secrets
 
 # Options of a file system may be access keys. Their names are kept, to say later what to type again.
 OPTIONS = "data.remote.options"
 _OPTION_WORD = re.compile(rf"({re.escape(OPTIONS)}[\w.]{{0,200}})=(?!(?:true|false|null)\b)\S+")
+MAX_SEARCHED = 10_000  # characters of a text of run metadata; of a longer one, the middle is left out
 _TEXTS = ("start_context", "callbacks.grid.prompts", "prompt")  # a model continues them as they are
 
 
@@ -38,15 +40,19 @@ def metadata_without_secrets(metadata: Mapping[str, Any]) -> dict[str, Any]:
     cut: dict[str, Any] = dict(metadata)
     for name in ("overrides", "swept"):
         if isinstance(texts := cut.get(name), list):
-            cut[name] = [override_without_secrets(text) if isinstance(text, str) else text for text in texts]
+            cut[name] = [override_without_secrets(_shorten(text)) if isinstance(text, str) else text for text in texts]
     if isinstance(command := cut.get("command"), str):
         # Its words are quoted for a shell, and OPTIONS are recognized by their name.
-        cut["command"] = _OPTION_WORD.sub(rf"\1={SECRET}", hide_secrets(command))
+        cut["command"] = _OPTION_WORD.sub(rf"\1={SECRET}", hide_secrets(_shorten(command)))
     if isinstance(error := cut.get("error"), str):
-        cut["error"] = hide_secrets(error)
+        cut["error"] = hide_secrets(_shorten(error))
     if isinstance(data := cut.get("data"), Mapping):
         cut["data"] = settings_without_secrets(data)
     return cut
+
+
+def _shorten(text: str) -> str:
+    return shorten_middle(text, MAX_SEARCHED)
 
 
 def secret_values(settings: Mapping[Any, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.evaluation.few_shot import MAX_SHOTS, add_core_examples
-from gpt_pretrain.evaluation.task_files import read_items
+from gpt_pretrain.evaluation.task_files import check_names_of_files, read_items
 from gpt_pretrain.evaluation.task_items import (
     CoreRule,
     Task,
@@ -35,6 +35,8 @@ from gpt_pretrain.system.yaml_files import read_yaml
 CONFIG, BASELINES, DATA = "core.yaml", "eval_meta_data.csv", "eval_data"
 ORDER_SEED = 1337  # nanochat shuffles the items of each task, since the files are often sorted.
 MAX_TASKS, MAX_TASK_NAME, MAX_CORE_DELIMITER = 200, 100, 100
+MAX_BASELINE_BYTES = 1_000_000  # The file of the set has 4,000.
+TASK_COLUMN, BASELINE_COLUMN = "Eval Task", "Random baseline"
 FORMS = {
     "multiple_choice": 'Each line is {"query": "...", "choices": ["...", "..."], "gold": 0}.',
     "schema": 'Each line is {"context_options": ["...", "..."], "continuation": "...", "gold": 0}.',
@@ -76,6 +78,7 @@ def read_core_tasks(folder: Path, *, limit: int | None = None, n_shots: int | No
         names = [entry.name for entry in parsed]
         if twice := [name for name in names if names.count(name) > 1]:
             raise DamagedFileError(f"two tasks have the label {short_repr(twice[0])}")
+        check_names_of_files(folder / DATA / entry.file for entry in parsed)
     except (OSError, ValueError) as error:
         raise UserError(f"tasks.path={folder / CONFIG} cannot be used: {_reason(error)}.") from error
     baselines = _read_baselines(folder)
@@ -146,15 +149,29 @@ def _parse_entry(entry: Any) -> _Entry:
 def _read_baselines(folder: Path) -> dict[str, float]:
     """Return the accuracy of guessing by task, from 0 to 1."""
     try:
-        rows = csv.DictReader(io.StringIO(read_bytes(folder / BASELINES, within=folder).decode("utf-8-sig")), strict=True)
-        found = {str(row["Eval Task"]): float(row["Random baseline"]) / 100 for row in rows}
+        text = read_bytes(folder / BASELINES, max_bytes=MAX_BASELINE_BYTES, within=folder).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text), strict=True) if row]
+        name, baseline = (_column(rows[:1], title) for title in (TASK_COLUMN, BASELINE_COLUMN))
+        found = {row[name]: float(row[baseline]) / 100 for row in rows[1:]}
         if wrong := [name for name, value in found.items() if not (math.isfinite(value) and 0 <= value < 1)]:
             raise ValueError(f"the random baseline of {short_repr(wrong[0])} must be at least 0 and below 100 percent")
     except KeyError as error:
         raise UserError(f"tasks.path={folder / BASELINES} has no column {error}.") from error
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         raise UserError(f"tasks.path={folder / BASELINES} cannot be used: {_reason(error)}.") from error
     return found
+
+
+def _column(headings: Sequence[Sequence[str]], title: str) -> int:
+    """Return the index of a column.
+
+    Raises:
+        KeyError: If there is no such column, or no heading.
+    """
+    for heading in headings:
+        if title in heading:
+            return heading.index(title)
+    raise KeyError(title)
 
 
 def _reason(error: Exception) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.task_items import MAX_ITEM_CHARACTERS, Task, TaskItem
+from gpt_pretrain.system.formatting import format_count
 
 SEED = 1234  # That of both programs.
 MAX_SHOTS = 100
@@ -27,16 +29,29 @@ def add_examples(task: Task, n_shots: int, *, pool: Sequence[TaskItem], draws_sp
     chosen = Random(SEED)
     n_drawn = n_shots + 1 if draws_spare else n_shots
     _check_enough(task, len(pool), n_drawn)
+    copies: dict[TaskItem, list[int]] = {}  # the positions of each item in the pool
+    for position, item in enumerate(pool):
+        copies.setdefault(item, []).append(position)
     examples = []
     for item in task.items:
         drawn = [pool[index] for index in chosen.sample(range(len(pool)), n_drawn)]
         kept = [one for one in drawn if one != item][:n_shots]
         if len(kept) < n_shots:  # because the pool has copies of the question
-            others = [one for one in pool if one != item]
-            _check_enough(task, len(others), n_shots)
-            kept = [others[index] for index in chosen.sample(range(len(others)), n_shots)]
+            own = copies[item]
+            _check_enough(task, len(pool) - len(own), n_shots)
+            kept = [pool[_skip(own, index)] for index in chosen.sample(range(len(pool) - len(own)), n_shots)]
         examples.append(tuple(kept))
     return _with_examples(task, examples)
+
+
+def _skip(left_out: Sequence[int], index: int) -> int:
+    """Return the position of an item in a list, given its index among the items that are not at the positions left out.
+
+    Args:
+        left_out: Ascending.
+    """
+    # Before a position that is left out, there are as many others as that position minus the number of those before it.
+    return index + bisect_right(range(len(left_out)), index, key=lambda number: left_out[number] - number)
 
 
 def add_core_examples(task: Task, n_shots: int) -> Task:
@@ -55,10 +70,11 @@ def add_core_examples(task: Task, n_shots: int) -> Task:
 
 def _with_examples(task: Task, examples: list[tuple[TaskItem, ...]]) -> Task:
     for item, chosen in zip(task.items, examples, strict=True):
-        if (size := sum(len(one.answered) for one in chosen)) > MAX_ITEM_CHARACTERS:
+        if (size := len(item.contexts) * sum(len(one.answered) for one in chosen)) > MAX_ITEM_CHARACTERS:
             raise UserError(
-                f"{task.name}, line {item.line}: its {len(chosen)} examples have {size:,} characters, but may have at most "
-                f"{MAX_ITEM_CHARACTERS:,}. Choose a smaller tasks.n_shots."
+                f"{task.name}, line {item.line}: its {len(chosen)} examples have {size:,} characters, counted once for each of "
+                f"{format_count(len(item.contexts), 'choice')}, but may have at most {MAX_ITEM_CHARACTERS:,}. Choose a smaller "
+                "tasks.n_shots."
             )
     return replace(task, examples=tuple(examples))
 

@@ -16,7 +16,9 @@ MAX_SEARCHED = 1 << 27  # Tokens of the long text; of a longer one, blocks sprea
 OVERLAP = 1 << 12  # Tokens of the next block that are read too; the longest span that is found across two blocks.
 TABLE_BITS = 22
 MAX_OCCURRENCES = 64  # Of equal windows in the short texts that are followed.
-MAX_FOLLOWED = 100_000  # Windows of a block that are followed, which bounds the time for rules of dashes and the like.
+# These bound the time for rules of dashes and the like: windows of a block that are followed, and those that are looked through
+# for a few in texts that are not found as a whole yet.
+MAX_FOLLOWED, MAX_LOOKED_THROUGH = 100_000, 20_000_000
 
 
 def longest_shared_spans(texts: Sequence[np.ndarray], long_text: TokenStream, *, shortest: int) -> np.ndarray:
@@ -74,8 +76,11 @@ class _WindowIndex:
         after = np.searchsorted(self.hashes, found[starts], side="right")
         known = after > first
         covered: dict[int, int] = {}  # By the distance of both positions, where the last span ends.
-        followed = 0
+        followed = looked_through = 0
         for start, low, high in zip(starts[known].tolist(), first[known].tolist(), after[known].tolist(), strict=True):
+            looked_through += high - low if high - low > MAX_OCCURRENCES else 0
+            if high - low > MAX_OCCURRENCES and looked_through > MAX_LOOKED_THROUGH:
+                continue
             for position in self._occurrences(low, high):
                 text = int(self._text_of[position])
                 if covered.get(position - start, -1) > start or self.spans[text] == self._sizes[text]:

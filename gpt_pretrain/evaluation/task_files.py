@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
 
 MAX_LINE_BYTES = 1 << 20
+MAX_TASK_FILES = 1000  # of a folder
+MAX_NAMES = 4  # of one file; the CORE set has HellaSwag with and without examples
 ENDINGS = (".jsonl", ".json", ".ndjson")
 
 
@@ -43,6 +46,15 @@ def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list
     files = sorted(file for file in local.glob("*") if file.suffix.lower() in ENDINGS) if local.is_dir() else [local]
     if not files:
         raise UserError(f"tasks.path={path}: this folder has no files that end in {', '.join(ENDINGS)}.")
+    if len(files) > MAX_TASK_FILES:
+        raise UserError(
+            f"tasks.path={path}: this folder has {len(files):,} files of tasks, more than the limit of {MAX_TASK_FILES:,}. "
+            "Divide them into several folders."
+        )
+    try:
+        check_names_of_files(files)
+    except DamagedFileError as error:
+        raise UserError(f"tasks.path={path} cannot be used: {error}.") from error
     stems = [file.stem for file in files]
     names = [file.stem if stems.count(file.stem) == 1 else file.name for file in files]
     tasks = []
@@ -51,6 +63,17 @@ def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list
         task = replace(whole, items=whole.items[:limit])
         tasks.append(add_examples(task, n_shots, pool=whole.items) if n_shots else task)
     return tasks
+
+
+def check_names_of_files(paths: Iterable[Path]) -> None:
+    """Check that no file has many of these names, by links or otherwise: it would be read for each of them.
+
+    Raises:
+        DamagedFileError: If one has.
+    """
+    found = Counter((status.st_dev, status.st_ino) for status in (path.stat() for path in paths if path.exists()))
+    if (count := max(found.values(), default=0)) > MAX_NAMES:
+        raise DamagedFileError(f"{count:,} tasks have one file, more than the limit of {MAX_NAMES}")
 
 
 def read_task(file: Path, *, name: str | None = None, limit: int | None = None) -> Task:

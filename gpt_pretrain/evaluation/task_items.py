@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,8 +88,7 @@ class Task:
             return
         for item, examples in zip(self.items, self.examples, strict=True):
             begin = "".join(example.answered + SEPARATOR for example in examples)
-            whole = {context: begin + context for context in item.contexts}  # Equal contexts remain one string.
-            yield replace(item, contexts=tuple(whole[context] for context in item.contexts))
+            yield replace(item, contexts=put_before(begin, item.contexts))
 
 
 def read_own_item(fields: Mapping[str, Any], *, line: int) -> TaskItem:
@@ -114,7 +113,13 @@ def read_own_item(fields: Mapping[str, Any], *, line: int) -> TaskItem:
         contexts, endings = (read_text_field(fields, "context", may_be_empty=True),), (read_text_field(fields, "continuation"),)
     check_item_size(contexts, endings)
     label = read_label(fields, "label", count=len(endings)) if len(endings) > 1 else 0
-    return TaskItem(contexts, tuple(delimiter + ending for ending in endings), label, tuple(map(len, endings)), line)
+    return TaskItem(contexts, put_before(delimiter, endings), label, tuple(map(len, endings)), line)
+
+
+def put_before(begin: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Return texts with another one before each of them; equal texts remain one string, since an item may have many."""
+    whole = {text: begin + text for text in texts}
+    return tuple(whole[text] for text in texts)
 
 
 def check_item_size(contexts: tuple[str, ...], endings: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ Importing this module loads no heavy library.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
@@ -116,6 +116,20 @@ def check_folder_name(folder: Path) -> None:
         from gpt_pretrain.system.terminal import escape_line  # rich takes a tenth of a second to load
 
         raise UserError(f"{escape_line(path)}: the path contains ${{, which Hydra would replace. Rename the folder.")
+
+
+def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
+    """Yield files, but each file only once: a small archive may give one file, by hard links, thousands of names."""
+    seen = set[tuple[int, int]]()
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        key = status.st_dev, status.st_ino
+        if status.st_nlink == 1 or key not in seen:
+            seen.add(key)
+            yield file
 
 
 def is_written_by_runs(names: Iterable[str]) -> bool:

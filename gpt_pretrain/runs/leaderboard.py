@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config.overrides import split_override
 from gpt_pretrain.config.secrets import metadata_without_secrets
+from gpt_pretrain.runs.folder import without_repetitions
 from gpt_pretrain.runs.metadata import METADATA_FILE, metadata_section, read_metadata, stored_overrides
 from gpt_pretrain.runs.reader import METRICS, lowest_bits_per_byte, read_metrics, read_settings
 from gpt_pretrain.system.formatting import is_finite_number
@@ -22,7 +23,10 @@ MAX_RUNS = 10_000
 MAX_TEXT = 200  # characters of a text in an entry
 MAX_SETTINGS = 100
 MAX_AMOUNT = 1e18
-PERSONAL = ("start_context", "data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir", "resume", "sweep_resume")
+PERSONAL = (
+    *("start_context", "callbacks.grid", "callbacks.grid.prompts"),
+    *("data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir", "resume", "sweep_resume"),
+)
 PATH_MARKS = ("/", "\\", "~", "@")
 
 
@@ -81,10 +85,11 @@ class Entry:
 def find_entries(folder: Path) -> tuple[list[Entry], int]:
     """Return the entries of the runs in a folder, and the number of trained runs that have no bits per byte.
 
-    Links among the folders are not followed: a stranger's could lead to all of the disk.
+    Links among the folders are not followed: a stranger's could lead to all of the disk. A run with several names counts once.
     """
     entries, unknown = list[Entry](), 0
-    for run in sorted(_run_folders(folder))[:MAX_RUNS]:
+    files = sorted(run / METADATA_FILE for run in _run_folders(folder))
+    for run in islice((file.parent for file in without_repetitions(files)), MAX_RUNS):
         metadata = metadata_without_secrets(read_metadata(run))
         if (entry := run_entry(run, metadata)) is not None:
             entries.append(entry)
@@ -158,9 +163,13 @@ def merge(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def group_by_text(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Return the entries of each held-out part, the best first; the text with the latest run comes first."""
+    """Return the entries of each held-out part, the best first.
+
+    The texts of runs on this machine's disk come before those that are only in results files, and the text with the latest run
+    comes first.
+    """
     groups: dict[tuple[str, str, float | None], list[Entry]] = {}
-    for entry in sorted(entries, key=lambda one: one.started, reverse=True):
+    for entry in sorted(entries, key=lambda one: (not one.source, one.started), reverse=True):
         groups.setdefault(entry.held_out_part, []).append(entry)
     return [sorted(group, key=lambda one: (one.bits_per_byte, one.seconds or 0.0, one.run)) for group in groups.values()]
 

@@ -20,15 +20,16 @@ from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.system.checkout import git_revision
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.formatting import is_finite_number, short_message
-from gpt_pretrain.system.json_files import read_json
+from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.locks import lock, try_lock
-from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.resources import cpu_name
 
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
 COMPLETE = (FINISHED, PRUNED)  # The states in which nothing is left to do.
 MAX_LISTED = 1000  # in a list of texts; there are fewer than 200 settings to override
+MAX_METADATA_VALUES = 100_000  # A run has about 200. Each gets a line of its own when the metadata is written again.
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the metadata in a run's folder; an empty dictionary if the file is missing or damaged."""
     try:
-        return read_json(folder / METADATA_FILE, within=folder)
+        return parse_json(read_bytes(folder / METADATA_FILE, within=folder), max_values=MAX_METADATA_VALUES)
     except (OSError, DamagedFileError):
         return {}
 

@@ -14,11 +14,14 @@ EVALUATED = "evaluation/"  # begins the columns of held-out texts and tasks
 MAX_METRICS_BYTES = 1_000_000_000  # A row has about 150.
 MAX_LINE_BYTES = 100_000
 MAX_COLUMNS = 1000
-MAX_POINTS = 2000  # of each metric of earlier steps; TensorBoard shows 1,000 unless it is asked for more
+# Points of each metric of earlier steps, and of all together. TensorBoard shows 1,000 of each unless it is asked for more.
+MAX_POINTS, MAX_ALL_POINTS = 2000, 100_000
 
 
 class History:
-    """The metrics of many rows by tokens seen: at most about MAX_POINTS of each, at equal distances, and the lowest loss.
+    """The metrics of many rows by tokens seen, and the lowest loss: of each metric at most about MAX_POINTS at equal distances.
+
+    Of a stranger's hundreds of metrics, fewer points are kept.
 
     Attributes:
         points: Of each metric, tokens seen and values.
@@ -30,6 +33,7 @@ class History:
         self.lowest_val_loss = math.inf
         self._seen: dict[str, int] = {}  # values of each metric, of which every `_strides`th is kept
         self._strides: dict[str, int] = {}
+        self._count = 0  # of all points
 
     def add(self, numbers: dict[str, float]) -> None:
         """Add the numbers of a row by column. A row without tokens seen counts for the lowest loss only."""
@@ -40,6 +44,9 @@ class History:
         for name, value in numbers.items():
             if name not in AXES:
                 self._add_point(name, (int(tokens), value))
+        if self._count >= MAX_ALL_POINTS:
+            for name in self.points:
+                self._thin(name)
 
     def _add_point(self, name: str, point: tuple[int, float]) -> None:
         seen, stride = self._seen.get(name, 0), self._strides.get(name, 1)
@@ -48,9 +55,16 @@ class History:
             return
         points = self.points.setdefault(name, [])
         points.append(point)
+        self._count += 1
         if len(points) >= 2 * MAX_POINTS:
-            del points[1::2]
-            self._strides[name] = 2 * stride
+            self._thin(name)
+
+    def _thin(self, name: str) -> None:
+        """Leave out every second point of a metric, also of those to come."""
+        points = self.points[name]
+        self._count -= len(points) // 2
+        del points[1::2]
+        self._strides[name] = 2 * self._strides.get(name, 1)
 
 
 def read_heading(file: Path) -> list[str]:

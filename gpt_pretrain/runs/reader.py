@@ -20,13 +20,15 @@ from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.runs.samples import Sample, read_samples
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
-from gpt_pretrain.system.yaml_files import MAX_YAML_BYTES, parse_yaml
+from gpt_pretrain.system.yaml_files import parse_yaml
 
 CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.csv", "samples.txt"
 MAX_STEP = 10**15  # Also of tokens seen. Charts cannot show numbers near the limits of float64.
 MAX_VALUE = 1e100
-# A value of a run takes about 18 bytes in metrics.csv, and 60 in memory. A stranger's file may have one in every two bytes.
-FREE_VALUES, BYTES_PER_VALUE = 1_000_000, 8
+MAX_CONFIG_BYTES = 200_000  # A run's config.yaml has about 3,000.
+# A value of a run takes about 18 bytes in metrics.csv, and 60 in memory. A stranger's file may have one in every two bytes, or
+# rows without any, each of which takes the time of some values.
+FREE_VALUES, BYTES_PER_VALUE, VALUES_PER_ROW = 1_000_000, 8, 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,12 @@ class RunContents:
 
     def series(self, *columns: str) -> MetricSeries:
         """Return the first of these metrics that the run has; an empty series if it has none of them."""
-        return next((self.metrics[column] for column in columns if self.metrics.get(column)), MetricSeries())
+        return first_series(self.metrics, *columns)
+
+
+def first_series(metrics: Mapping[str, MetricSeries], *columns: str) -> MetricSeries:
+    """Return the first of these metrics that a run has; an empty series if it has none of them."""
+    return next((metrics[column] for column in columns if metrics.get(column)), MetricSeries())
 
 
 def read_run(folder: Path) -> RunContents:
@@ -128,7 +135,7 @@ def read_metrics(file: Path) -> dict[str, MetricSeries]:
     columns: dict[str, MetricSeries] = {}
     left = FREE_VALUES + _size(file) // BYTES_PER_VALUE
     for row in read_rows(file):
-        left -= _add_row(columns, row)
+        left -= VALUES_PER_ROW + _add_row(columns, row)
         if left < 0:
             break
     return columns
@@ -136,8 +143,15 @@ def read_metrics(file: Path) -> dict[str, MetricSeries]:
 
 def format_setting(value: Any) -> str:
     """Return a setting as it is typed on the command line; lists and mappings as JSON. `${...}` stays text."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(_with_texts_as_names(value), ensure_ascii=False, default=str)
     return unescape_interpolation(text)
+
+
+def _with_texts_as_names(value: Any) -> Any:
+    """Return nested values with names that JSON can have; those of YAML may be dates or bytes."""
+    if isinstance(value, dict):
+        return {str(name): _with_texts_as_names(part) for name, part in value.items()}
+    return [_with_texts_as_names(part) for part in value] if isinstance(value, list) else value
 
 
 def _size(file: Path) -> int:
@@ -166,7 +180,7 @@ def _add_row(columns: dict[str, MetricSeries], row: dict[str, str]) -> int:
 def _read_config(folder: Path) -> str:
     """Return the text of config.yaml; empty if it is missing, far too large or not a regular file in the folder."""
     try:
-        return read_bytes(folder / CONFIG, max_bytes=MAX_YAML_BYTES, within=folder).decode(errors="replace")
+        return read_bytes(folder / CONFIG, max_bytes=MAX_CONFIG_BYTES, within=folder).decode(errors="replace")
     except (OSError, DamagedFileError):
         return ""
 

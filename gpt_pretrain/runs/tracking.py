@@ -39,7 +39,7 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 WANDB_SETTINGS, WANDB_HARMLESS = ("wandb/settings", ".wandb/settings"), ("entity", "project")
 WANDB_SERVERS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the package's own, of different versions
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
-MAX_WANDB_SETTINGS = 100_000  # bytes
+MAX_WANDB_SETTINGS = 2000  # bytes; the time of configparser grows with the square of a line
 JOURNALS = ("-journal", "-wal", "-shm")  # endings of the files in which SQLite keeps unfinished changes
 MLFLOW_DATABASE_PACKAGES = ("sqlalchemy", "alembic")  # the small package mlflow-skinny comes without them
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from gpt_pretrain.runs.charts.drawing import (
     spans_decades,
 )
 from gpt_pretrain.runs.metadata import FINISHED
+from gpt_pretrain.runs.reader import MAX_VALUE
 from gpt_pretrain.sweeps.folder import CHART
 from gpt_pretrain.sweeps.results import Job, swept_keys
 
@@ -114,16 +114,17 @@ def _scale_axis(axes: Axes, values: Sequence[str]) -> list[float]:
         return known
     parsed = dict(zip(values, numbers, strict=True))
     order = sorted(parsed, key=lambda value: (parsed[value] is None, parsed[value] or 0.0, value))
+    positions = {value: float(position) for position, value in enumerate(order)}
     shown = order[:: -(-len(order) // MAX_CATEGORIES_NAMED)]
     long = sum(map(len, shown)) > 30
     axes.set_xticks(
-        [order.index(value) for value in shown],
+        [positions[value] for value in shown],
         [label_text(value, limit=24) for value in shown],
         rotation=30 if long else 0,
         ha="right" if long else "center",
     )
     axes.set_xlim(-0.5, len(order) - 0.5)
-    return [float(order.index(value)) for value in values]
+    return [positions[value] for value in values]
 
 
 def _scale_numbers(axes: Axes, texts: dict[float, str]) -> None:
@@ -149,4 +150,4 @@ def _finite_number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) < MAX_VALUE else None  # also None for NaN

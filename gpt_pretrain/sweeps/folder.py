@@ -26,7 +26,7 @@ SWEEP_SETTINGS = "multirun.yaml"  # The name that Hydra's own sweepers use.
 SWEEP_SIGNATURE = "multirun.signature"  # shows which overrides in the settings this user has typed
 STUDY, SUMMARY, CHART, LADDER = "study.journal", "summary.csv", "summary.png", "ladder.json"
 SIGNATURE_PURPOSE, NAME_PURPOSE = "overrides of a sweep", "name of a job"
-MAX_SETTINGS_BYTES = 1_000_000  # of a sweep's settings, which have about 10,000
+MAX_SETTINGS_BYTES = 200_000  # of a sweep's settings, which have about 10,000
 # Everything in a sweep's folder that a sweep writes, besides the folders of its jobs.
 WRITTEN_BY_SWEEPS = (SWEEP_SETTINGS, SWEEP_SIGNATURE, STUDY, SUMMARY, CHART, LADDER, REPORT)
 MAX_NAME_BYTES = 120  # File systems allow 255.

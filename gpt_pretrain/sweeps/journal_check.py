@@ -64,7 +64,7 @@ class _Replay:
             raise DamagedFileError("a line does something that no search does")
         if kind == CREATE_STUDY:
             name = entry.get("study_name")
-            if not isinstance(name, str) or name != (self._study or name):
+            if not isinstance(name, str) or self._study not in (None, name):
                 raise DamagedFileError("it has several studies")
             self._study = name
         elif self._study is None:

@@ -26,6 +26,8 @@ from gpt_pretrain.training.budget.typed import LENGTHS
 CHOSEN = ("model", "tokenizer", "optimizer.lr", "experiment", "init_from")  # settings and groups that a ladder decides
 TEXTS = ("data", "data.path", "data.url")
 MIN_STEPS = MIN_RUNG_STEPS // 2  # of a rung that counts, on a machine that has become slower
+DIVERGED = 100.0  # bits per byte
+MAX_MEASURED = 1e18  # of tokens and the like
 
 
 def ladder_problems(keys: Set[str], swept: Set[str]) -> list[str]:
@@ -121,8 +123,8 @@ def rung_result(folder: Path, rung: Rung) -> RungResult | None:
     metadata = read_metadata(folder / rung.name)
     result = metadata_section(metadata, "result")
     numbers = [result.get(name) for name in ("best_bits_per_byte", "tokens_seen", "tokens_per_second", "steps")]
-    bits, tokens, rate, steps = (one if is_finite_number(one) and one > 0 else math.nan for one in numbers)
-    if metadata.get("state") not in COMPLETE or math.isnan(bits * tokens * rate) or not steps >= MIN_STEPS:
+    bits, tokens, rate, steps = (one if is_finite_number(one) and 0 < one < MAX_MEASURED else math.nan for one in numbers)
+    if metadata.get("state") not in COMPLETE or not bits < DIVERGED or math.isnan(tokens * rate) or not steps >= MIN_STEPS:
         return None
     return RungResult(rung, float(bits), int(tokens), float(rate))
 

@@ -14,7 +14,7 @@ from gpt_pretrain.runs.charts.curves import overlay_figure
 from gpt_pretrain.runs.folder import REPORT, display_path
 from gpt_pretrain.runs.metadata import COMPLETE, FAILED, metadata_section, metadata_texts
 from gpt_pretrain.runs.next_commands import generate_command, page_command, sweep_resume_command, tensorboard_command
-from gpt_pretrain.runs.reader import read_run
+from gpt_pretrain.runs.reader import METRICS, first_series, read_metrics, read_settings
 from gpt_pretrain.runs.report.page_parts import (
     Picture,
     describe_state,
@@ -30,7 +30,7 @@ from gpt_pretrain.runs.report.page_parts import (
 )
 from gpt_pretrain.runs.report.run_page import setup_facts
 from gpt_pretrain.sweeps.chart import sweep_figure
-from gpt_pretrain.sweeps.folder import CHART, LADDER, STUDY, SUMMARY, SWEEP_SETTINGS, SWEEP_SIGNATURE
+from gpt_pretrain.sweeps.folder import CHART, LADDER, MAX_SETTINGS_BYTES, STUDY, SUMMARY, SWEEP_SETTINGS, SWEEP_SIGNATURE
 from gpt_pretrain.sweeps.results import BITS_PER_BYTE, Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
@@ -59,10 +59,12 @@ def save_sweep_page(folder: Path) -> Path:
     """Write the report page of a sweep and return its file.
 
     Raises:
-        UserError: If it is a sweep of generate.py, which has no page.
+        UserError: If it is a sweep of generate.py, which has no page, or has no job of its own.
         OSError: If the page cannot be written.
     """
     jobs = read_sweep(folder)
+    if not jobs:
+        raise UserError(f"{folder}: all jobs of this sweep are links, so there is nothing to report.")
     if any("texts" in job.metadata for job in jobs):
         raise UserError(f"{folder}: a sweep of generate.py has no report page. Its texts are compared in {SUMMARY}.")
     write_text(folder / REPORT, _render(folder, jobs))
@@ -77,7 +79,8 @@ def _render(folder: Path, jobs: Sequence[Job]) -> str:
     """
     best = best_job(jobs)
     first = best or jobs[0]
-    run, shown = read_run(first.folder), jobs[:MAX_JOBS]
+    (config_text, config), shown = read_settings(first.folder), jobs[:MAX_JOBS]
+    sweep_settings = _sweep_settings(folder)
     states = Counter(job.state for job in jobs)
     heading, *rows = _ranking_cells(shown)
     return render_page(
@@ -99,18 +102,18 @@ def _render(folder: Path, jobs: Sequence[Job]) -> str:
         ],
         failed=_failures(jobs),
         findings=_findings(jobs),
-        setup=[*_sweep_facts(folder), *setup_facts(first.metadata, config=run.config)],
-        command=shorten(_start_command(folder) or first.metadata.get("command") or "", COMMAND_CHARACTERS),
+        setup=[*_sweep_facts(sweep_settings), *setup_facts(first.metadata, config=config)],
+        command=shorten(_start_command(sweep_settings) or first.metadata.get("command") or "", COMMAND_CHARACTERS),
         config_title=f"All settings of {_name(first)} (config.yaml)",
-        config=shorten(run.config_text, CONFIG_CHARACTERS),
+        config=shorten(config_text, CONFIG_CHARACTERS),
         files_listed=list_files(folder, FILE_PURPOSES),
-        next_commands=[printable(command) for command in _next_commands(folder, jobs, best)],
+        next_commands=[printable(command) for command in _next_commands(folder, jobs, best, config=config)],
     )
 
 
-def _start_command(folder: Path) -> str | None:
+def _start_command(settings: dict[str, Any]) -> str | None:
     """Return the command that started the sweep."""
-    stored = _sweep_section(folder, "overrides")
+    stored = metadata_section(settings, "overrides")
     overrides = [*metadata_texts(stored, "hydra"), *metadata_texts(stored, "task")]
     typed = [
         as_typed(short_form(override)) for override in overrides if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))
@@ -118,10 +121,10 @@ def _start_command(folder: Path) -> str | None:
     return join_words(["python", "train.py", "-m", *typed]) if overrides else None
 
 
-def _sweep_facts(folder: Path) -> list[tuple[str, str]]:
+def _sweep_facts(settings: dict[str, Any]) -> list[tuple[str, str]]:
     """Return how the jobs were chosen and launched."""
-    choices = metadata_section(_sweep_section(folder, "runtime"), "choices")
-    params = metadata_section(_sweep_section(folder, "sweeper"), "params")
+    choices = metadata_section(metadata_section(settings, "runtime"), "choices")
+    params = metadata_section(metadata_section(settings, "sweeper"), "params")
     return facts_table(
         ("Sweeper", choices.get("hydra/sweeper")),
         ("Launcher", choices.get("hydra/launcher")),
@@ -129,13 +132,12 @@ def _sweep_facts(folder: Path) -> list[tuple[str, str]]:
     )
 
 
-def _sweep_section(folder: Path, name: str) -> dict[str, Any]:
-    """Return a section of Hydra's settings of the sweep; empty if it is missing or damaged."""
+def _sweep_settings(folder: Path) -> dict[str, Any]:
+    """Return Hydra's settings of the sweep; empty if they are missing or damaged."""
     try:
-        settings = read_yaml(folder / SWEEP_SETTINGS, within=folder)
+        return metadata_section(read_yaml(folder / SWEEP_SETTINGS, max_bytes=MAX_SETTINGS_BYTES, within=folder), "hydra")
     except (OSError, DamagedFileError):
         return {}
-    return metadata_section(metadata_section(settings, "hydra"), name)
 
 
 def _ranking_cells(jobs: Sequence[Job]) -> list[list[str]]:
@@ -172,9 +174,9 @@ def _pictures(jobs: Sequence[Job]) -> list[Picture]:
     alt = "Validation loss of each job, one plot for each swept setting, with the best job marked."
     figure = sweep_figure(jobs[:MAX_JOBS])
     found = [make_picture(figure, "Loss by setting", alt, width="panels" if len(keys) > 1 else "wide")]
-    runs = [read_run(job.folder) for job in jobs[:MAX_CURVES]]
     by_bits = any(job.by_bits for job in jobs)
-    curves = [run.series("val/bits_per_byte") if by_bits else run.series("val/loss", "eval/val_loss") for run in runs]
+    columns = ("val/bits_per_byte",) if by_bits else ("val/loss", "eval/val_loss")
+    curves = [first_series(read_metrics(job.folder / METRICS), *columns) for job in jobs[:MAX_CURVES]]
     if any(curves):
         labels = [
             f"{number}  " + (" ".join(f"{key}={job.settings.get(key, '-')}" for key in keys) or job.folder.name)
@@ -217,10 +219,14 @@ def _findings(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     ]
 
 
-def _next_commands(folder: Path, jobs: Sequence[Job], best: Job | None) -> list[str]:
+def _next_commands(folder: Path, jobs: Sequence[Job], best: Job | None, *, config: dict[str, str]) -> list[str]:
+    """Return the commands that are suggested.
+
+    Args:
+        config: The settings of the best job.
+    """
     commands = [tensorboard_command(display_path(folder))] if any(folder.glob("*/events.out.tfevents.*")) else []
     if best is not None:
-        config = read_run(best.folder).config
         context = config.get("start_context", "Every effort moves you")
         commands.insert(0, generate_command(display_path(best.folder), start_context=context))
         if config.get("model.kind") != "custom":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,6 +15,7 @@ from typing import Any
 
 from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import override_key, short_form, split_override
+from gpt_pretrain.runs.folder import without_repetitions
 from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, metadata_section, metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.runs.next_commands import repeat_command
 from gpt_pretrain.sweeps.folder import SUMMARY
@@ -82,11 +85,11 @@ def read_sweep(folder: Path) -> list[Job]:
 
     The score is the validation loss. Jobs with different tokenizers are ranked by bits per byte.
 
-    A folder that is a link to a place outside of the sweep is left out: it is no job of this sweep.
+    Links are left out: they are no jobs of this sweep, or repeat one.
     """
     jobs = []
-    for path in sorted(folder.glob(f"*/{METADATA_FILE}")):
-        if not path.parent.resolve().is_relative_to(folder.resolve()):
+    for path in without_repetitions(sorted(folder.glob(f"*/{METADATA_FILE}"))):
+        if path.parent.is_symlink():
             continue
         metadata = read_metadata(path.parent)
         pairs = map(split_override, stored_overrides(metadata))
@@ -117,9 +120,12 @@ def search_by_bits(keys: Iterable[str], folder: Path) -> bool:
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
     """Return the settings that the sweep varies, or that differ between its jobs."""
-    keys = islice(dict.fromkeys(key for job in jobs for key in job.settings), MAX_KEYS)
-    varied = varied_keys(jobs)
-    return [key for key in keys if key in varied or len({job.settings.get(key) for job in jobs}) > 1]
+    first: dict[str, str] = {}
+    counts, varied = Counter[str](), varied_keys(jobs)
+    for job in jobs:
+        counts.update(job.settings.keys())
+        varied.update(key for key, value in job.settings.items() if first.setdefault(key, value) != value)
+    return [key for key in islice(first, MAX_KEYS) if key in varied or counts[key] < len(jobs)]
 
 
 def varied_keys(jobs: Sequence[Job]) -> set[str]:
@@ -157,11 +163,11 @@ def ranking_rows(jobs: Sequence[Job]) -> list[list[str]]:
             "folder",
         ]
     ]
-    for job in jobs:
+    for job, rank in zip(jobs, _ranks(jobs), strict=True):
         result = job.result
         rows.append(
             [
-                _rank(job, jobs) or "-",
+                rank or "-",
                 *(job.settings.get(key, "-") for key in keys),
                 *([format_number(result.get("best_bits_per_byte"), ".4f")] * by_bits),
                 format_number(result.get("best_val_loss"), ".4f"),
@@ -194,10 +200,10 @@ def write_ranking(jobs: Sequence[Job], folder: Path) -> None:
     """Write the ranking to summary.csv, with all digits."""
     keys = swept_keys(jobs)
     rows = [["rank", *keys, *RESULT_COLUMNS, "seconds", "state", "folder"]]
-    for job in jobs:
+    for job, rank in zip(jobs, _ranks(jobs), strict=True):
         settings = [job.settings.get(key, "") for key in keys]
         values = [_text(job.result.get(name)) for name in RESULT_COLUMNS]
-        rows.append([_rank(job, jobs), *settings, *values, _text(job.metadata.get("seconds")), job.state, job.folder.name])
+        rows.append([rank, *settings, *values, _text(job.metadata.get("seconds")), job.state, job.folder.name])
     _write_rows(rows, folder)
 
 
@@ -226,9 +232,11 @@ def _escape_formula(cell: str) -> str:
     return cell
 
 
-def _rank(job: Job, jobs: Sequence[Job]) -> str:
-    """Return the rank of a job, counted from 1; empty if it has no score."""
-    return "" if job.score == math.inf else str(1 + sum(other.score < job.score for other in jobs))
+def _ranks(jobs: Sequence[Job]) -> list[str]:
+    """Return the rank of each job, counted from 1; empty for one that has no score."""
+    scores = [job.score for job in jobs]
+    ordered = sorted(scores)
+    return ["" if score == math.inf else str(1 + bisect_left(ordered, score)) for score in scores]
 
 
 def _memorized(result: dict[str, Any]) -> str:

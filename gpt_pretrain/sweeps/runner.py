@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,6 @@ from gpt_pretrain.system.formatting import format_count, is_finite_number, short
 from gpt_pretrain.system.tables import format_table
 
 MAX_CELL_CHARACTERS = 80
-PLAIN_QUOTED = re.compile(r"'[^'\\]*'")
 
 Launch = Callable[[Sequence[Sequence[str]], int], None]
 
@@ -195,12 +193,6 @@ def _summarize_generations(jobs: Sequence[Job], folder: Path) -> list[str]:
     results.write_generations(rows, folder)
     table = format_table([[_shorten_cell(cell) for cell in row] for row in rows])
     return ["", table, "", f"The complete texts are in {display_path(folder / SUMMARY)}."]
-
-
-def _unquoted(override: str) -> str:
-    """Return an override without the quotes of a plain value, which `sweep_resume` adds to those of an unsigned sweep."""
-    key, _, value = override.partition("=")
-    return f"{key}={value[1:-1]}" if PLAIN_QUOTED.fullmatch(value) else override
 
 
 def _shorten_cell(cell: str) -> str:

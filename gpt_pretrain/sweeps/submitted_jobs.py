@@ -56,7 +56,7 @@ def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: 
     except BaseException as error:
         interrupted = not isinstance(error, Exception)  # Then a job may have been submitted whose pickle is not yet in place.
         if (interrupted and any(folder.glob("*.pkl"))) or not _have_ended(folder, n_tasks=n_tasks, on_slurm=on_slurm):
-            print(KEPT.format(display_path(folder)))
+            _report_kept(folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -79,9 +79,15 @@ def _remove_left_folders(sweep: Path, *, n_tasks: int, on_slurm: bool) -> None:
                 if held and _have_ended(folder, n_tasks=n_tasks, on_slurm=on_slurm, end=end):
                     shutil.rmtree(folder, ignore_errors=True)
                 elif held:
-                    print(KEPT.format(display_path(folder)))
+                    _report_kept(folder)
         except Exception:  # SLURM cannot be asked, or the folder is not the program's own
-            print(KEPT.format(display_path(folder)))
+            _report_kept(folder)
+
+
+def _report_kept(folder: Path) -> None:
+    from gpt_pretrain.system.terminal import print_escaped  # rich takes a tenth of a second to load
+
+    print_escaped(KEPT.format(display_path(folder)))
 
 
 def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool, end: float | None = None) -> bool:

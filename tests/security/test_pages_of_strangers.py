@@ -92,6 +92,7 @@ DAMAGED: dict[str, dict[str, str]] = {
     },
     "not a number": {"run_json": '{"state": "finished", "seconds": NaN, "result": {"best_val_loss": NaN, "epochs": -Infinity}}'},
     "odd keys": {"config_yaml": "? [1,2]\n: 3\nnull: 4\n.nan: 5\n"},
+    "dates and bytes as names": {"config_yaml": "a: [{2020-01-01: x}, {!!binary aGk=: y}]\n"},
     "recursion": {"config_yaml": "a: &a\n  b: *a\n"},
     "deep flow": {"config_yaml": "[" * 100_000},
     "deep block": {"config_yaml": "- " * 300_000},

@@ -87,7 +87,8 @@ def list_files(folder: Path, purposes: dict[str, str]) -> list[ListedFile]:
     """List the files in a folder, those with a known purpose first, in the order of `purposes`."""
     found = [path for path in folder.iterdir() if path.is_file() or path.name == EXPORTED]
     found = [path for path in found if not path.name.startswith(".") and path.name != REPORT]
-    found += sorted((folder / "checkpoints").glob("*.ckpt"), reverse=True)
+    if (checkpoints := folder / "checkpoints").resolve().is_relative_to(folder.resolve()):
+        found += sorted(checkpoints.glob("*.ckpt"), reverse=True)
     order = list(purposes)
     found.sort(key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
     return [_list_file(path, folder, purposes) for path in found[:MAX_FILES]]
