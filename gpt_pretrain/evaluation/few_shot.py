@@ -9,7 +9,6 @@ from random import Random
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.task_items import MAX_ITEM_CHARACTERS, Task, TaskItem
-from gpt_pretrain.system.formatting import format_count
 
 SEED = 1234  # That of both programs.
 MAX_SHOTS = 100
@@ -70,11 +69,12 @@ def add_core_examples(task: Task, n_shots: int) -> Task:
 
 def _with_examples(task: Task, examples: list[tuple[TaskItem, ...]]) -> Task:
     for item, chosen in zip(task.items, examples, strict=True):
-        if (size := len(item.contexts) * sum(len(one.answered) for one in chosen)) > MAX_ITEM_CHARACTERS:
+        count = len(item.contexts)
+        if (size := count * sum(len(one.answered) for one in chosen)) > MAX_ITEM_CHARACTERS:
+            repeated = f", counted once for each of {count} choices" if count > 1 else ""
             raise UserError(
-                f"{task.name}, line {item.line}: its {len(chosen)} examples have {size:,} characters, counted once for each of "
-                f"{format_count(len(item.contexts), 'choice')}, but may have at most {MAX_ITEM_CHARACTERS:,}. Choose a smaller "
-                "tasks.n_shots."
+                f"{task.name}, line {item.line}: its {len(chosen)} examples have {size:,} characters{repeated}, but may have at "
+                f"most {MAX_ITEM_CHARACTERS:,}. Choose a smaller tasks.n_shots."
             )
     return replace(task, examples=tuple(examples))
 

@@ -58,7 +58,9 @@ def test_metadata_of_very_many_values_is_damage(tmp_path: Path) -> None:
 
 def test_secrets_are_looked_for_in_the_ends_of_a_long_text() -> None:
     texts = "https://user:word@host/x " * 100_000
-    cut = metadata_without_secrets({"command": texts, "error": texts, "overrides": [f"data.url={texts}"], "swept": [f"data.url={texts}"]})
+    cut = metadata_without_secrets(
+        {"command": texts, "error": texts, "overrides": [f"data.url={texts}"], "swept": [f"data.url={texts}"]}
+    )
     shown = [cut["command"], cut["error"], *cut["overrides"], *cut["swept"]]
     assert all(len(text) < 20_000 and "https://***@host/x" in text for text in shown)
     assert all("word@" not in text[: 10_000 // 2] for text in shown)
