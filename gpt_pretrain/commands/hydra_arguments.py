@@ -78,9 +78,9 @@ def check_arguments(arguments: Arguments, *, script: str) -> None:
     """
     problems = argument_problems(arguments, script=script)
     if script == "evaluate" and arguments.is_sweep:
-        problems.append("evaluate.py has no sweeps (-m). It compares several models in one job: models=[latest,gpt2]")
+        problems.append("evaluate.py has no sweeps (-m). It compares several models in one job: 'models=[latest,gpt2]'")
     if script == "serve" and arguments.is_sweep:
-        problems.append("serve.py has no sweeps (-m). It serves several models at once: models=[latest,gpt2]")
+        problems.append("serve.py has no sweeps (-m). It serves several models at once: 'models=[latest,gpt2]'")
     one_file = [key for key in ("prompts", "out") if find_override(arguments.overrides, key) not in (None, "null")]
     if script == "generate" and arguments.is_sweep and one_file:
         problems.append("prompts= and out= write one file of answers, so they cannot be combined with a sweep (-m).")

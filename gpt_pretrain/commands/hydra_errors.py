@@ -19,7 +19,7 @@ from gpt_pretrain.system.yaml_files import read_yaml
 ADVICE = re.compile(
     r"(?m)^\s*(?:See https?:|Set the environment variable|To append to your|Hydra |Config search path|\t?provider=).*\n?"
 )
-NOT_LISTED = re.compile(r"(?:In '([^']+)': )?Could not override '([^']+)'")
+NOT_LISTED = re.compile(r"In '([^']+)': Could not override '([^']+)'")
 NO_OPTION = re.compile(r"(?:In '[^']+': )?Could not find '([^']+)/([^'/]+)'\s*Available options in '[^']+':\s*(.*)", re.DOTALL)
 NO_FOLDER = re.compile(r"Additional config directory '(.*)' not found")
 ITEM = re.compile(r"(.+)\[(\d+)\]")
@@ -53,7 +53,7 @@ def _explain_setting(error: OmegaConfBaseException, schema: type) -> str | None:
     if (explained := explain_value(error, schema)) is not None:
         return explained
     if "index out of range" in text and (item := ITEM.fullmatch(key)) is not None:
-        return f"{item[1]}.{item[2]}: this list has no item {item[2]}. A list is set as a whole: {item[1]}=[ITEM,ITEM]"
+        return f"{item[1]}.{item[2]}: this list has no item {item[2]}. A list is set as a whole: '{item[1]}=[ITEM,ITEM]'"
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return unknown_setting(key, schema)
     return f"{key}: {text.splitlines()[0]}."
@@ -82,7 +82,7 @@ def _explain_defaults(text: str) -> str | None:
         return f"{group}={name}: the group {group} has no option {name}. Its options are {', '.join(options.split())}."
     if (found := NOT_LISTED.search(text)) is None:
         return None
-    where, group = found[1] or "The command line", found[2].lstrip("/")
+    where, group = found[1], found[2].lstrip("/")
     if group == "tokenizer":
         return (
             f"{where} overrides the group tokenizer, which has become a setting. In place of `override /tokenizer: NAME` in its "

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.secrets import override_without_secrets
+from gpt_pretrain.system.environment import without_comment
 from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.training.distributed.launch import launch_info
 
@@ -84,7 +85,7 @@ def typed_arguments() -> list[str]:
         return typed
     # sys.argv is rewritten for Hydra; sys.orig_argv is not, and begins with Python and its options.
     if sys.argv[0] in sys.orig_argv:
-        return sys.orig_argv[sys.orig_argv.index(sys.argv[0]) + 1 :]
+        return without_comment(sys.orig_argv[sys.orig_argv.index(sys.argv[0]) + 1 :])
     return sys.argv[1:]
 
 

@@ -106,7 +106,7 @@ def serve_problems(settings: ServeSettings) -> list[str]:
     if settings.timeline and (settings.models or settings.pretrained is not None):
         problems.append(
             f"timeline={settings.timeline} adds checkpoints of the run that checkpoint= names. To choose others, list them "
-            "instead: models=[outputs/RUN/checkpoints/step-00000100.ckpt,outputs/RUN]"
+            "instead: 'models=[outputs/RUN/checkpoints/step-00000100.ckpt,outputs/RUN]'"
         )
     return problems
 

@@ -32,6 +32,10 @@ SHORT_TEXT = "To overfit on purpose, train on a short text: data.path=FILE train
 SCHEDULES = "Schedules are options, such as scheduler=constant and scheduler=warmup_cosine; --help lists all."
 ENDS = "A run ends at trainer.max_epochs=N, trainer.max_steps=N, trainer.max_tokens=N or trainer.max_time=TIME."
 EXPERIMENTS = "Settings that belong together are in a file conf/experiment/NAME.yaml, and experiment=NAME selects them."
+SAMPLED = (
+    "generate.py samples with sampler.temperature=T above 0, and serve.py if a request says so; a temperature of 0 takes the "
+    "likeliest token."
+)
 # Settings of other programs, and the remedies in train.py and in the other scripts; None where another rule knows a better one.
 # VALUE, DEVICE, PRECISION and FILE stand for the typed value as it is written here.
 REMEDIES: dict[str, tuple[str | None, str | None]] = {
@@ -80,8 +84,8 @@ REMEDIES: dict[str, tuple[str | None, str | None]] = {
         None,
     ),
     "config config_file": (EXPERIMENTS, None),
-    "do_sample": (None, "A sampler.temperature=T above 0 samples; 0 takes the likeliest token."),
-    "num_beams": (None, "There is no beam search; sampler.temperature=0 takes the likeliest token."),
+    "do_sample": (None, SAMPLED),
+    "num_beams": (None, "There is no beam search; a temperature of 0 takes the likeliest token."),
 }
 # Options of groups in the Lightning-Hydra template.
 OPTION_REMEDIES = {
@@ -116,7 +120,7 @@ def counterpart(key: str, value: str, *, schema: type) -> str | None:
     """
     key = key.lower().replace("-", "_")
     last = key.rpartition(".")[2]
-    if last == "start" and (prompt := FILE_PROMPT.fullmatch(value)) is not None:
+    if last == "start" and same_names("prompt_file", schema) and (prompt := FILE_PROMPT.fullmatch(value)) is not None:
         return f"Type {quote_word(f'prompt_file={prompt[1]}')}"
     words = (key,) if same_names(last, schema) else (key, last)
     if (other := other_value(f"{last}={value}", schema=schema)) is not None:

@@ -236,6 +236,7 @@ class TextDataModule(L.LightningDataModule):
         workers, ahead = self.settings.num_workers, self.settings.remote.prefetch_batches
         if workers > 0:
             use_short_socket_folder()
+            _check_locks(workers)
         loader = TimedLoader(
             windows,
             sampler=PrefetchingSampler(sampler, windows.prefetch, batches=ahead) if windows.remote else sampler,
@@ -250,6 +251,21 @@ class TextDataModule(L.LightningDataModule):
         )
         self._loaders.append(loader)
         return loader
+
+
+def _check_locks(workers: int) -> None:
+    """Check that processes can share a lock.
+
+    Raises:
+        UserError: If they cannot, as in a container without /dev/shm.
+    """
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise UserError(
+            f"data.num_workers={workers}: no worker process can be started here, since locks cannot be made in /dev/shm "
+            f"({error.strerror}). Set data.num_workers=0."
+        ) from error
 
 
 def _ignore_signals(_worker: int) -> None:

@@ -105,7 +105,7 @@ class DiskCache:
             if length != n_bytes:
                 raise OSError(f"received {length:,} bytes instead of {n_bytes:,}")
             if sha256 not in (None, digest.hexdigest()):
-                raise ChecksumError("the content has another checksum")
+                raise ChecksumError(path.name)
         return digest.hexdigest()
 
     def forget(self, folder: Path) -> None:

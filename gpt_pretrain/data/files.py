@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import not_regular
 
 # A process may often have no more than 1024 open files or, on macOS, 256.
 MAX_OPEN_FILES = 64
@@ -119,9 +119,9 @@ class LocalFiles:
             return handles[name]
         # Without O_NONBLOCK, opening a FIFO would wait for its writer.
         handle = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
             os.close(handle)
-            raise OSError(errno.EINVAL, "it is not a regular file")
+            raise not_regular(self.folder / name, mode)
         handles[name] = handle
         if len(handles) > MAX_OPEN_FILES:
             os.close(handles.popitem(last=False)[1])

@@ -41,7 +41,7 @@ def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list
     if path in HUB_TASKS and not local.exists():
         raise UserError(
             f"tasks.path={path}: there is no such file or folder. Give the task as JSON lines; evaluate.py also reads it from "
-            f"the hub: tasks.names=[{path}]"
+            f"the hub: 'tasks.names=[{path}]'"
         )
     files = sorted(file for file in local.glob("*") if file.suffix.lower() in ENDINGS) if local.is_dir() else [local]
     if not files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import sys
@@ -131,11 +132,19 @@ def _warn_of_changed_inputs(inputs: CorpusInputs, folder: Path) -> None:
     A file's modification time may lie in the future, but its status changes only when it is written or moved.
     """
     completed = (folder / MANIFEST).stat().st_mtime_ns
-    changed = [file.path for file in inputs.files if min(file.changed, os.stat(file.path).st_ctime_ns) > completed]
+    changed = [file.path for file in inputs.files if min(file.changed, _status_changed(file.path)) > completed]
     if changed:
         more = f" and {len(changed) - 1:,} more" * (len(changed) > 1)
         problem = f"{escape_line(changed[0])}{more} changed after the corpus was completed. overwrite=true prepares it again."
         print_escaped(problem, file=sys.stderr)
+
+
+def _status_changed(path: str) -> float:
+    """Return when the status of a file changed, in nanoseconds; infinity if the file is gone."""
+    try:
+        return os.stat(path).st_ctime_ns
+    except OSError:
+        return math.inf
 
 
 def _write_corpus(

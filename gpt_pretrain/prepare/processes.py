@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.shared_slots import Packed, SharedSlots, run_packed, share_slots
 from gpt_pretrain.prepare.tokenizing import cached_encoder
+from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.texts.chunks import BATCH
 
 Job = TypeVar("Job")
@@ -51,14 +52,25 @@ class WorkerPool:
         self._slots = SharedSlots(0)
         cached_encoder(tokenizer, use_library=fast)
         if count > 1:
-            is_forked = sys.platform == "linux"
-            context = multiprocessing.get_context("fork" if is_forked else "spawn")
-            self._slots = SharedSlots(QUEUED_PER_WORKER * count + 1 if is_forked else 0)
-            gc.freeze()  # A garbage collection in a worker would copy every page it visits.
-            self._pool = ProcessPoolExecutor(
-                count, mp_context=context, initializer=_initialize_worker, initargs=(self._slots if is_forked else None,)
-            )
-            self._pool.submit(os.getpid).result()  # Forks the processes now, while there is a single thread.
+            try:
+                self._start()
+            except OSError as error:  # Their locks need /dev/shm, which some containers lack; or there are too many processes.
+                _kill_workers()
+                self._pool, self._slots = None, SharedSlots(0)
+                print_escaped(
+                    f"No worker processes can be started here ({error.strerror or error}), so this process does all the work.",
+                    file=sys.stderr,
+                )
+
+    def _start(self) -> None:
+        is_forked = sys.platform == "linux"
+        context = multiprocessing.get_context("fork" if is_forked else "spawn")
+        self._slots = SharedSlots(QUEUED_PER_WORKER * self.count + 1 if is_forked else 0)
+        gc.freeze()  # A garbage collection in a worker would copy every page it visits.
+        self._pool = ProcessPoolExecutor(
+            self.count, mp_context=context, initializer=_initialize_worker, initargs=(self._slots if is_forked else None,)
+        )
+        self._pool.submit(os.getpid).result()  # Forks the processes now, while there is a single thread.
 
     def map(
         self, function: Callable[[Job], Result], jobs: Iterable[Job], *, size: Callable[[Job], int] | None = None
@@ -92,8 +104,7 @@ class WorkerPool:
                 first, submitted, _ = queue.popleft()
                 yield first, self._result(submitted)
         except BrokenProcessPool as error:
-            for process in multiprocessing.active_children():
-                process.kill()  # The pool waits for the other workers, which ignore its SIGTERM.
+            _kill_workers()  # The pool waits for the other workers, which ignore its SIGTERM.
             raise UserError(
                 "A worker process was killed, probably because memory ran out. Run the same command again with a smaller "
                 "workers= to resume."
@@ -124,6 +135,11 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+
+def _kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 class Interrupt:

@@ -90,7 +90,7 @@ def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Se
                 _write(folder, before)
             else:
                 state = INTERRUPTED if was_interrupted(error) else FAILED
-                _note_end(folder, state, before, time.monotonic() - start, error=_reason(error))
+                _note_end(folder, state, before, time.monotonic() - start, error=_describe_end(error))
             raise
         state = PRUNED if read_metadata(folder).get("state") == PRUNED else FINISHED
         _note_end(folder, state, before, time.monotonic() - start)
@@ -144,7 +144,7 @@ def _note_end(folder: Path, state: str, before: dict[str, Any], seconds: float, 
     update_metadata(folder, state=state, error=error, ended=_now(), seconds=total)
 
 
-def _reason(error: BaseException) -> str:
+def _describe_end(error: BaseException) -> str:
     """Describe the exception that ended a run."""
     if was_interrupted(error):
         signum = int(error.code or 0) - 128 if isinstance(error, SystemExit) else signal.SIGINT

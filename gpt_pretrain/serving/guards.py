@@ -52,7 +52,7 @@ class Guards:
             return 403, f"This server is not {hosts[0][:100]!r}. Use the address that it printed, or name a proxy's: cors=[...]."
         for origin in headers.get("origin", []):
             if origin not in self.origins and origin.partition("://")[2] != hosts[0]:
-                return 403, "Pages of other origins may not use this server. Start it with cors=[ORIGIN] to allow one."
+                return 403, "Pages of other origins may not use this server. Start it with 'cors=[ORIGIN]' to allow one."
         allowed = scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS" or self._has_key(headers.get("authorization", []))
         if not allowed:
             return 401, "This server needs its API key in the header Authorization: Bearer KEY."

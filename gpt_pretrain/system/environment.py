@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
 import os
 import stat
@@ -27,12 +28,15 @@ def check_environment() -> None:
     """Check that a command is used on a system on which it is tested, in a folder whose name can be written into files.
 
     Raises:
-        UserError: On Windows, and in a folder that has been deleted or whose name is no text.
+        UserError: On Windows, under `python -O`, and in a folder that has been deleted or whose name is no text.
     """
     if sys.platform == "win32":
         raise UserError(
             "gpt-pretrain runs on Linux and macOS. On Windows, run it in WSL, the Windows Subsystem for Linux: wsl --install"
         )
+    # Hydra's parser advances within an assertion. Source: https://github.com/hydra-ecosystem/hydra/issues/2570
+    if sys.flags.optimize:
+        raise UserError("Python leaves out assertions here, on which Hydra relies. Unset PYTHONOPTIMIZE, or leave out -O.")
     try:
         folder = os.getcwd()
     except OSError as error:
@@ -55,10 +59,15 @@ def keep_imports_out_of_working_folder() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *paths])
 
 
+def without_comment(words: Iterable[str]) -> list[str]:
+    """Return the words before a comment, which zsh passes on to the program when a command is pasted with it."""
+    return list(itertools.takewhile(lambda word: word != "#", words))
+
+
 def decode_arguments(arguments: Iterable[str], *, texts: Collection[str] = ()) -> list[str]:
     """Return command-line arguments without lone surrogates, which stand for bytes that are no text in the system's encoding.
 
-    In a text, UTF-8 is decoded whatever the system's encoding is.
+    In a text, UTF-8 is decoded whatever the system's encoding is. A comment is left out.
 
     Args:
         texts: The names of settings whose values are texts.
@@ -67,7 +76,7 @@ def decode_arguments(arguments: Iterable[str], *, texts: Collection[str] = ()) -
         UserError: If there are such bytes in other arguments, or bytes in a text that are not UTF-8; all of them together.
     """
     decoded, problems = [], []
-    for argument in arguments:
+    for argument in without_comment(arguments):
         if argument.partition("=")[0].lstrip("+") in texts:
             data = argument.encode("utf-8", "surrogateescape")
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -21,7 +22,7 @@ ALPHABETS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("cp1251", "koi8_r", "koi8_u", "cp866", "iso8859_5", "mac_cyrillic"), "оеаинтсрвлкмдпу", "яыьзбгчйхжшюцщэфъёіїєґўјљњћџђ"),
     (("cp1253", "iso8859_7", "cp737", "mac_greek"), "αοιετσνηάίό", "υρπκμλςωγδθβχφξζψέήύώϊϋ"),
     (("cp1255", "cp862"), "יוהלאתמרבשנ", "גדזחטכסעפצקךםןףץ"),
-    (("cp1256", "iso8859_6"), "اليمنرتوبعدسهفكحق", "ءآأؤإئةثجخذزشصضطظغىپچ"),
+    (("cp1256", "iso8859_6", "cp864"), "اليمنرتوبعدسهفكحق", "ءآأؤإئةثجخذزشصضطظغىپچ"),
     (("cp874",), "านรอกเงมยลวดทสต่้ีัิ", "ะาคจขชบปผพหแโใไุูื็ณธฟ"),
     (("euc_jp", "cp932"), "".join(map(chr, range(0x3041, 0x30FF))), "日一人年大国本中出上生行見事時分前気言手者"),
     (("gb18030",), "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子得着下自之年", "过发后作里天分家"),
@@ -47,8 +48,11 @@ ICONV: dict[str, str | None] = {
     **{"big5hkscs": "BIG5-HKSCS", "euc_jis_2004": "EUC-JISX0213", "euc_jisx0213": "EUC-JISX0213"},
     **{"shift_jis_2004": "SHIFT_JISX0213", "shift_jisx0213": "SHIFT_JISX0213"},
     **{"tis_620": "TIS-620", "hp_roman8": "HP-ROMAN8", "mac_cyrillic": "MAC-CYRILLIC"},
-    **dict.fromkeys(("mac_greek", "mac_turkish", "koi8_t", "cp720", "hz")),
+    **dict.fromkeys(("mac_greek", "mac_turkish", "koi8_t", "cp720", "hz", "cp864")),
 }
+# Encodings of the shapes that letters have within words, of which the form NFKC of Unicode makes letters.
+OF_SHAPES = ("cp864",)
+OF_OTHERS = 0.05  # Nearly all letters of ISO-8859-6 are letters of CP864 too.
 # In one of two encodings of Greek, capital alpha with an accent is the other's apostrophe or pilcrow.
 SYMBOL_BEFORE_WORD = re.compile("(?<!\\S)[\u2019\u00b6](?=[\u03ac-\u03ce])")
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
@@ -74,6 +78,8 @@ def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
     """Return the mean weight of the characters besides ASCII, if a text has this encoding; frequent letters weigh most."""
     if (text := _decode(sample, encoding)) is None:
         return -1
+    if encoding in OF_SHAPES:
+        text = unicodedata.normalize("NFKC", text)
     frequent, others = next((frequent, others) for names, frequent, others in ALPHABETS if names == group)
     weights = dict.fromkeys(others.upper(), 0.3) | dict.fromkeys(frequent.upper(), 0.6)
     weights |= dict.fromkeys(others, 0.5) | dict.fromkeys(frequent, 1.0)
@@ -86,7 +92,8 @@ def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
         for character, count in counts.items()
     )
     mistakes = 0 if several else _mistakes(text)
-    return (total - mistakes) / max(counts.total(), 1) + (BONUS if several and counts else 0.0)
+    score = (total - mistakes) / max(counts.total(), 1) + (BONUS if several and counts else 0.0)
+    return score - (OF_OTHERS if encoding in OF_SHAPES else 0.0)
 
 
 def _decode(sample: bytes, encoding: str) -> str | None:
@@ -111,7 +118,10 @@ def conversion(encoding: str) -> str:
     if (name := iconv_name(encoding)) is not None:
         return f"iconv -f {name} -t UTF-8 {{path}} > new.txt"
     read = f"open(sys.argv[1], encoding='{encoding}', newline='').read()"
-    return f'python -c "import sys; sys.stdout.buffer.write({read}.encode())" {{path}} > new.txt'
+    if encoding in OF_SHAPES:
+        read = f"unicodedata.normalize('NFKC', {read})"
+    modules = "sys, unicodedata" if encoding in OF_SHAPES else "sys"
+    return f'python -c "import {modules}; sys.stdout.buffer.write({read}.encode())" {{path}} > new.txt'
 
 
 def iconv_name(encoding: str) -> str | None:

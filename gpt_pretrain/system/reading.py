@@ -31,7 +31,7 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         if path.is_socket():  # for which the system's reason is that there is no such device
-            raise _not_regular(path, stat.S_IFSOCK) from None
+            raise not_regular(path, stat.S_IFSOCK) from None
         raise
     if within is not None and not _is_inside(handle, path, within):
         os.close(handle)
@@ -39,7 +39,7 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise _not_regular(path, mode)
+        raise not_regular(path, mode)
     return os.fdopen(handle, "rb")
 
 
@@ -54,7 +54,8 @@ def _is_inside(handle: int, path: Path, folder: Path) -> bool:
     return is_same and real.is_relative_to(folder.resolve())
 
 
-def _not_regular(path: Path, mode: int) -> OSError:
+def not_regular(path: Path, mode: int) -> OSError:
+    """Return the error about a path that names no regular file, by its mode."""
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     remedy = ". Save its content to a file first" * (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
     return OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(mode), 'a socket')}, not a regular file{remedy}", str(path))

@@ -18,6 +18,9 @@ from gpt_pretrain.errors import UserError
 VALUES = {"dtype": "float16", "mixed_precision": "bf16", "device": "cuda:0", "report_to": "wandb", "ckpt_path": "run"}
 
 
+OTHERS = ("generate", "evaluate", "serve")  # scripts that have the same answers
+
+
 def problems(*arguments: str, script: str = "train") -> list[str]:
     try:
         check_arguments(sort_arguments([full_form(argument, script=script) for argument in arguments]), script=script)
@@ -54,6 +57,12 @@ def problems(*arguments: str, script: str = "train") -> list[str]:
         ("generate", "--start=FILE:a b.txt", "--start=FILE:a b.txt: there is no such option. Type 'prompt_file=a b.txt'"),
         ("serve", "--model=gpt2", "--model=gpt2: there is no such option. Type pretrained=gpt2"),
         ("serve", "model=gpt2", "model=gpt2: the group model has no option gpt2. Type pretrained=gpt2"),
+        (
+            "serve",
+            "do_sample=true",
+            "do_sample=true: there is no such setting. generate.py samples with sampler.temperature=T above 0, and serve.py if a "
+            "request says so; a temperature of 0 takes the likeliest token.",
+        ),
         ("evaluate", "ckpt_path=run", "ckpt_path=run: there is no such setting. Type checkpoint=run"),
     ],
 )
@@ -66,7 +75,7 @@ def test_what_the_answers_say_to_type_is_accepted() -> None:
         (answer, script)
         for names, forms in REMEDIES.items()
         for name in names.split()
-        for script, form in (("train", forms[0]), ("generate", forms[1]))
+        for script, form in (("train", forms[0]), *((other, forms[1]) for other in OTHERS))
         if form is not None
         and (answer := counterpart(name, VALUES.get(name, "2"), schema=schema_of(script))) is not None
         and form.partition(" ")[0] == answer.partition(" ")[0]
@@ -74,7 +83,7 @@ def test_what_the_answers_say_to_type_is_accepted() -> None:
     advised += [
         (answer, "train") for answer in (*OPTION_REMEDIES.values(), *(forms[0] or "" for forms in VALUE_REMEDIES.values()))
     ]
-    advised += [(forms[1] or "", "generate") for forms in VALUE_REMEDIES.values()]
+    advised += [(forms[1] or "", other) for forms in VALUE_REMEDIES.values() for other in OTHERS]
     typed = [
         (override, script) for answer, script in advised if answer.startswith("Type ") for override in shlex.split(answer)[1:]
     ]
@@ -96,6 +105,8 @@ def test_a_file_of_settings_in_python_is_translated(tmp_path: Path) -> None:
         f"{file}: settings are not read from Python files. Those of this file are written here: data.batch_size=12 model.emb_dim=128 "
         "'optimizer.betas=[0.9,0.99]' 'hydra.run.dir=a b' trainer.precision=16-mixed"
     )
+    with pytest.raises(UserError, match=r"Those of this file are written here: data\.batch_size=12"):
+        check_arguments(sort_arguments([str(file)]), script="train")
     file.write_text("wandb_log = True\nwandb_project = 'p'\nwandb_run_name = 'n'\n")
     assert explain_python_file(str(file)).endswith("written here: logger=wandb logger.wandb.project=p logger.wandb.name=n")
     file.write_text("wandb_log = False\nwandb_project = 'p'\nwandb_run_name = 'n'\nbatch_size = 8\n")

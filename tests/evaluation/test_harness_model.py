@@ -83,6 +83,9 @@ def test_mistakes_are_explained(weights: Path) -> None:
     ):
         HarnessModel(chekpoint="latest")
     model = HarnessModel(pretrained=str(weights), n_heads=4, device="cpu")
+    ended = HarnessModel(pretrained=str(weights), n_heads=4, device="cpu", tokenizer="ids:50257")
+    with pytest.raises(UserError, match=r"its tokenizer has no end-of-text token, which this task needs\."):
+        ended.eot_token_id  # noqa: B018
     with pytest.raises(UserError, match="a continuation has 65 tokens, but must have 1 to 64"):
         model._loglikelihood_tokens([(None, [1], [2] * 65)])
     with pytest.raises(UserError, match="a continuation has 0 tokens"):

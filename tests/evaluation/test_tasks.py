@@ -355,5 +355,5 @@ def test_original_arc_questions_are_read() -> None:
 
 def test_a_task_of_the_hub_as_a_path_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"tasks\.path=piqa: there is no such file .* hub: tasks\.names=\[piqa\]"):
+    with pytest.raises(UserError, match=r"tasks\.path=piqa: there is no such file .* hub: 'tasks\.names=\[piqa\]'"):
         find_tasks("piqa")

@@ -100,6 +100,17 @@ def test_the_advised_command_converts_the_text(
     check_conversion(path, text, monkeypatch)
 
 
+@pytest.mark.parametrize("repeated", [1, 100])
+def test_the_shapes_of_arabic_letters_in_dos_become_letters(
+    tmp_path: Path, repeated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "مرحبا بالعالم، هذا نص عربي للاختبار، ولا شيء غير ذلك.\n" * repeated
+    shapes = {bytes([code]).decode("cp864", errors="ignore"): bytes([code]) for code in range(255, 127, -1)}
+    codes = {unicodedata.normalize("NFKC", shape): code for shape, code in shapes.items()}
+    (tmp_path / "old.txt").write_bytes(b"".join(codes.get(letter, letter.encode("ascii", "ignore")) for letter in text))
+    check_conversion(tmp_path / "old.txt", text, monkeypatch)
+
+
 NO_CODES = [
     *("x = a +b+ c; i++; C++ +1 800", "q=hello+world+projects", "one +positive sign", "diff\n+int x;\n+foo\n+++ b/file.c\n"),
     *('(format t "~{~a~^, ~}" list)', "~{ab~} ~{~A~%~}", "~Foo() {} ~{{x}~}", "+++++ +-+-+-"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +33,12 @@ def test_a_run_folder_of_another_user_is_refused_with_what_helps(
     done = run_after(before, "train.py", f"{override}={trained}")
     assert done.returncode == 2
     assert done.stderr == f"error: {trained}: this folder cannot be written (Permission denied). {remedy.format(run=trained)}\n"
+
+
+def test_python_without_assertions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(optimize=1))
+    with pytest.raises(UserError, match=r"^Python leaves out assertions here, .* Unset PYTHONOPTIMIZE, or leave out -O\.$"):
+        check_environment()
 
 
 def test_windows_is_refused_in_one_sentence_that_names_wsl(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,10 @@ CASES = {
         (*VOCABULARY, "out=own", "text.txt", "trial=model='tiny"),
         "trial=model='tiny: no closing quotation. Give the settings of train.py, such as trial='model=tiny'.",
     ),
+    "vocabulary_of_a_locked_archive": (
+        (*VOCABULARY, "out=own", "locked.zip"),
+        "A file is not read: locked.zip/a.txt, record 1: not unpacked (a.txt is encrypted; unpack the archive first). Do that or leave",
+    ),
     "vocabulary_trial_of_nothing": (
         (*VOCABULARY, "out=own", "text.txt", "trial="),
         "trial= is not a list of settings of train.py. Give them with blanks between: trial='model=tiny'.",

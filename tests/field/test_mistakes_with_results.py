@@ -20,6 +20,10 @@ CASES = {
         (*LEADERBOARD, "bracket.json"),
         "gpt-pretrain leaderboard out=results.json writes such a file.",
     ),
+    "leaderboard_of_a_device": (
+        (*LEADERBOARD, "/dev/null"),
+        "/dev/null: this file cannot be read (it is a device, not a regular file).",
+    ),
     "leaderboard_as_a_picture": ((*LEADERBOARD, "out=board.png"), "out=board.png: must end in .json."),
     "leaderboard_without_path": ((*LEADERBOARD, "out="), "out= has no value. Type out=PATH"),
     "sweep_of_a_server": (("serve.py", "-m", "checkpoint=run"), "serve.py has no sweeps (-m). It serves several models at once"),
@@ -29,7 +33,7 @@ CASES = {
     ),
     "time_line_of_no_run": (
         ("serve.py", "models=[run,run]", "timeline=3"),
-        "timeline=3 adds checkpoints of the run that checkpoint= names. To choose others, list them instead: models=[",
+        "timeline=3 adds checkpoints of the run that checkpoint= names. To choose others, list them instead: 'models=[",
     ),
     "answers_of_a_sweep": (
         ("generate.py", "-m", "checkpoint=run", "prompts=text.txt", "seed=1,2"),

@@ -38,10 +38,21 @@ def with_dictionary() -> bytes:
     return zstandard.ZstdCompressor(dict_data=dictionary).compress(PLAIN.encode())
 
 
+def newer_sparse() -> bytes:
+    """Return an archive of `tar --sparse --format=posix`, which describes the holes of a file in an extended header."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("GNUSparseFile.0/a.txt")
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.txt"}
+        archive.addfile(member)
+    return stream.getvalue()
+
+
 PACKED: dict[str, tuple[Callable[[], bytes], str]] = {
     "locked.zip": (encrypted, "a.txt is encrypted; unpack the archive first"),
     "rare.zip": (lambda: zipped({"a.txt": PLAIN.encode()}, zipfile.ZIP_LZMA), "a.txt is compressed with a rare method; unpack"),
     "sparse.tar": (sparse, "a.txt is stored as a sparse file; unpack the archive first"),
+    "newer.tar": (newer_sparse, "it contains a sparse file; unpack the archive first"),
     "a.txt.zst": (with_dictionary, "it was compressed with a dictionary; decompress it first: zstd -d -D DICTIONARY"),
 }
 

@@ -13,14 +13,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from gpt_pretrain.commands import stored_overrides
+from gpt_pretrain.commands import lm_eval, stored_overrides, verify_resume
 from gpt_pretrain.commands.train import _stored_devices
 from gpt_pretrain.config.override_messages import explain_locations
 from gpt_pretrain.data.custom_data import LoaderWindows, _find_loader
 from gpt_pretrain.runs.results_file import _run_problems
 from gpt_pretrain.sweeps import report_page, search
-from gpt_pretrain.training import run_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.training import preflight, run_tokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
+from gpt_pretrain.training.distributed import launch
 from gpt_pretrain.training.distributed.rendezvous import _agreed_start
 from gpt_pretrain.training.remaining import check_incomplete
 from gpt_pretrain.training.resume import _keep_epoch_limits
@@ -28,6 +30,7 @@ from gpt_pretrain.training.starting_point import _build_custom
 from tests.conftest import tiny_model
 from tests.helpers.own_parts import Counting, Numbers
 from tests.helpers.refusals import Make, check_each
+from tests.helpers.vocabularies import word_pieces
 
 
 def stored_devices(folder: Path) -> object:
@@ -149,6 +152,54 @@ def test_a_vocabulary_that_transformers_lacks(monkeypatch: pytest.MonkeyPatch) -
     settings = SimpleNamespace(export=True, start_context="a", callbacks=SimpleNamespace(grid=None))
     (problem,) = run_tokenizer.tokenizer_problems(settings, SimpleNamespace(name="mine"), set())  # type: ignore[arg-type]
     assert problem == "export=true: transformers has no tokenizer like mine. Leave out export=true."
+
+
+def test_a_prompt_for_which_a_vocabulary_has_no_token(tmp_path: Path) -> None:
+    settings = SimpleNamespace(export=False, start_context="\n", callbacks=SimpleNamespace(grid=None))
+    tokenizer = build_tokenizer(str(word_pieces(tmp_path / "words")))
+    (problem,) = run_tokenizer.tokenizer_problems(settings, tokenizer, {"start_context"})  # type: ignore[arg-type]
+    assert f"the tokenizer {tokenizer.name} has no token for it. Choose another text or tokenizer." in problem
+
+
+def test_the_harness_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(lm_eval.UserError, match=r"The LM Evaluation Harness is not installed\. Run: pip install "):
+        lm_eval.lm_eval_command([])
+
+
+def test_a_training_that_fails_is_no_proof() -> None:
+    with pytest.raises(verify_resume.UserError, match=r"(?s)ended with exit code 2 instead of 0:\nerror: model=absent: "):
+        verify_resume.verify_resume_command(["model=absent"])
+
+
+def started_by_others(devices: int, nodes: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(
+        preflight, "ranks", SimpleNamespace(is_distributed=lambda: True, world_size=lambda: 4, local_world_size=lambda: 2)
+    )
+    return preflight._resolve_devices(
+        SimpleNamespace(trainer=SimpleNamespace(devices=devices, num_nodes=nodes, accelerator="cpu"))
+    )  # type: ignore[arg-type]
+
+
+def test_processes_that_others_have_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started_by_others(2, 2, monkeypatch).trainer.num_nodes == 2
+    with pytest.raises(preflight.UserError) as caught:
+        started_by_others(3, 1, monkeypatch)
+    assert str(caught.value) == (
+        "trainer.devices=3 and trainer.num_nodes=1 do not match the 2 processes that were started on each of 2 machines. "
+        "Remove both settings, or set them to these numbers."
+    )
+
+
+def test_devices_that_a_machine_lacks() -> None:
+    trainer = SimpleNamespace(devices=torch.cuda.device_count() + 2, num_nodes=1, accelerator="gpu")
+    with pytest.raises(preflight.UserError, match=rf"trainer\.devices={trainer.devices} is more than the \d GPU"):
+        preflight._resolve_devices(SimpleNamespace(trainer=trainer))  # type: ignore[arg-type]
+
+
+def test_a_sweep_is_not_started_by_torchrun() -> None:
+    _, problems = launch._overrides_of_main(lambda: ["-m", "seed=1,2"], lambda: None)
+    assert problems == ["A sweep starts the processes of each job itself: python train.py -m ... trainer.devices=N."]
 
 
 def test_a_sweep_of_texts_has_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

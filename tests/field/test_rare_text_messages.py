@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 
 from gpt_pretrain.commands import tokenizer
 from gpt_pretrain.data import remote
+from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.web import _redirect_problem
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.corpus_folder import _shards
 from gpt_pretrain.system import environment
 from gpt_pretrain.system.file_kinds import FileKind
@@ -23,9 +26,11 @@ from gpt_pretrain.texts.chunks import Cursor, ReadPosition
 from gpt_pretrain.texts.dataset_guard import _LimitedStream, _OwnFiles
 from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
 from gpt_pretrain.texts.json_values import split_values
+from gpt_pretrain.texts.parquet_rows import DATA, decompress_values
 from gpt_pretrain.texts.records import record_text
 from gpt_pretrain.texts.text import Text
-from gpt_pretrain.tokenizers.build import StoredTokenizer, restore_tokenizer
+from gpt_pretrain.tokenizers import build
+from gpt_pretrain.tokenizers.build import StoredTokenizer, build_tokenizer, restore_tokenizer
 from tests.helpers.refusals import Make, check_each
 
 
@@ -55,12 +60,19 @@ def archive_without_text(folder: Path) -> object:
     return list(Text((folder / "a.zip",)).pieces())
 
 
+def pipe(folder: Path) -> object:
+    os.mkfifo(folder / "train.bin")
+    return LocalFiles(folder).read("train.bin", 0, 2)
+
+
 def manifest(**changes: Any) -> Make:
     """Return the reading of a manifest whose only part has another entry."""
     shard = {"file": "train-00000.bin", "starts": "train-00000.idx", "documents": 1, "tokens": 2}
     part = {"bytes": 1, "documents": 1, "tokens": 2, "shards": [shard]} | changes
     return lambda folder: _shards({"itemsize": changes.get("itemsize", 2), "parts": {"train": part}}, folder)
 
+
+PAGE = SimpleNamespace(start=0, levels=0, compressed=20, size=9, kind=DATA, says_compressed=True)
 
 TEXTS: dict[str, tuple[Make, str]] = {
     "refused_kind_without_advice": (
@@ -95,9 +107,18 @@ TEXTS: dict[str, tuple[Make, str]] = {
         "one of its files is named zip://a::/etc/b.zip,",
     ),
     "protocol_of_a_dataset": (lambda _: _OwnFiles("name").check_protocol(print)("ssh"), "it asks for ssh:,"),
+    "old_compression_of_a_table": (
+        lambda _: list(decompress_values(io.BytesIO(bytes(20)), PAGE, SimpleNamespace(compression="LZ4"))),  # type: ignore[arg-type]
+        "an old form of LZ4 is not supported here; write the file anew with another compression",
+    ),
     "end_of_a_compressed_file": (
         lambda _: _LimitedStream(io.BytesIO(), 9).seek(0, io.SEEK_END),
         "a compressed file has no known end",
+    ),
+    "shard_that_is_a_pipe": (pipe, "it is a pipe, not a regular file"),
+    "tokenizer_with_a_long_name": (
+        lambda _: build_tokenizer("a/" * 3000),
+        "this path cannot be read. Check the name, and the permissions of its folder.",
     ),
     "redirect_without_an_address": (lambda _: _redirect_problem("https://a", "https://[b"), "an address that is not valid"),
     "redirect_with_a_backslash": (lambda _: _redirect_problem("https://a", "https://b\\c"), "an address with a backslash"),
@@ -146,7 +167,16 @@ def test_a_saved_dataset_lacks_a_split(tmp_path: Path) -> None:
         tables._open_dataset(tables.StreamedDataset(str(tmp_path / "saved"), None, "test"), "text")
 
 
+def test_a_model_of_the_hub_without_a_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "fetch_tokenizer", lambda _: None)
+    with pytest.raises(
+        UserError, match=r"^tokenizer=some/model: this model on the hub has no vocabulary that can be read\. Choose"
+    ):
+        build_tokenizer("some/model")
+
+
 def test_a_name_in_the_encoding_of_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
-    problem = environment._undecoded_problem("caf\udce9")
-    assert problem == "'caf\\xe9' is not ASCII, the encoding of this system's names. Set PYTHONUTF8=1."
+    with pytest.raises(UserError) as caught:
+        environment.decode_arguments(["caf\udce9"])
+    assert str(caught.value) == "'caf\\xe9' is not ASCII, the encoding of this system's names. Set PYTHONUTF8=1."

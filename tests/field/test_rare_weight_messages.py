@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +13,24 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from gpt_pretrain.checkpoints import tensor_files
 from gpt_pretrain.checkpoints.architecture import _count_heads
 from gpt_pretrain.checkpoints.checkpoint_file import _save
-from gpt_pretrain.checkpoints.custom_weights import misfit_of
+from gpt_pretrain.checkpoints.custom_weights import CustomWeights, misfit_of
 from gpt_pretrain.checkpoints.folder_contents import _check_archive
 from gpt_pretrain.checkpoints.indexed_files import read_indexed
 from gpt_pretrain.checkpoints.sharded import ShardReader, rank_file_name, write_rank_file
+from gpt_pretrain.checkpoints.tensor_files import StoredTensor, read_safetensors, read_torch_file
+from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.checkpoints.torch_pickles import _record_sizes
 from gpt_pretrain.evaluation.task_results import compare_accuracies
+from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
 from gpt_pretrain.system import hub
+from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import tiny_model
 from tests.helpers.refusals import Make, check_each
 
@@ -62,6 +69,30 @@ def without_an_entry(folder: Path) -> object:
     return _record_sizes(zipped(folder), SimpleNamespace(get_record_offset=lambda name: 0), ["data.pkl"])
 
 
+def old_file(folder: Path) -> object:
+    """Read a file of PyTorch before 1.6 whose storages are not listed behind its tensors."""
+    parts = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}, {}, 5]
+    (folder / "x.pt").write_bytes(b"".join(pickle.dumps(part, 2) for part in parts))
+    return read_torch_file(folder / "x.pt")
+
+
+class Line(torch.nn.Linear):
+    """A model of the user's own with two weights."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(1, vocab_size)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(token_ids.float()[..., None])
+
+
+def diverged(_: Path) -> object:
+    config = GPTConfig(5, 8, 1, 1, 1, kind="custom")
+    values = {"weight": torch.full((5, 1), torch.nan), "bias": torch.zeros(5)}
+    parts = {name: [StoredTensor(name, tuple(one.shape), one.dtype, lambda one=one: one)] for name, one in values.items()}
+    return CustomWeights("x.ckpt", config, parts, False, {"state_dict": {}}, named={"_target_": f"{__name__}.Line"}).build()
+
+
 WEIGHTS: dict[str, tuple[Make, str]] = {
     "heads_of_another_number": (
         lambda _: _count_heads(SimpleNamespace(name="x.pt", likely_heads=None), {"n_heads": 4, "emb_dim": 8, "n_layers": 1}, 2),  # type: ignore[arg-type]
@@ -91,6 +122,16 @@ WEIGHTS: dict[str, tuple[Make, str]] = {
     ),
     "shards_of_two_widths": (rows_of_two_widths, "the rows of w do not fit together."),
     "index_of_an_archive_that_lies": (without_an_entry, "its parts differ from its index"),
+    "tensor_that_a_shard_lacks": (
+        lambda folder: shard_reader(folder, rows={"v": [0, 2]}).rows("v", 0, 2),
+        "is damaged: v cannot be read (",
+    ),
+    "vocabulary_that_transformers_lacks": (
+        lambda folder: write_tokenizer(build_tokenizer("ids:97"), folder, context_length=8),
+        "A model with the tokenizer ids:97 cannot be exported: transformers has no such tokenizer.",
+    ),
+    "old_file_without_a_list": (old_file, "it does not list its storages"),
+    "own_model_that_diverged": (diverged, "x.ckpt holds NaN or infinity, in weight. Its training diverged."),
     "results_of_other_tasks": (
         lambda _: compare_accuracies(SimpleNamespace(correct=np.zeros(2)), SimpleNamespace(correct=np.zeros(3))),  # type: ignore[arg-type]
         "2 and 3 items cannot be compared",
@@ -100,6 +141,17 @@ WEIGHTS: dict[str, tuple[Make, str]] = {
 
 def test_weights_that_are_refused(tmp_path: Path) -> None:
     check_each(WEIGHTS, tmp_path)
+
+
+def test_weights_where_no_file_can_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise SafetensorError("No such device (os error 19)")
+
+    monkeypatch.setattr(tensor_files, "safe_open", fail)
+    with pytest.raises(
+        tensor_files.UserError, match=r"is on a file system that cannot map files into memory, .* Copy it to another"
+    ):
+        read_safetensors(tmp_path / "x.safetensors")
 
 
 def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

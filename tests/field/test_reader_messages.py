@@ -51,6 +51,12 @@ class Changed:
         return (dict, (), {"attribute": 1})
 
 
+def pieces(*kinds: int) -> bytes:
+    """Return a SentencePiece model whose tokens are of these kinds; that of the first is the one for unknown text."""
+    tokens = [b"\x0a\x01" + bytes([97 + number]) + b"\x15\0\0\0\0\x18" + bytes([kind]) for number, kind in enumerate(kinds)]
+    return b"".join(b"\x0a" + bytes([len(token)]) + token for token in tokens)
+
+
 # Name of a file, its content, and what the message says of it.
 TOKENIZER_FILES: list[tuple[str, bytes, str]] = [
     ("tokenizer.json", definition(normalizer=3), "its normalizer is 3, not an object"),
@@ -78,6 +84,8 @@ TOKENIZER_FILES: list[tuple[str, bytes, str]] = [
     ("x.tiktoken", b"YQ== x\n", "its line b'YQ== x' is not a token in base64 and its number"),
     ("x.tiktoken", ranks(without=65), "it lacks some of the 256 single bytes"),
     ("x.tiktoken", ranks(b"a" * 1001), "one of its tokens has more than 1000 bytes"),
+    ("x.model", pieces(1, 1), "it has no token for unknown text"),
+    ("x.model", pieces(2, 1, 5), "it has unused tokens, which would get other ids here; give the model's tokenizer.json instead"),
     ("meta.pkl", pickle.dumps(["a"]), "it holds an array, not a table of tokens"),
     ("meta.pkl", table(), "it has neither a table itos of the tokens by their ids nor a vocab_size"),
     ("meta.pkl", table(stoi={"a": 0, "b": 0}), "two tokens of its stoi have the same id"),

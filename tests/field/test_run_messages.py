@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import io
+import multiprocessing
 import re
 import tempfile
 from collections.abc import Callable
@@ -45,9 +46,10 @@ from gpt_pretrain.system import checkout
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
-from gpt_pretrain.training.custom_schedule import ScaledSchedule
+from gpt_pretrain.training.custom_schedule import ScaledSchedule, build_custom_schedule
 from tests.conftest import tiny_model
 from tests.helpers.data_settings import data_settings
+from tests.helpers.training_runs import Train
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -154,6 +156,16 @@ def request() -> Any:
     return ScoreRequest(np.arange(5), 3)
 
 
+def test_batches_that_do_not_fit_into_memory_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Scorer, "_score_batch", fail)
+    scorer = Scorer(tiny_model(), name="x.ckpt", precision="32-true", batch_tokens=64)
+    with pytest.raises(UserError, match=r"too small for batches of 64 tokens\. Set a smaller one: batch_tokens=16"):
+        list(scorer.score_groups([[request()]]))
+
+
 def test_results_and_answers_that_cannot_be_written_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(evaluate, "_show_results", fail)
     with pytest.raises(UserError, match=r"The results cannot be written to .*: No space left on device\."):
@@ -196,6 +208,18 @@ def test_an_optimizer_without_a_learning_rate_is_named() -> None:
         build_custom_optimizer(tiny_model(), {"_target_": f"{__name__}.NoRate"})
 
 
+def rate_of(optimizer: Optimizer) -> float:
+    return 0.5
+
+
+def test_a_function_of_the_optimizer_must_return_a_schedule() -> None:
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(
+        UserError, match=r"rate_of returned a float\. It must return the factor on the learning rate of a step, or"
+    ):
+        build_custom_schedule(optimizer, {"_target_": f"{__name__}.rate_of"}, total_steps=9, scale=lambda: 1.0)
+
+
 def test_a_schedule_that_ends_before_the_run_is_named() -> None:
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     cycle = OneCycleLR(optimizer, 0.1, total_steps=2, cycle_momentum=False)
@@ -233,6 +257,19 @@ def test_an_installation_without_its_source_folder_is_explained(
     monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
     with pytest.raises(UserError, match=f"{re.escape(missing)} is missing: gpt-pretrain was installed without its source folder"):
         start()
+
+
+def test_workers_without_shared_memory_are_explained(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(multiprocessing, "Lock", refuse)
+    with pytest.raises(UserError) as caught:
+        train("data.num_workers=2")
+    assert str(caught.value) == (
+        "data.num_workers=2: no worker process can be started here, since locks cannot be made in /dev/shm (Read-only file "
+        "system). Set data.num_workers=0."
+    )
 
 
 def test_a_database_without_its_packages_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

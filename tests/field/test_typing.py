@@ -136,6 +136,7 @@ MISTYPED = {
     ),
     "--max_steps=5": "--max_steps=5: settings are written without dashes. Type trainer.max_steps=5",
     "--trainer.max-steps=5": "--trainer.max-steps=5: settings are written without dashes. Type trainer.max_steps=5",
+    "--banana": "--banana: there is no such option. Settings are written as name=value; --help shows some.",
     "--multi": "--multi: there is no such option. Did you mean --multirun?",
     "\u2013m": "\u2013m: this begins with a dash, not with a hyphen. Type -m",
     "book.txt": "book.txt: settings are written as name=value. Did you mean data.path=book.txt?",
@@ -215,6 +216,12 @@ def test_a_file_of_settings_that_overrides_the_former_group_is_explained(script:
     done = script("train.py", "-cd", "own", "experiment=mine")
     assert done.returncode == 2
     assert done.stderr.startswith("error: experiment/mine overrides the group tokenizer, which has become a setting.")
+    file.write_text("# @package _global_\ndefaults:\n  - override /optimiser: adamw\n")
+    done = script("train.py", "-cd", "own", "experiment=mine")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: experiment/mine overrides the group optimiser, which does not exist here. `--help` lists the groups.\n"
+    )
     file.write_text("# @package _global_\noptimizer:\n  lrr: 1\n")
     done = script("train.py", "-cd", "own", "experiment=mine")
     assert done.returncode == 2

@@ -119,6 +119,14 @@ def test_a_whole_module_that_computes_otherwise_is_refused(tmp_path: Path, chang
     assert message in refusal(tmp_path / "x.pt")
 
 
+def test_a_whole_module_with_two_activations_is_refused(tmp_path: Path) -> None:
+    model = hugging_face()
+    model.transformer.h[0].mlp.act = torch.nn.GELU()
+    torch.save(model, tmp_path / "x.pt")
+    said = "its modules have GELU in several forms (none, tanh), but this program's GPT-2 has one."
+    assert said in refusal(tmp_path / "x.pt")
+
+
 def test_the_whole_module_of_chapter_4_is_read(tmp_path: Path) -> None:
     chapter4 = pytest.importorskip("llms_from_scratch.ch04", reason="pip install --no-deps llms-from-scratch")
     settings = {

@@ -201,7 +201,7 @@ def test_a_file_is_no_run_folder(script: Script, tmp_path: Path) -> None:
 def test_an_item_of_a_list_that_it_does_not_have_is_explained(script: Script) -> None:
     done = script("train.py", "evaluation.texts.0=a.txt")
     assert done.stderr == (
-        "error: evaluation.texts.0: this list has no item 0. A list is set as a whole: evaluation.texts=[ITEM,ITEM]\n"
+        "error: evaluation.texts.0: this list has no item 0. A list is set as a whole: 'evaluation.texts=[ITEM,ITEM]'\n"
     )
 
 

@@ -127,6 +127,15 @@ def test_weights_in_fp32_are_shared() -> None:
     assert decoder._blocks.trf_blocks[0].att.qkv.layer.weight.data_ptr() == model.trf_blocks[0].att.qkv.weight.data_ptr()
 
 
+def test_ids_outside_of_the_vocabulary_are_refused() -> None:
+    decoder = DecodingModel(tiny_model(emb_dim=64))
+    assert decoder._native is not None
+    cache = decoder.new_cache(1, capacity=8)
+    for wrong in (-1, 97):
+        with pytest.raises(IndexError, match=rf"token ids must be from 0 to 96: \[{wrong}\]"):
+            decoder._native.logits(torch.tensor([[wrong]]), cache)
+
+
 @pytest.mark.parametrize("name", ["pos_emb.weight", "trf_blocks.0.att.qkv.weight", "trf_blocks.1.ff.layers.0.bias"])
 def test_numbers_that_are_not_finite_are_found(name: str) -> None:
     for bad in (torch.nan, torch.inf):

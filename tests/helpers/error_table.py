@@ -19,15 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gpt_pretrain import errors
 from gpt_pretrain.system import reading
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.texts import decompression, records
 from gpt_pretrain.tokenizers import pattern_syntax
+from tests.helpers import refusals
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = "RECORD_MESSAGES"
 HOLE = "{}"  # a value that the message fills in
+FIELD = re.compile(r"\{\w+\}")  # one that is filled in later
 PROBLEM = re.compile(r"problem|refus|explain|damage|misfit|unsupported|reason|mistake")
 LOGGED = {"info", "warning", "error"}
 
@@ -57,8 +61,8 @@ def find_messages(file: Path) -> Iterator[Message]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
 
     def walk(node: ast.AST, kind: str) -> Iterator[Message]:
-        if isinstance(node, ast.Assert) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-            return  # for programmers, or a docstring
+        if _is_for_programmers(node):
+            return
         kind = _kind(node) or kind
         template = _template(node)
         if template is not None:
@@ -71,6 +75,14 @@ def find_messages(file: Path) -> Iterator[Message]:
             yield from walk(child, kind)
 
     yield from walk(tree, "text")
+
+
+def _is_for_programmers(node: ast.AST) -> bool:
+    """Return whether a node holds no message for users: an assertion or a docstring."""
+    match node:
+        case ast.Assert() | ast.Expr(value=ast.Constant()) | ast.Raise(exc=ast.Call(func=ast.Name(id="AssertionError"))):
+            return True
+    return False
 
 
 def _kind(node: ast.AST) -> str | None:
@@ -96,9 +108,9 @@ def _kind(node: ast.AST) -> str | None:
 def _template(node: ast.AST) -> str | None:
     """Return the text of a string, with a mark for each value, or None for all else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
+        return FIELD.sub(HOLE, node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else HOLE for part in node.values)
+        return "".join(FIELD.sub(HOLE, str(part.value)) if isinstance(part, ast.Constant) else HOLE for part in node.values)
     return None
 
 
@@ -131,6 +143,9 @@ def record_messages() -> None:
         from gpt_pretrain.serving import guards
 
         guards.error_body = _recording_body(guards.error_body, record)
+    # Of exceptions of Python's own classes, those count that a test expects.
+    pytest.ExceptionInfo.fill_unfilled = _recording_caught(pytest.ExceptionInfo.fill_unfilled, record)  # type: ignore[method-assign]
+    refusals.said = _recording_text(refusals.said, record)
     handler = logging.Handler()
     handler.emit = lambda entry: record(entry.getMessage())  # type: ignore[method-assign, assignment]
     logging.getLogger("gpt_pretrain").addHandler(handler)
@@ -149,6 +164,23 @@ def _recording_body(original: Callable[..., Any], record: Callable[[str], None])
     def recorded(status: int, message: str, **kwargs: Any) -> Any:
         record(message)
         return original(status, message, **kwargs)
+
+    return recorded
+
+
+def _recording_caught(original: Callable[..., None], record: Callable[[str], None]) -> Callable[..., None]:
+    def recorded(self: Any, caught: tuple[Any, BaseException, Any]) -> None:
+        original(self, caught)
+        record(str(caught[1]))
+
+    return recorded
+
+
+def _recording_text(original: Callable[..., str], record: Callable[[str], None]) -> Callable[..., str]:
+    def recorded(*args: Any) -> str:
+        text = original(*args)
+        record(text)
+        return text
 
     return recorded
 

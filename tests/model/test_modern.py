@@ -102,6 +102,7 @@ def test_an_export_gives_the_same_logits_in_transformers_and_comes_back_exactly(
             {"intermediate_size": 64},
             r"intermediate_size=64 is not supported; in this program.s modern model it is always 4 \* hidden_size",
         ),
+        ({"head_dim": 16}, r"head_dim=16 is not supported; in this program.s modern model it is always hidden_size / num_att"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}, "the base 100000.0 are not supported"),
     ],
 )

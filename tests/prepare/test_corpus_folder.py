@@ -30,6 +30,18 @@ CHANGES: dict[str, Callable[[list[Path]], tuple[list[Path], dict[str, object]]]]
 }
 
 
+def test_inputs_that_changed_or_vanished_after_the_end_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("some text " * 100)
+    corpora.prepare(file, out=tmp_path / "out", val_tokens=100)
+    file.write_text("more text " * 100)
+    inputs = corpora.inputs_of(file)
+    pipeline._warn_of_changed_inputs(inputs, tmp_path / "out")
+    assert "a.txt changed after the corpus was completed. overwrite=true prepares it again." in capsys.readouterr().err
+    file.unlink()  # while the inputs are being looked at
+    pipeline._warn_of_changed_inputs(inputs, tmp_path / "out")
+
+
 @pytest.mark.parametrize("message", CHANGES)
 def test_a_change_since_the_interruption_is_an_error(tmp_path: Path, message: str) -> None:
     inputs = write_short_inputs(tmp_path)

@@ -15,6 +15,8 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import encoding, pipeline, progress, segments, shards, tokenizing
+from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
+from gpt_pretrain.prepare.segments import read_journal
 from gpt_pretrain.texts import decompression, reading
 from gpt_pretrain.tokenizers import splitting
 from tests.conftest import ROOT
@@ -182,6 +184,24 @@ def test_the_keys_of_the_journal_and_the_plan_stay_as_they_are(tmp_path: Path) -
     plan = json.loads((work / "plan.json").read_text())
     assert set(plan) == {"tokenizer", "source", "options", "work", "overwrite"}
     assert set(plan["source"][0]) == {"path", "bytes", "changed"} and set(plan["work"]) == {"tasks", "text_rules"}
+
+
+def test_a_journal_and_segments_that_were_changed_are_refused(tmp_path: Path) -> None:
+    interrupt_before_shards(write_short_inputs(tmp_path), tmp_path / "out")
+    work = tmp_path / "out" / ".work" / "task-00000"
+    corpus = EncodedCorpus.open([work], itemsize=2)
+    segment = read_journal(work)[0][0]
+    segment.path.write_bytes(segment.path.read_bytes()[:101])
+    with pytest.raises(
+        UserError, match=r"\.bin is damaged: it is shorter than the journal says\. Start over with overwrite=true"
+    ):
+        corpus.tokens(0, segment.tokens)
+    lines = (work / "journal.jsonl").read_text().splitlines(keepends=True)
+    entry = json.loads(lines[0])
+    entry["state"]["counts"]["unknown_example"] = 3
+    (work / "journal.jsonl").write_text(json.dumps(entry) + "\n" + "".join(lines[1:]))
+    with pytest.raises(UserError, match=r"journal\.jsonl is damaged: an example is not a text\. Delete .*\.work to start over"):
+        read_journal(work)
 
 
 @pytest.mark.parametrize("encoded", ["everything", "the first segment"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import sys
 from collections.abc import Iterator
 
@@ -52,6 +54,21 @@ def test_slots_are_free_again_after_a_failure(workers: WorkerPool) -> None:
         assert sum(len(result) for _, result in workers.map(repeat, jobs[4:])) == 1_600_000
     expected = QUEUED_PER_WORKER * 2 + 1 if sys.platform == "linux" else 0
     assert sorted(workers._slots._free) == list(range(expected))
+
+
+@pytest.mark.parametrize("failing", ["Lock", "Process"])
+def test_where_no_process_can_be_started_this_one_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # as without /dev/shm
+
+    monkeypatch.setattr(type(multiprocessing.get_context("fork")), failing, fail)
+    with WorkerPool(2, "byte") as pool:
+        assert [result for _, result in pool.map(len, [b"a", b"bc"])] == [1, 2]
+    assert capsys.readouterr().err == (
+        "No worker processes can be started here (Function not implemented), so this process does all the work.\n"
+    )
 
 
 def test_without_a_free_slot_a_message_takes_the_pipe() -> None:

@@ -63,6 +63,7 @@ NUMBER = b"J" + struct.pack("<i", 2_000_000_000) + b"\x85"
         (call("torch.FloatStorage", NUMBER), r"it needs torch\.FloatStorage"),
         (call("torch.Tensor", NUMBER), r"it needs torch\.Tensor"),
         (call("_codecs.encode", b"X\x01\0\0\0aX\x04\0\0\0idna\x86"), "encodes a text as 'idna'"),
+        (call("torch._utils._rebuild_parameter", b"N\x88N\x87"), "a parameter is not described as PyTorch does"),
         (b"\x80\x02" + b"(" * 600_000 + b".", "more than 500,000 containers"),
         (b"\x80\x02" + b"]" * 600_000 + b".", "more than 500,000 containers"),
         (b"\x80\x02X\xff\xff\xff\x7fabc.", "beyond the end of the file"),
@@ -71,7 +72,7 @@ NUMBER = b"J" + struct.pack("<i", 2_000_000_000) + b"\x85"
             "large number",
         ),
     ],
-    ids=["bytearray", "python 2", "bytes", "storage", "tensor", "codec", "marks", "lists", "length", "equal hashes"],
+    ids=["bytearray", "python 2", "bytes", "storage", "tensor", "codec", "parameter", "marks", "lists", "length", "equal hashes"],
 )
 def test_a_pickle_that_would_fill_the_memory_is_refused(
     tmp_path: Path, write: Callable[[Path, bytes], Path], data: bytes, message: str

@@ -1,5 +1,6 @@
 """C files are compiled once, kept in the user's own folder, and not needed."""
 
+import logging
 import shutil
 import sys
 from collections.abc import Iterator
@@ -61,11 +62,13 @@ def test_a_damaged_library_is_replaced(source: Path, monkeypatch: pytest.MonkeyP
     assert library.seven() == 7
 
 
-def test_a_folder_that_others_can_write_to_is_not_used(source: Path) -> None:
+def test_a_folder_that_others_can_write_to_is_not_used(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="gpt_pretrain")
     assert load_native_code(source) is not None
     kept(source)[0].parent.chmod(0o777)
     load_native_code.cache_clear()
     assert load_native_code(source) is None
+    assert "can be written by others, so no code is loaded from it" in caplog.text
 
 
 @pytest.mark.parametrize("problem", ["no compiler", "an error in the file", "no folder for the cache"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,24 @@ def test_a_difference_is_found_in_the_sample(words: int, share: float, gpt2: Tok
     encoder.compare_next()
     with pytest.raises(DifferentIdsError):
         encoder.encode(others[0])
+
+
+def test_documents_without_an_end_are_noticed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    Fake(gpt2, "xyzzyx").install(monkeypatch)
+    encoder = FastEncoder(gpt2)
+    with pytest.raises(DifferentIdsError, match="gigatoken finds 0 ends of 2 documents"):
+        encoder.encode_documents([b"a", b"b"], b"ab")
+
+
+def test_a_vocabulary_that_the_library_fails_to_load_is_not_used(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: object) -> None:
+        raise BaseException("panicked")  # as a panic of Rust
+
+    gigatoken = pytest.importorskip("gigatoken")
+    monkeypatch.setattr(gigatoken.gigatoken_rs, "BPETokenizer", SimpleNamespace(from_tiktoken=panic))
+    with pytest.raises(UnsupportedTokenizerError, match="the package gigatoken cannot hold the tokenizer gpt2"):
+        engine_builder(gpt2)()
+    assert FastEncoder(gpt2).slow_because == "the package gigatoken cannot hold the tokenizer gpt2"
 
 
 def test_a_small_share_of_a_text_is_compared(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from gpt_pretrain.runs.folder import find_checkpoints
 from gpt_pretrain.training import saving
 from gpt_pretrain.training.callbacks import save
 from gpt_pretrain.training.lit_module import GPTLitModule
+from gpt_pretrain.training.resume import read_resumable
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled, spoilt, with_stored
 
@@ -41,6 +42,13 @@ def test_a_checkpoint_cannot_read_environment_variables(train: Train, tmp_path: 
     with_stored(tmp_path / "run", lambda config: config.update(start_context="\\${oc.env:SECRET_TOKEN}"))
     train("trainer.max_epochs=2", f"resume='{tmp_path / 'run'}'", base=[], run_dir=tmp_path / "run")
     assert "hunter2" not in (tmp_path / "run" / "config.yaml").read_text() + (tmp_path / "run" / "samples.txt").read_text()
+
+
+def test_a_checkpoint_of_empty_batches_is_refused(train: Train, tmp_path: Path) -> None:
+    train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    with_stored(tmp_path / "run", lambda config: config["data"].update(batch_size=0))
+    with pytest.raises(UserError, match=r"last\.ckpt is not a valid checkpoint: its data\.batch_size, .* must be at least 1\."):
+        read_resumable(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 
 class OddState(Callback):
