@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+PREFIX = "custom."  # of the class's own names within a CustomModel
+
+
 @dataclass(frozen=True)
 class CustomWeights(Weights):
     """Weights of a class of the user's own, which are still in their file.
@@ -75,7 +78,7 @@ class CustomWeights(Weights):
         if (problem := misfit_of(model, shapes)) is not None:
             raise UserError(f"{self.name} does not fit {GROUP}.{TARGET}={self.fields[TARGET]}: {problem}. Nothing was loaded.")
         state = {name: stored.read() for name, (stored,) in parts.items()}
-        if wrong := [name for name, value in state.items() if not is_finite_tensor(value)]:
+        if wrong := [name.removeprefix(PREFIX) for name, value in state.items() if not is_finite_tensor(value)]:
             raise UserError(f"{self.name} holds NaN or infinity, in {name_some(wrong)}. Its training diverged.")
         model.load_state_dict(state)
         return model.to(device=device, dtype=dtype).eval()
@@ -112,6 +115,6 @@ def misfit_of(model: CustomModel, shapes: Shapes) -> str | None:
         "other shapes have": {name for name in own.keys() & shapes.keys() if own[name] != tuple(shapes[name])},
     }
     clauses = [
-        f"{what} {name_some([name.removeprefix('custom.') for name in sorted(names)])}" for what, names in groups.items() if names
+        f"{what} {name_some([name.removeprefix(PREFIX) for name in sorted(names)])}" for what, names in groups.items() if names
     ]
     return "; ".join(clauses) or None

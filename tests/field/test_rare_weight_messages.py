@@ -88,7 +88,7 @@ class Line(torch.nn.Linear):
 
 def diverged(_: Path) -> object:
     config = GPTConfig(5, 8, 1, 1, 1, kind="custom")
-    values = {"weight": torch.full((5, 1), torch.nan), "bias": torch.zeros(5)}
+    values = {"custom.weight": torch.full((5, 1), torch.nan), "custom.bias": torch.zeros(5)}
     parts = {name: [StoredTensor(name, tuple(one.shape), one.dtype, lambda one=one: one)] for name, one in values.items()}
     return CustomWeights("x.ckpt", config, parts, False, {"state_dict": {}}, named={"_target_": f"{__name__}.Line"}).build()
 
