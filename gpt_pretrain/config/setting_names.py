@@ -19,6 +19,7 @@ from gpt_pretrain.system.yaml_files import read_yaml
 
 CONF = CHECKOUT / "conf"
 MAX_NEAREST = 3
+MAX_NAME = 200  # characters of a mistyped name; a longer one is like no other
 LEAST_LIKENESS = 0.75  # of two names, between 0 and 1
 # What other programs call these settings. `other_programs.py` has names whose values are written differently.
 OTHER_NAMES = {
@@ -219,7 +220,7 @@ def _is_part(name: str, choice: str) -> bool:
 
 
 def _likeness(name: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, name.lower(), other).ratio()
+    return difflib.SequenceMatcher(None, name.lower(), other).ratio() if len(name) <= MAX_NAME else 0.0
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

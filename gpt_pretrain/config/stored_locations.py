@@ -18,6 +18,7 @@ from gpt_pretrain.system.yaml_files import read_yaml
 
 READ_WITH_FOLDER = (".json", ".bin")  # manifest.json and train.bin stand for the folder that they are in
 MAX_FILES = 10_000  # to look at; a folder with more is asked about
+MAX_PARTS = 100  # folders on the way to a place
 MAX_SOURCES = 20  # texts of a mixture whose locations are looked at; more are asked about
 
 
@@ -79,9 +80,10 @@ def _source_paths(value: object) -> list[str] | None:
 def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) -> bool:
     """Return whether a path, folder or glob leads only to files in a folder or, if it is relative, in the working directory.
 
-    Links are followed. A relative path through a hidden file or folder, or through `..` or `~`, leads elsewhere too, since the
-    working directory may be the user's home. Only the last part of a glob may be a pattern: with several `**` or through
-    links, a few characters could stand for more folders than can be searched.
+    A link in there may lead elsewhere, and following many of them through deep folders takes long. A relative path through a
+    hidden file or folder, or any through `..` or `~`, leads elsewhere too, since the working directory may be the user's home.
+    Only the last part of a glob may be a pattern: with several `**`, a few characters could stand for more folders than can be
+    searched.
 
     Args:
         folder: The folder of the run or sweep that names the location; None if it is unknown.
@@ -92,16 +94,15 @@ def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) ->
     try:
         path = user_path(text)
         hidden = any(part.startswith(".") for part in path.parts)
-        roots = [] if folder is None else [folder.resolve()]
-        roots += [] if hidden or path.is_absolute() else [Path.cwd().resolve()]
-        if not roots or (must_exist and not path.exists()):
+        roots = [] if folder is None else [Path(os.path.abspath(folder)), folder.resolve()]
+        roots += [] if hidden or path.is_absolute() else [Path.cwd()]
+        if not roots or ".." in path.parts or (must_exist and not path.exists()):
             return False
         if not path.exists() and (glob.has_magic(str(path.parent)) or "**" in path.name):
             return False
         if path.suffix in READ_WITH_FOLDER:
             path = path.parent
-        found = list(islice(_files(path), MAX_FILES + 1))
-        return len(found) <= MAX_FILES and any(all(file.resolve().is_relative_to(root) for file in found) for root in roots)
+        return any(_is_below(Path(os.path.abspath(path)), root) for root in roots) and _has_few_files_and_no_link(path)
     except (OSError, ValueError, RuntimeError):  # a loop of links, a null character, an unknown home folder
         return False
 
@@ -122,10 +123,26 @@ def _known_urls() -> frozenset[str]:
     return frozenset(url for url in urls if isinstance(url, str))
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """Yield a path, what it matches as a glob, and everything in the folders among them."""
-    yield path
-    for match in [str(path)] if path.exists() else glob.iglob(str(path)):
-        yield Path(match)
-        for parent, folders, files in os.walk(match):
-            yield from (Path(parent) / name for name in [*folders, *files])
+def _is_below(path: Path, root: Path) -> bool:
+    """Return whether an absolute path is that of a folder, or of something in it to which no link leads."""
+    on_the_way = [one for one in (path, *path.parents) if len(one.parts) > len(root.parts)]
+    return path.is_relative_to(root) and len(on_the_way) <= MAX_PARTS and not any(one.is_symlink() for one in on_the_way)
+
+
+def _has_few_files_and_no_link(path: Path) -> bool:
+    found = list(islice(_links_of_files(path), MAX_FILES + 1))
+    return len(found) <= MAX_FILES and not any(found)
+
+
+def _links_of_files(path: Path) -> Iterator[bool]:
+    """Yield whether it is a link, for all that a path matches as a glob and for everything in the folders among it."""
+    matches = [str(path)] if path.exists() else glob.iglob(str(path))
+    for match in matches:
+        yield os.path.islink(match)
+        folders = [match] if os.path.isdir(match) else []
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    yield entry.is_symlink()
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import itertools
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -164,10 +166,20 @@ def _has_only_nuls_besides_text(head: bytes) -> bool:
 
 def script_index(code: int) -> int | None:
     """Return the index of the script that a character belongs to, -1 for one that is common to all, and None for others."""
-    if any(first <= code <= last for first, last in COMMON):
-        return -1
-    found = (index for index, ranges in enumerate(SCRIPTS) if any(first <= code <= last for first, last in ranges))
-    return next(found, None)
+    starts, scripts = _script_table()
+    return scripts[bisect_right(starts, code) - 1]
+
+
+@functools.cache
+def _script_table() -> tuple[list[int], list[int | None]]:
+    """Return the first character of each range, in ascending order, and what all characters of the range belong to."""
+    scripts = [(-1, COMMON), *enumerate(SCRIPTS)]
+    starts = sorted({0, *(code for _, ranges in scripts for first, last in ranges for code in (first, last + 1))})
+
+    def script_of(code: int) -> int | None:
+        return next((index for index, ranges in scripts if any(first <= code <= last for first, last in ranges)), None)
+
+    return starts, list(map(script_of, starts))
 
 
 def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:

@@ -126,7 +126,7 @@ LFS_POINTER = FileKind(
 )
 # Their first bytes are letters, and what follows may be, too: more of what they begin with.
 TEXTUAL = {
-    PDF: re.compile(rb"%PDF-\d\.\d\s*[\r\n].{0,1000}?(?:\d \d obj|[\x80-\xff]{4})", re.DOTALL),
+    PDF: re.compile(rb"%PDF-\d\.\d[^\S\r\n]*+[\r\n].{0,1000}?(?:\d \d obj|[\x80-\xff]{4})", re.DOTALL),
     POSTSCRIPT: re.compile(rb"%!PS(?:-Adobe-\d[^\r\n]*|\s*)[\r\n]"),
     RTF: re.compile(rb"\{\\rtf\d?\\"),
     WARC: re.compile(rb"WARC/\d\.\d\r?\n"),

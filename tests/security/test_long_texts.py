@@ -17,15 +17,20 @@ from optuna.trial import TrialState, create_trial
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
 from gpt_pretrain.commands.hydra_arguments import quote_arguments
 from gpt_pretrain.config.checkpoint_settings import read_stored_settings
+from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.interpolation import escape_interpolation, unescape_interpolation
 from gpt_pretrain.config.override_messages import describe_override, explain_locations
 from gpt_pretrain.config.overrides import expand_amounts, quote_value
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import metadata_without_secrets, override_without_secrets
+from gpt_pretrain.config.setting_names import nearest, nearest_settings
 from gpt_pretrain.config.stored_locations import is_harmless_location, stays_inside
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps import search as search_module
 from gpt_pretrain.sweeps.journal import open_journal
 from gpt_pretrain.sweeps.search import NumberRange, Search
+from gpt_pretrain.system.file_kinds import HEAD, MAILBOX
+from gpt_pretrain.system.file_recognition import recognize
 from gpt_pretrain.system.urls import hide_secrets, is_cut, secret_parts, without_secrets
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 from tests.security.mutations import REPEATED
@@ -51,6 +56,52 @@ def test_a_long_row_of_characters_is_read_in_no_time(unit: str) -> None:
             without_secrets(text), is_cut(f"{text}***"), secret_parts(text), hide_secrets(text)
             override_without_secrets(f"data.path={text}"), expand_amounts(f"trainer.max_tokens={text}")
             metadata_without_secrets({"command": text, "overrides": [text], "data": {"path": text}})
+
+
+@pytest.mark.parametrize("quote", "'\"")
+def test_a_row_of_backslashes_in_quotation_marks_is_read_in_no_time(quote: str) -> None:
+    with at_most(0.5):
+        assert plain_value(f"{quote}{chr(92) * LENGTH}x{quote}") == chr(92) * LENGTH + "x"
+        assert plain_value(f"{quote}{chr(92) * LENGTH}{quote}") == chr(92) * (LENGTH // 2)
+
+
+def test_a_long_name_is_compared_with_no_setting() -> None:
+    with at_most(1):
+        assert nearest_settings("optimizer." + "learning_rate" * 10_000, TrainSettings) == []
+        assert nearest("learning_rate" * 10_000, ["lr", "eps"]) == []
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Name: Ada\r\n" * 60 + b"and so on",
+        b"Name: Ada\r\n  of many lines\r\n" * 60 + b"and so on",
+        b"From a " + b"00:00" * 13_000,
+        b"From a 00:00\n" + b"Name: Ada\r\n" * 60,
+        b"%PDF-1.4" + b"\n" * 65_000,
+        b"<!--" * 16_000,
+        b"<a " + b"xmlns:" * 10_000,
+        b"version https://git-lfs.github.com/spec/v1\n" + b"\n" * 65_000,
+    ],
+    ids=["lines", "folded lines", "times", "mail", "PDF", "comments", "XML", "LFS"],
+)
+def test_the_beginning_of_a_file_is_recognized_in_no_time(head: bytes) -> None:
+    with at_most(0.5):
+        for name in ("a.txt", "a.xml", "a"):
+            recognize(name, head[:HEAD])
+
+
+def test_many_beginnings_with_all_kinds_of_letters_are_recognized_in_no_time() -> None:
+    head = "".join(map(chr, [*range(0x1200, 0x5200), *range(0xAC00, 0xD7A3)])).encode("utf-16-le")[:HEAD]
+    with at_most(0.6):
+        for _ in range(20):
+            recognize("a.txt", head)
+
+
+def test_a_mailbox_with_line_ends_of_windows_is_recognized() -> None:
+    for head in (b"Subject: x\r\n y\r\nMessage-ID: <a>\r\n\r\nText", b"From a Mon 10:00:00 2026\r\nTo: b\r\n\r\nText"):
+        assert recognize("a.txt", head) is MAILBOX or recognize("a.txt", head).warning == MAILBOX.warning
+    assert recognize("a.txt", b"ROMEO: Ay me.\r\nJULIET: O.\r\n").warning == ""
 
 
 @pytest.mark.parametrize(
@@ -94,6 +145,30 @@ def test_a_pattern_for_folders_is_asked_about(tmp_path: Path, monkeypatch: pytes
     with at_most(2):
         assert not stays_inside(pattern, folder=tmp_path)
         assert not stays_inside(f"{tmp_path}/{pattern}", folder=tmp_path)
+
+
+def test_many_files_in_deep_folders_are_looked_at_in_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = Path("run", *["d"] * 90)
+    deep.mkdir(parents=True)
+    for number in range(2000):
+        (deep / f"{number}.txt").touch()
+    with at_most(2):
+        assert is_harmless_location("data.sources", [{"path": "run", "weight": 1.0}] * 20, folder=tmp_path / "run")
+        assert not stays_inside(str(Path("run", *["x"] * 1900)), folder=tmp_path / "run")
+
+
+def test_a_link_in_a_folder_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "texts").mkdir(parents=True)
+    (tmp_path / "run" / "a.txt").touch()
+    (tmp_path / "other").symlink_to("run")
+    monkeypatch.chdir(tmp_path / "other")
+    assert stays_inside("a.txt", folder=None) and stays_inside(str(tmp_path / "other" / "a.txt"), folder=tmp_path / "other")
+    assert stays_inside("texts", folder=None) and stays_inside("*", folder=None)
+    (tmp_path / "run" / "texts" / "b.txt").symlink_to("../a.txt")
+    assert not stays_inside("texts", folder=None) and not stays_inside("*", folder=None)
+    assert not stays_inside("texts/b.txt", folder=None) and not stays_inside("texts/*", folder=None)
+    assert not stays_inside(str(tmp_path / "run" / "texts" / ".." / "a.txt"), folder=tmp_path / "run")
 
 
 def test_a_pattern_for_files_and_a_folder_named_like_one_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
