@@ -10,6 +10,7 @@ import yaml
 
 from gpt_pretrain.errors import first_line
 from gpt_pretrain.system.nested_values import MAX_DEPTH, check_written_length, expand_aliases
+from gpt_pretrain.system.number_keys import MAX_ODD_KEYS
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.shown_values import describe_value
 
@@ -17,8 +18,7 @@ from gpt_pretrain.system.shown_values import describe_value
 MAX_YAML_BYTES = 500_000
 # A plain YAML number. Python refuses decimal ones of more than 4,300 digits, but not hexadecimal ones and those of base 60.
 LONG_NUMBER = re.compile(r"[-+0-9_:.xXoOa-fA-F]{1000,}")
-# Whole numbers from 2**61 on can have the same hash, and a dict with many such keys takes quadratic time.
-LARGE_NUMBER, MAX_LARGE_NUMBERS = re.compile(r"[-+0-9_:xXoOa-fA-F]{18,}"), 1000
+NUMBER_START = tuple("-+.0123456789")  # of a plain number or date
 MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
@@ -69,22 +69,31 @@ def _check_yaml_events(content: bytes | str, loader: Any) -> None:
     At some 10,000 levels, the stack of PyYAML's composer overflows, which ends the process. A merge key copies mappings before
     their size can be checked.
     """
-    depth = n_large = 0
+    n_odd, open_mappings = 0, list[int | None]()  # of each open collection the names and values so far; None for a sequence
     for event in yaml.parse(content, Loader=loader):
+        if isinstance(event, yaml.NodeEvent) and open_mappings and (n_nodes := open_mappings[-1]) is not None:
+            open_mappings[-1] = n_nodes + 1
+            n_odd += n_nodes % 2 == 0 and not _is_text(event)
         if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
+            open_mappings.append(0 if isinstance(event, yaml.MappingStartEvent) else None)
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+            open_mappings.pop()
         elif isinstance(event, yaml.ScalarEvent):
             if event.tag == MERGE_TAG or (event.value == "<<" and event.implicit[0]):
                 raise DamagedFileError("it holds the key <<, which merges mappings; write out what is merged")
             if LONG_NUMBER.fullmatch(event.value):
                 raise DamagedFileError("it holds a number of more than a thousand digits")
-            n_large += LARGE_NUMBER.fullmatch(event.value) is not None
-        if depth > MAX_DEPTH:
+        if len(open_mappings) > MAX_DEPTH:
             raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
-        if n_large > MAX_LARGE_NUMBERS:
-            raise DamagedFileError(f"it holds more than {MAX_LARGE_NUMBERS:,} numbers of 18 digits or more")
+        if n_odd > MAX_ODD_KEYS:
+            raise DamagedFileError(f"more than {MAX_ODD_KEYS:,} names in its mappings are no texts")
+
+
+def _is_text(event: yaml.NodeEvent) -> bool:
+    """Return whether a name in a mapping is a text, whose hash nobody knows, and no number, date, alias or collection."""
+    if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
+        return False
+    return not (event.implicit[0] and event.value.startswith(NUMBER_START))
 
 
 def _construct_yaml(content: bytes | str, loader: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from gpt_pretrain.checkpoints.file_content import read_weights
 from gpt_pretrain.errors import UserError
@@ -21,6 +22,7 @@ from gpt_pretrain.system import number_keys
 from gpt_pretrain.system.number_keys import KeyCounter
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.parquet_footer import _read_struct
 from gpt_pretrain.texts.parquet_pages import _read_struct as read_page_struct
 from gpt_pretrain.tokenizers.added_tokens import read_beside
@@ -58,6 +60,26 @@ def test_numbers_without_order_are_few_among_the_keys_of_a_pickle() -> None:
     data = pickle.dumps(dict.fromkeys(colliding()))
     with within(1, 100), pytest.raises(DamagedFileError, match="more than 10,000 keys of its dicts are numbers in no order"):
         read_plain_pickle(data)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{}", "-{}", "{}.5", "0x{:x}", "!!int '{}'", "!!float '{}'", "2026-01-01 00:00:00.{:06}", "? {}\n", "&a{0} {0}"],
+)
+def test_few_names_in_yaml_are_numbers_or_dates(name: str) -> None:
+    names = [name.format(number) for number in range(1001)]
+    for content in ("\n".join(f"{one}: 1" for one in names), f"a: [{{b: !!set {{{', '.join(names)}}}}}]"):
+        if "?" in name and "!!set" in content:
+            continue
+        with pytest.raises(DamagedFileError, match="names in its mappings are no texts"):
+            parse_yaml_value(content)
+    assert len(parse_yaml_value("\n".join(f"{one}: 1" for one in names[:1000]))) == 1000
+
+
+def test_any_number_of_names_in_yaml_are_texts_and_values_are_numbers() -> None:
+    table = {f"k{number}": {"a": number, str(number): [number]} for number in range(1001)}
+    assert parse_yaml_value(yaml.safe_dump(table)) == table
+    assert parse_yaml_value(yaml.safe_dump(list(range(2000)))) == list(range(2000))
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -173,10 +173,10 @@ def test_what_json_may_not_hold(content: bytes, message: str) -> None:
         ("a: " + "[" * 101 + "]" * 101, "more than 100 levels deep"),
         ("a: " + "1" * 1001, "more than a thousand digits"),
         ("a: &a {k: v}\nb: {<<: *a}", "the key <<"),
-        ("a: {" + ", ".join(f"{10**18 + n}: 1" for n in range(1001)) + "}", "more than 1,000 numbers of 18 digits"),
+        ("a: {" + ", ".join(f"{n}: 1" for n in range(1001)) + "}", "more than 1,000 names in its mappings are no texts"),
         ("a: &a [" + "x, " * 50 + "]\nb: [" + "*a, " * 50 + "]", "aliases stand for more than"),
     ],
-    ids=["depth", "digits", "merge", "large numbers", "aliases"],
+    ids=["depth", "digits", "merge", "numbers as names", "aliases"],
 )
 def test_what_yaml_may_not_hold(content: str, message: str) -> None:
     with pytest.raises(DamagedFileError, match=message):
