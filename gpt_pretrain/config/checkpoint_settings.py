@@ -213,6 +213,8 @@ def _check_plain(config: Any, *, own: bool, origin: str) -> None:
     characters = 0
     while waiting:
         node = waiting.pop()
+        if isinstance(node, str) and node == MISSING:  # which OmegaConf takes for a value of any type that is still missing
+            raise UserError(f"{origin}: the stored settings contain a value that is missing ({MISSING}). The file is damaged.")
         if isinstance(node, str) and not own:
             characters += len(node)
             if len(node) > MAX_TEXT or characters > MAX_TEXTS:

@@ -98,7 +98,7 @@ class GPTConfig:
         problems += [
             f"{name}={short_repr(getattr(self, name))}: the modern model has no such option. Leave it out."
             for name, value in MODERN_VALUES.items()
-            if getattr(self, name) != value
+            if type(found := getattr(self, name)) is not type(value) or found != value
         ]
         heads = self.n_kv_heads
         if heads is not None and not (_is_count(heads) and _is_count(self.n_heads) and self.n_heads % heads == 0):

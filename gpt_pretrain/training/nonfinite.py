@@ -13,6 +13,7 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.distributed import ranks
 
 MAX_WEIGHT = 1e6  # Weights above it come from updates that have gone wrong; those of a trained model are below 1e3.
+MAX_LEFT_OUT = 100_000  # Batches that a checkpoint may name; each rollback adds those of a step.
 MAX_SKIPPED = 50  # Batches or steps in a row; after so many, skipping more of them does not help.
 
 
@@ -53,8 +54,13 @@ def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int)
         batches: Epoch and batch of each, both counted from 0.
         before: Windows per batch of all devices together, for the given batches.
         now: Windows per batch of all devices together, for the result.
+
+    Raises:
+        ValueError: If they are far more than a run leaves out, as by the numbers in a damaged checkpoint.
     """
-    first_and_last = ((epoch, batch * before // now, ((batch + 1) * before - 1) // now) for epoch, batch in batches)
+    first_and_last = [(epoch, batch * before // now, ((batch + 1) * before - 1) // now) for epoch, batch in batches]
+    if (count := sum(last - first + 1 for _, first, last in first_and_last)) > MAX_LEFT_OUT:
+        raise ValueError(f"it leaves out {count:,} batches")
     return [[epoch, number] for epoch, first, last in first_and_last for number in range(first, last + 1)]
 
 

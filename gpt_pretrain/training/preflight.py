@@ -323,6 +323,8 @@ def _data_changes(data: TextDataModule, start: StartingPoint) -> list[str]:
     """List the data settings that differ from the resumed run's."""
     if data.split.text_sha256 != start.text_sha256:
         return ["the content of the text has changed"]
+    if start.epoch_windows > len(data.train):
+        return [f"an epoch had {start.epoch_windows:,} windows, but the training set has {len(data.train):,}"]
     if start.epoch_windows % data.settings.batch_windows:
         return [
             f"an epoch had {start.epoch_windows} windows, which data.batch_size={data.settings.batch_windows} does not divide"

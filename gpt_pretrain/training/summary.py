@@ -42,6 +42,7 @@ from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, tot
 
 CallbackType = TypeVar("CallbackType")
 VISIBLE = 0.1  # nats per token
+MAX_SIGN = 100  # characters
 
 
 def describe_start(setup: TrainingSetup, model: LanguageModel) -> str:
@@ -237,7 +238,7 @@ def describe_findings(trainer: L.Trainer) -> str:
     steps: dict[str, list[int]] = {}
     for callback in callbacks:
         for finding in callback.findings if isinstance(callback, WarningSigns) else []:
-            steps.setdefault(finding["sign"], []).append(finding["step"])
+            steps.setdefault(escape_line(finding["sign"])[:MAX_SIGN], []).append(finding["step"])  # it may be from a checkpoint
     return ", ".join(f"{sign} (step {at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for sign, at in steps.items())
 
 

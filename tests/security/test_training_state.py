@@ -171,6 +171,24 @@ def test_a_checkpoint_that_asks_for_a_profile_is_resumed(script: Script, finishe
     assert list(run.glob("*.pt.trace.json"))
 
 
+def test_a_checkpoint_that_leaves_out_most_batches_is_refused(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["config"]["trainer"]["devices"] = 10**9
+        content["skipped"] = [[0, 0]]
+
+    run = hostile_run(finished_run, tmp_path / "run", change)
+    done = script("train.py", f"resume={run}", timeout=60)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "its training state is damaged (it leaves out 1,000,000,000 batches)" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["limit_train_batches", "devices", "max_steps"])
+def test_a_missing_value_in_the_settings_is_damage(finished_run: Path, tmp_path: Path, name: str) -> None:
+    run = hostile_run(finished_run, tmp_path / "run", changed(("config", "trainer", name), "???"))
+    with pytest.raises(UserError, match=r"a value that is missing \(\?\?\?\)"):
+        read_resumable(run / "checkpoints" / "last.ckpt")
+
+
 @pytest.mark.parametrize("number", [4, 26, 30])
 def test_a_wrong_training_state_ends_with_a_message(script: Script, finished_run: Path, tmp_path: Path, number: int) -> None:
     run = hostile_run(finished_run, tmp_path / "run", changed(*WRONG_STATES[number]))
@@ -182,4 +200,11 @@ def test_a_wrong_training_state_ends_with_a_message(script: Script, finished_run
 def test_settings_of_another_model_than_the_tensors_are_refused(finished_run: Path, tmp_path: Path) -> None:
     run = hostile_run(finished_run, tmp_path / "run", lambda content: content["config"]["model"].update(n_layers=7))
     with pytest.raises(UserError, match="its settings describe another model than its tensors"):
+        read_resumable(run / "checkpoints" / "last.ckpt")
+
+
+def test_an_architecture_of_tensors_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    odd = {"kind": "modern", "init": "modern", "qkv_bias": torch.zeros(2), "tie_embeddings": torch.zeros(2)}
+    run = hostile_run(finished_run, tmp_path / "run", lambda content: content["architecture"].update(odd))
+    with pytest.raises(UserError, match="must be true or false"):
         read_resumable(run / "checkpoints" / "last.ckpt")
