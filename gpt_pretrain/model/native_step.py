@@ -24,6 +24,7 @@ ACTIVATIONS = {"tanh": 0, "none": 1}
 SQUARED_RELU = 2
 WIDTH = 64  # The code adds up this many inputs at a time,
 HEAD_WIDTH = 16  # and this many numbers of a head.
+FEWEST_POSITIONS = 256  # whose rotations are computed together
 
 
 class _Block(ctypes.Structure):
@@ -68,6 +69,7 @@ class NativeStep:
         self._library, self._config, self._dtype = library, model.config, dtype
         self._cache_dtype = torch.float32 if dtype == torch.int8 else dtype
         self._tensors: list[object] = [model, head]  # whose memory the structures point to
+        self._rotation: list[Tensor] = []  # as well; of the positions so far
         blocks: Any = model.trf_blocks
         self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
         self._model = self._describe(model, head)
@@ -84,7 +86,9 @@ class NativeStep:
             raise IndexError(f"token ids must be from 0 to {self._config.vocab_size - 1}: {ids}")
         cache.begin(1)
         rows = (_Row * len(ids))(*_rows(cache, ids))
-        sizes = [ctypes.c_int64(size) for size in (len(ids), max(row.position for row in rows) + 1, torch.get_num_threads())]
+        longest = max(row.position for row in rows) + 1
+        self._rotate_up_to(longest)
+        sizes = [ctypes.c_int64(size) for size in (len(ids), longest, torch.get_num_threads())]
         work = torch.empty(self._library.work_numbers(ctypes.byref(self._model), *sizes))
         # Rows are multiplied in groups, and the logits of rows that fill up the last group are written as well.
         out = torch.empty(self._library.padded_rows(sizes[0]), self._config.vocab_size)
@@ -102,7 +106,6 @@ class NativeStep:
     def _describe(self, model: LanguageModel, head: NativeLinear) -> _Model:
         config, parts = model.config, dict(model.named_modules())
         is_modern = config.kind == "modern"
-        rotation = rotation_at(torch.arange(config.context_length), config.head_dim) if is_modern else (None, None)
         norm, pos_emb = (None if is_modern else parts[name] for name in ("final_norm", "pos_emb"))
         return _Model(
             weight_type=TYPES[self._dtype],
@@ -116,13 +119,19 @@ class NativeStep:
             norm_eps=NORM_EPS if norm is None else norm.eps,
             tok_emb=self._pointer(model.tok_emb.weight),
             pos_emb=self._pointer(None if pos_emb is None else pos_emb.weight),
-            cosines=self._pointer(rotation[0]),
-            sines=self._pointer(rotation[1]),
             norm_weight=self._pointer(None if norm is None else norm.weight),
             norm_bias=self._pointer(None if norm is None else norm.bias),
             head=head.pointers,
             blocks=self._blocks,
         )
+
+    def _rotate_up_to(self, longest: int) -> None:
+        """Have the rotations of this many positions in memory, not of a whole context, which weights may state of any length."""
+        if self._config.kind != "modern" or (self._rotation and longest <= len(self._rotation[0])):
+            return
+        positions = torch.arange(min(max(2 * longest, FEWEST_POSITIONS), self._config.context_length))
+        self._rotation = [part.contiguous() for part in rotation_at(positions, self._config.head_dim)]
+        self._model.cosines, self._model.sines = (part.data_ptr() for part in self._rotation)
 
     def _block(self, block: Any) -> _Block:
         norms = (block.norm1, block.norm2) if hasattr(block, "norm1") else ()

@@ -16,6 +16,7 @@ from gpt_pretrain.model.kv_cache import RowCaches
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.native_code import load_native_code
 from tests.conftest import tiny_model
+from tests.helpers.resource_limits import within
 
 pytestmark = pytest.mark.skipif(load_native_code(native_step.SOURCE) is None, reason="this needs Linux and gcc")
 
@@ -184,3 +185,15 @@ def test_a_model_decodes_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(native_step, "load_native_code", lambda source: None)
     assert DecodingModel(model)._native is None
     assert torch.equal(generate(model, prompt, 24), expected)
+
+
+def test_a_long_context_takes_no_memory_before_a_text_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_step, "FEWEST_POSITIONS", 4)
+    model = random_model(MODERN | {"context_length": 10**8})
+    with within(5, 100), torch.inference_mode():
+        both = [(one, one.new_cache(1, capacity=30)) for one in decoders(model, torch.float32, 1)]
+        for one, cache in both:
+            one.next_logits(torch.tensor([[1, 2, 3]]), cache=cache)
+        for new in range(20):
+            fast, plain = (one.next_logits(torch.tensor([[new]]), cache=cache) for one, cache in both)
+            assert (fast - plain).norm() <= 1e-5 * plain.norm()
