@@ -32,6 +32,7 @@ from gpt_pretrain.system.urls import hide_secrets
 
 MAX_OVERRIDES = 300
 MAX_LENGTH, MAX_TOTAL_LENGTH = 10_000, 50_000  # characters of one override, and of all; Hydra's parser reads 50,000 in a second
+MAX_ITEMS = 2000  # commas in all overrides; the parser's time grows with the square of a list's length
 MAX_DEPTH = 20  # brackets within brackets; Hydra's parser is recursive
 MAX_JOBS = 10_000
 DEFAULT_OPTIONS = ("model", "optimizer", "scheduler")  # groups whose default has changed between versions
@@ -94,13 +95,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
     known = _own_texts(folder, script=script)
     admitted, jobs = StoredOverrides(), 1
     origin = escape_line(str(folder / SWEEP_SETTINGS))
-    if len(texts) > MAX_OVERRIDES:
-        raise UserError(f"{origin} holds {len(texts):,} overrides, more than the limit of {MAX_OVERRIDES}. The file is damaged.")
-    if (length := sum(len(text) for text in texts if text not in known)) > MAX_TOTAL_LENGTH:
-        raise UserError(
-            f"{origin}, {UNSIGNED}, holds overrides of {length:,} characters, more than the limit of {MAX_TOTAL_LENGTH:,}. "
-            "Start a new sweep."
-        )
+    _check_amount([text for text in texts if text not in known], n_all=len(texts), origin=origin)
     for text in texts:
         if (key := override_key(text)) in typed | REPLACED:
             if key in typed and "," in text:
@@ -125,6 +120,26 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
     if admitted.problems:
         raise UserError(admitted.problems)
     return admitted
+
+
+def _check_amount(foreign: Sequence[str], *, n_all: int, origin: str) -> None:
+    """Check that a sweep does not hold far more than what somebody types.
+
+    Args:
+        foreign: The overrides that the user has not typed.
+        n_all: Number of all overrides.
+
+    Raises:
+        UserError: If it does.
+    """
+    if n_all > MAX_OVERRIDES:
+        raise UserError(f"{origin} holds {n_all:,} overrides, more than the limit of {MAX_OVERRIDES}. The file is damaged.")
+    length, items = sum(map(len, foreign)), sum(text.count(",") for text in foreign)
+    for count, most, unit in ((length, MAX_TOTAL_LENGTH, "characters"), (items, MAX_ITEMS, "commas")):
+        if count > most:
+            raise UserError(
+                f"{origin}, {UNSIGNED}, holds overrides of {count:,} {unit}, more than the limit of {most:,}. Start a new sweep."
+            )
 
 
 def overrides_of_user(folder: Path, overrides: Sequence[str], *, script: str) -> list[str]:

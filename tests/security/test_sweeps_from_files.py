@@ -23,6 +23,7 @@ from gpt_pretrain.config.stored_settings import (
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import own_overrides, sign_sweep
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
+from tests.helpers.resource_limits import within
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -164,6 +165,23 @@ def test_the_files_of_a_sweep_are_regular_and_in_form(script: Script, tmp_path: 
         (sweep / "multirun.yaml").write_text(content)
         done = script("train.py", f"sweep_resume={sweep}", timeout=60)
         assert done.returncode == 2 and "Traceback" not in done.stderr, content
+
+
+@pytest.mark.parametrize(
+    ("task", "what"),
+    [
+        (
+            [f"callbacks.grid.temperatures=[{','.join(['1'] * 2001)}]"] * 2,
+            "overrides of 4,000 commas, more than the limit of 2,000",
+        ),
+        (["start_context=" + "x" * 9000] * 12, "overrides of 108,168 characters, more than the limit of 50,000"),
+        (["seed=1"] * 301, "301 overrides, more than the limit of 300"),
+    ],
+    ids=["commas", "characters", "overrides"],
+)
+def test_a_sweep_that_takes_the_parser_long_is_refused(tmp_path: Path, task: list[str], what: str) -> None:
+    with within(1, 100), pytest.raises(UserError, match=f"holds {what}"):
+        admit_overrides(hostile_sweep(tmp_path, task=task), script="train", typed=frozenset())
 
 
 def test_a_sweep_without_a_signature_is_resumed(script: Script, tmp_path: Path, story: str) -> None:
