@@ -152,21 +152,26 @@ def hydra_group_problem(override: str) -> str | None:
 
 def explain_python_file(name: str) -> str:
     """Return what to type in place of nanoGPT's file of settings, whose lines are `name = value`."""
-    try:
-        lines = ast.parse(read_bytes(Path(name), max_bytes=MAX_PYTHON_BYTES)).body
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        lines = []
-    constants = {
-        line.targets[0].id: str(line.value.value)
-        for line in lines
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and isinstance(line.value, ast.Constant)
-    }
+    constants = _read_constants(Path(name))
     if constants.get("wandb_log", "").lower() in OFF:  # the project and the name of the run have no effect then
         constants = {key: value for key, value in constants.items() if not key.startswith("wandb_")}
     translated = filter(None, (_translate(key, value) for key, value in constants.items()))
     typed = dict.fromkeys(word for words in translated for word in shlex.split(words))  # some begin with the same logger=wandb
     found = f" Those of this file are written here: {' '.join(map(quote_word, typed))}" if typed else f" {EXPERIMENTS}"
     return f"{name}: settings are not read from Python files.{found}"
+
+
+def _read_constants(file: Path) -> dict[str, str]:
+    """Return the constants that lines of a Python file give names to, as texts; none if it cannot be read."""
+    try:
+        lines = ast.parse(read_bytes(file, max_bytes=MAX_PYTHON_BYTES)).body
+        return {
+            line.targets[0].id: str(line.value.value)  # of a number with too many digits, this is a ValueError
+            for line in lines
+            if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and isinstance(line.value, ast.Constant)
+        }
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
 
 
 def _translate(key: str, value: str) -> str | None:

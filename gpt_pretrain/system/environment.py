@@ -152,7 +152,7 @@ def user_cache_folder() -> Path:
     """Return the program's folder in the user's cache.
 
     Raises:
-        OSError: If the user has no home folder.
+        OSError: If the user has no home folder, or it is relative to the working directory.
     """
     return _in_home(user_cache_path)
 
@@ -161,7 +161,7 @@ def user_data_folder() -> Path:
     """Return the program's folder in the user's data.
 
     Raises:
-        OSError: If the user has no home folder.
+        OSError: If the user has no home folder, or it is relative to the working directory.
     """
     return _in_home(user_data_path)
 
@@ -174,4 +174,7 @@ def _in_home(find_folder: Callable[[str], Path]) -> Path:
         raise problem from error
     if path.parts[:1] == ("~",):  # earlier versions of platformdirs raise no error
         raise problem
+    if not path.is_absolute():  # a stranger's folder could bring a key and code; the XDG specification rules such paths out
+        remedy = "Set XDG_CACHE_HOME and XDG_DATA_HOME to absolute ones"
+        raise OSError(errno.EINVAL, f"The user's folder {path} is a relative path. {remedy}")
     return path

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pretrain.system import environment
 from gpt_pretrain.system.environment import keep_imports_out_of_working_folder
 from tests.helpers.hostile_files import SMALL
 
@@ -35,6 +36,15 @@ def test_processes_of_libraries_import_nothing_from_the_working_directory(plante
     subprocess.run(command, check=True, cwd=planted.parent, timeout=60, capture_output=True)
     assert not planted.exists()
     assert not os.environ["PYTHONPATH"].endswith(os.pathsep), "an empty part would stand for the working directory"
+
+
+def test_no_key_and_no_code_comes_from_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Earlier versions of platformdirs take relative paths from XDG_CACHE_HOME and XDG_DATA_HOME.
+    monkeypatch.setattr(environment, "user_cache_path", Path)
+    monkeypatch.setattr(environment, "user_data_path", Path)
+    for find_folder in (environment.user_cache_folder, environment.user_data_folder):
+        with pytest.raises(OSError, match="is a relative path"):
+            find_folder()
 
 
 @pytest.mark.slow
