@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.columns import find_column, find_leaf
+from gpt_pretrain.texts.decompression import ContentLimit
 from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.parquet_pages import check_parts, column_range
 from gpt_pretrain.texts.parquet_rows import read_few_rows
@@ -39,10 +40,12 @@ def _read_column(stream: BinaryIO, row_groups: Any, text_field: str, name: str) 
     check_column_paths(kept)
     table = pq.ParquetFile(kept)
     column = find_leaf(find_column(text_field, table.schema_arrow, name), table.schema, name)
-    check_parts(table.metadata, [column], size=stream.seek(0, io.SEEK_END))
+    size = stream.seek(0, io.SEEK_END)
+    check_parts(table.metadata, [column], size=size)
+    limit = ContentLimit(size)
     for group in range(table.num_row_groups) if row_groups is None else row_groups:
         kept.keep(*column_range(table.metadata.row_group(group).column(column)))
-        yield from read_few_rows(table, kept, group=group, column=column)
+        yield from (batch for batch, _ in read_few_rows(table, kept, group=group, column=column, limit=limit))
 
 
 class _KeptRange(io.RawIOBase):

@@ -1,6 +1,7 @@
-"""Check the list of columns in a Parquet file's footer before Arrow makes the path of each column from it.
+"""Check a Parquet file's footer before Arrow reads it, and makes the path of each column from it.
 
-A path repeats the names of all groups that a column is in, so a file of 200 KB could make Arrow take gigabytes.
+A path repeats the names of all groups that a column is in, so a file of 200 KB could make Arrow take gigabytes. So could a list
+of columns with nothing but three bytes for each, for which Arrow has all that it may say of one.
 
 Source: FileMetaData and SchemaElement in apache/parquet-format's parquet.thrift, in the compact protocol of Apache Thrift.
 """
@@ -11,7 +12,7 @@ import io
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.decompression import DamagedArchiveError
-from gpt_pretrain.texts.parquet_pages import field_number, read_varint
+from gpt_pretrain.texts.parquet_pages import field_number, read_number, read_varint
 
 MAX_COLUMNS = 100_000  # With the groups that they are in.
 MAX_PATHS = 20_000_000  # Bytes of all paths together. Ten thousand columns with long names take a tenth.
@@ -27,6 +28,12 @@ ELEMENTS = {
     **dict.fromkeys([(5, 3), (6, 1)], (BINARY,)),
     **dict.fromkeys([(5, 2), (6, 2), (6, 3)], NUMBERS),
 }
+NOWHERE = (-1, -1)  # of a list within a list
+# Bytes of memory that Arrow (26) takes for an element of a list: of structs by the depth and the field, of others by their type.
+STRUCTS, ANY_STRUCT = {(0, 2): 200, (0, 4): 150, (2, 1): 640}, 100
+OTHERS, ANY_OTHER = {BINARY: 40}, 8
+# Arrow may take so many bytes, and so many for each byte of the footer. A column of a row group takes 60 there.
+FREE_MEMORY, MEMORY_PER_BYTE = 64_000_000, 12
 NO_FOOTER = "what should be its footer is something else"
 
 Fields = dict[tuple[int, int], Any]
@@ -49,7 +56,7 @@ def check_column_paths(stream: BinaryIO | io.RawIOBase) -> None:
         return
     stream.seek(size - END - length)
     try:
-        elements = _read_struct(stream.read(length), 0, depth=0)[0].get(SCHEMA)
+        elements = _Reader(stream.read(length)).read_struct(0, depth=0)[0].get(SCHEMA)
     except IndexError:
         raise DamagedArchiveError(NO_FOOTER) from None
     if len(elements or ()) > MAX_COLUMNS:
@@ -71,72 +78,73 @@ def check_column_paths(stream: BinaryIO | io.RawIOBase) -> None:
             raise DamagedArchiveError(f"the names of its columns, with those of their groups, take more than {MAX_PATHS:,} bytes")
 
 
-def _read_struct(data: bytes, position: int, *, depth: int) -> tuple[Fields, int]:
-    """Return those of the three fields that a struct has, and the position after it. The value of a text is its length.
+class _Reader:
+    """Reads the structs of a footer, and counts the memory that Arrow will take for them."""
 
-    Raises:
-        IndexError: If the data end before it.
-        DamagedArchiveError: If it is not valid, or something that no footer contains.
-    """
-    fields, field = Fields(), 0
-    while (mark := data[position]) != 0:
-        step, kind = mark >> 4, mark & 15
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._memory = FREE_MEMORY + MEMORY_PER_BYTE * len(data)
+
+    def read_struct(self, position: int, *, depth: int) -> tuple[Fields, int]:
+        """Return those of the three fields that a struct has, and the position after it. The value of a text is its length.
+
+        Raises:
+            IndexError: If the data end before it.
+            DamagedArchiveError: If it is not valid, or something that no footer contains.
+        """
+        data, fields, field = self._data, Fields(), 0
+        while (mark := data[position]) != 0:
+            step, kind = mark >> 4, mark & 15
+            position += 1
+            if not step:
+                step, position = read_number(data, position)
+                field = 0
+            field = field_number(field + step)
+            if kind in BOOLEANS:
+                continue
+            if kind in LISTS:
+                value, position = self._read_list(position, (depth, field), depth=depth)
+            else:
+                value, position = self._read_value(position, kind, depth=depth)
+            if (field, kind) in (SCHEMA, NAME, CHILDREN):
+                fields[field, kind] = value
+        return fields, position + 1
+
+    def _read_value(self, position: int, kind: int, *, depth: int) -> tuple[Any, int]:
+        if depth > DEEPEST:
+            raise DamagedArchiveError(NO_FOOTER)
+        if kind in NUMBERS:
+            return read_number(self._data, position)
+        if kind == BINARY:
+            length, position = read_varint(self._data, position)
+            return length, position + length
+        if kind == STRUCT:
+            return self.read_struct(position, depth=depth + 1)
+        if kind in SIZES:
+            return None, position + SIZES[kind]
+        if kind in LISTS:
+            return self._read_list(position, NOWHERE, depth=depth)
+        raise DamagedArchiveError(NO_FOOTER)
+
+    def _read_list(self, position: int, place: tuple[int, int], *, depth: int) -> tuple[list[Any], int]:
+        """Return the structs in a list, and the position after it.
+
+        Args:
+            place: The depth and the field of the list, which tell of which type its elements must be if Arrow reads it.
+        """
+        count, kind = self._data[position] >> 4, self._data[position] & 15
         position += 1
-        if not step:
-            step, position = _read_number(data, position)
-            field = 0
-        field = field_number(field + step)
-        if kind in BOOLEANS:
-            continue
-        known = ELEMENTS.get((depth, field))
-        value, position = (
-            _read_list(data, position, known, depth=depth) if kind in LISTS else _read_value(data, position, kind, depth=depth)
-        )
-        if (field, kind) in (SCHEMA, NAME, CHILDREN):
-            fields[field, kind] = value
-    return fields, position + 1
-
-
-def _read_value(data: bytes, position: int, kind: int, *, depth: int) -> tuple[Any, int]:
-    if depth > DEEPEST:
-        raise DamagedArchiveError(NO_FOOTER)
-    if kind in NUMBERS:
-        return _read_number(data, position)
-    if kind == BINARY:
-        length, position = read_varint(data, position)
-        return length, position + length
-    if kind == STRUCT:
-        return _read_struct(data, position, depth=depth + 1)
-    if kind in SIZES:
-        return None, position + SIZES[kind]
-    if kind in LISTS:
-        return _read_list(data, position, None, depth=depth)
-    raise DamagedArchiveError(NO_FOOTER)
-
-
-def _read_list(data: bytes, position: int, known: tuple[int, ...] | None, *, depth: int) -> tuple[list[Any], int]:
-    """Return the structs in a list, and the position after it.
-
-    Args:
-        known: The types of which one must be that of the elements, since Arrow reads it.
-    """
-    count, kind = data[position] >> 4, data[position] & 15
-    position += 1
-    if count == 15:
-        count, position = read_varint(data, position)
-    if count and known and kind not in known:
-        raise DamagedArchiveError(NO_FOOTER)
-    structs = list[Any]()
-    for _ in range(count):
-        data[position]  # Elements of a fixed size beyond the end would be counted for ever.
-        value, position = _read_value(data, position, BYTE if kind in BOOLEANS else kind, depth=depth + 1)
-        if depth == 0 and kind == STRUCT and len(structs) <= MAX_COLUMNS:
-            structs.append(value)
-    return structs, position
-
-
-def _read_number(data: bytes, position: int) -> tuple[int, int]:
-    """Return a whole number as Arrow takes it, of 32 bits, and the position after it."""
-    number, position = read_varint(data, position)
-    number &= 0xFFFFFFFF
-    return number >> 1 ^ -(number & 1), position
+        if count == 15:
+            count, position = read_varint(self._data, position)
+        # Each element has a byte at least. Those of a fixed size beyond the end would be counted for ever.
+        if count > len(self._data) - position or (count and place in ELEMENTS and kind not in ELEMENTS[place]):
+            raise DamagedArchiveError(NO_FOOTER)
+        self._memory -= count * (STRUCTS.get(place, ANY_STRUCT) if kind == STRUCT else OTHERS.get(kind, ANY_OTHER))
+        if self._memory < 0:
+            raise DamagedArchiveError("its list of columns would take far more memory than the file explains")
+        structs = list[Any]()
+        for _ in range(count):
+            value, position = self._read_value(position, BYTE if kind in BOOLEANS else kind, depth=depth + 1)
+            if depth == 0 and kind == STRUCT and len(structs) <= MAX_COLUMNS:
+                structs.append(value)
+        return structs, position

@@ -18,6 +18,7 @@ KIND, SIZE, COMPRESSED = 1, 2, 3
 # For a type of page, the field with its details, and therein those with the number of values and the encoding.
 DETAILS = {DATA: (5, 1, 2), DICTIONARY: (7, 1, 2), DATA_V2: (8, 1, 4)}
 LEVELS, IS_COMPRESSED = (5, 6), 7  # Further fields of the details of a DATA_V2 page.
+LEVEL_ENCODING, RLE = 3, 3  # That of a DATA page for what says which values are null, and the only one that is written today.
 LATE = 100  # Arrow reads this many bytes beyond a column, for writers that counted the dictionary's header wrongly.
 HEADER_SIZES = (1 << 8, 1 << 14, 1 << 20)  # Bytes to be tried; only statistics make a header long.
 # Types of values in the compact protocol.
@@ -33,22 +34,26 @@ class ParquetPage:
     Args:
         start: Where its content begins in the file.
         size: Bytes in memory, before its values become Python's.
-        compressed: Bytes in the file.
+        compressed: Bytes in the file, which may be more than those of its content.
+        content: Bytes of its content.
         n_values: Its values, also those that are null.
         encoding: Of its values.
         kind: DATA, DICTIONARY or DATA_V2.
         levels: Bytes of a DATA_V2 page before its values, which say what is null and are not compressed.
         says_compressed: Whether a DATA_V2 page says that its values are compressed.
+        has_sized_levels: Whether what says which values are null begins with its size, as in all but very old DATA pages.
     """
 
     start: int
     size: int
     compressed: int
+    content: int
     n_values: int
     encoding: int | None
     kind: int
     levels: int = 0
     says_compressed: bool = False
+    has_sized_levels: bool = True
 
 
 def column_range(column: Any) -> tuple[int, int]:
@@ -92,7 +97,10 @@ def read_pages(stream: BinaryIO | io.RawIOBase, column: Any) -> Iterator[Parquet
         if not isinstance(details, dict) or type(count) is not int or count < 0:
             raise DamagedArchiveError(NO_PAGES)
         n_values += count if kind != DICTIONARY else 0
-        page = ParquetPage(position - compressed, max(size, compressed), compressed, count, details.get(encoding_field), kind)
+        start, in_memory = position - compressed, max(size, compressed)
+        page = ParquetPage(start, in_memory, compressed, size, count, details.get(encoding_field), kind)
+        if kind == DATA:
+            page = replace(page, has_sized_levels=details.get(LEVEL_ENCODING) == RLE)
         if kind == DATA_V2:
             levels = sum(max(details.get(field) or 0, 0) for field in LEVELS)
             page = replace(page, levels=min(levels, compressed), says_compressed=details.get(IS_COMPRESSED) is True)
@@ -124,7 +132,7 @@ def _read_struct(data: bytes, position: int, *, depth: int) -> tuple[dict[int, A
         position += 1
         kind, step = mark & 15, mark >> 4
         if step == 0:
-            field, position = _read_number(data, position)
+            field, position = read_number(data, position)
         field = field_number(field + step)
         if field in fields or depth > DEEPEST:
             raise DamagedArchiveError(NO_PAGES)
@@ -132,7 +140,7 @@ def _read_struct(data: bytes, position: int, *, depth: int) -> tuple[dict[int, A
         if kind == STRUCT:
             value, position = _read_struct(data, position, depth=depth + 1)
         elif kind in (SHORT, INT, LONG):
-            number, position = _read_number(data, position)
+            number, position = read_number(data, position)
             value = number if kind == INT else None
         elif kind == BINARY:
             length, position = read_varint(data, position)
@@ -155,10 +163,11 @@ def field_number(number: int) -> int:
     return (number + (1 << 15)) % (1 << 16) - (1 << 15)
 
 
-def _read_number(data: bytes, position: int) -> tuple[int, int]:
-    """Return a whole number, whose lowest bit is its sign, and the position after it."""
+def read_number(data: bytes, position: int) -> tuple[int, int]:
+    """Return a whole number as Arrow takes it, of 32 bits whose lowest one is its sign, and the position after it."""
     number, position = read_varint(data, position)
-    return (number >> 1) ^ -(number & 1), position
+    number &= 0xFFFFFFFF
+    return number >> 1 ^ -(number & 1), position
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.parquet_pages import DICTIONARY, check_parts, read_pages
-from gpt_pretrain.texts.parquet_rows import LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
+from gpt_pretrain.texts.parquet_rows import EXPANDED, LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
 
 MAX_TABLE_FILE, MAX_TABLE_MEMORY = 1 << 28, 1 << 29  # Bytes of a file, and of a row group in memory.
 VALUE = 16  # Bytes that a value takes in memory at least: with its levels, or the places where a text begins and ends.
+DICTIONARY_TEXT = 160  # Bytes that stand for the time to look at the length of each text of a dictionary.
 TEXT, LENGTH = "BYTE_ARRAY", 4  # The type whose values have any length, which stands before each value.
 TOO_LARGE = f"a part of it needs more than {MAX_TABLE_MEMORY >> 20} MB of memory"
 
@@ -38,19 +39,21 @@ def read_small_tables(_: Callable[..., Any]) -> Callable[..., Any]:
             check_column_paths(stream)
             table = pq.ParquetFile(stream)
             check_parts(table.metadata, range(table.metadata.num_columns), size=len(data))
+            limit = ContentLimit(len(data))
             for group in range(table.num_row_groups) if row_groups is None else row_groups:
-                check_row_group(stream, table.metadata.row_group(group))
+                check_row_group(stream, table.metadata.row_group(group), limit=limit)
                 yield Key(number, group), builder._cast_table(table.read_row_group(group, use_threads=False))
 
     return generate_tables
 
 
-def check_row_group(stream: BinaryIO, group: Any) -> None:
+def check_row_group(stream: BinaryIO, group: Any, *, limit: ContentLimit) -> None:
     """Check that all columns of a row group fit into memory together.
 
     Args:
         stream: The file.
         group: The metadata of the row group.
+        limit: Of what the file expands to.
 
     Raises:
         DamagedArchiveError: If they do not, or a column has an encoding that hides its size.
@@ -60,6 +63,7 @@ def check_row_group(stream: BinaryIO, group: Any) -> None:
         column = group.column(index)
         longest = VALUE
         for page in read_pages(stream, column):
+            limit.take(page.size + DICTIONARY_TEXT * page.n_values * (page.kind == DICTIONARY), EXPANDED)
             left -= page.size
             if page.kind != DICTIONARY:
                 is_plain = page.encoding == PLAIN
@@ -67,15 +71,18 @@ def check_row_group(stream: BinaryIO, group: Any) -> None:
             if left < 0:
                 raise DamagedArchiveError(TOO_LARGE)
             if page.kind == DICTIONARY and column.physical_type == TEXT:
-                longest += max(map(_longest_text, decompress_values(stream, page, column)), default=0)
+                contents = decompress_values(stream, page, column)
+                longest += max((_longest_text(values, page.n_values) for values in contents), default=0)
             elif page.encoding in (LENGTHS_FIRST, SHARED_BEGINNINGS):
                 raise DamagedArchiveError("it has an encoding that is not supported here")
 
 
-def _longest_text(values: bytes) -> int:
-    """Return the length of the longest of many texts, before each of which stands its length."""
+def _longest_text(values: bytes, count: int) -> int:
+    """Return the length of the longest of the first texts, before each of which stands its length; Arrow reads no others."""
     longest, position = 0, 0
-    while position + LENGTH <= len(values):
+    for _ in range(count):
+        if position + LENGTH > len(values):
+            break
         length = int.from_bytes(values[position : position + LENGTH], "little")
         position += LENGTH + length
         if position <= len(values):

@@ -50,19 +50,22 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
             fields = find_column(text_field, table.schema_arrow, cursor.file)
             column = find_leaf(fields, table.schema, cursor.file)
             check_parts(table.metadata, [column], size=size)
-            n_rows, group_start = table.metadata.num_rows, 0
+            n_rows, group_start = max(table.metadata.num_rows, 1), 0  # Arrow doesn't need it to be true.
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
                 skip = max(cursor.record - group_start, 0)
                 group_start += group.num_rows
                 if skip >= group.num_rows:
                     continue
-                for batch in read_few_rows(table, stream, group=number, column=column):
+                text_bytes = taken = 0
+                for batch, page_bytes in read_few_rows(table, stream, group=number, column=column, limit=limit):
                     values = _values(_select(batch, fields).slice(skip))
                     skip = max(skip - len(batch), 0)
                     cursor.bytes_of_file = size * (cursor.record + len(values)) // n_rows
-                    n_bytes = sum(len(value) if isinstance(value, str | bytes) else 0 for value in values)
-                    limit.take(n_bytes + ROW * len(values), EXPANDED)
+                    text_bytes += sum(len(value) if isinstance(value, str | bytes) else 0 for value in values) + ROW * len(values)
+                    beyond = max(text_bytes - page_bytes, 0)  # The pages have been counted already.
+                    limit.take(beyond - taken, EXPANDED)
+                    taken = beyond
                     yield from _chunk_values(values, cursor)
     # The errors of Arrow are a ValueError, a MemoryError or the like as well.
     except (pa.ArrowException, OSError, ValueError, OverflowError, DamagedArchiveError) as error:

@@ -23,7 +23,7 @@ from gpt_pretrain.system.number_keys import KeyCounter
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import parse_yaml_value
-from gpt_pretrain.texts.parquet_footer import _read_struct
+from gpt_pretrain.texts.parquet_footer import _Reader
 from gpt_pretrain.texts.parquet_pages import _read_struct as read_page_struct
 from gpt_pretrain.tokenizers.added_tokens import read_beside
 from gpt_pretrain.tokenizers.definition import canonical_fields
@@ -190,4 +190,4 @@ def test_numbers_of_fields_of_parquet_have_16_bits_as_in_arrow(number: int, take
 def test_fields_of_parquet_do_not_collide() -> None:
     data = b"".join(b"\x05" + varint(number << 1) + b"\x02" for number in colliding() if number) + b"\0"
     with within(2, 100):
-        _read_struct(data, 0, depth=0)
+        _Reader(data).read_struct(0, depth=0)

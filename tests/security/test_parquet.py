@@ -201,6 +201,12 @@ def test_every_form_of_a_page_is_read(tmp_path: Path, encoding: str, compression
         assert texts_of(tmp_path / "a.parquet") == values
 
 
+@pytest.mark.parametrize("compression", ["snappy", "gzip", "brotli", "zstd", "lz4"])
+def test_a_page_that_is_longer_when_it_is_compressed_is_read(tmp_path: Path, compression: str) -> None:
+    options = {"use_dictionary": False, "column_encoding": {"text": "DELTA_LENGTH_BYTE_ARRAY"}}
+    assert texts_of(write(tmp_path / "a.parquet", pa.array(["one"]), compression=compression, **options)) == ["one"]
+
+
 def test_ordinary_files_are_read_many_rows_at_a_time(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", pa.array([f"Document {n}." for n in range(500)]))
     assert sizes_and_refusal(path)[0] == [64] * 7 + [52]

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.texts import small_tables
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts import decompression, small_tables
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.small_tables import check_row_group
+from tests.helpers.resource_limits import within
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -18,7 +19,7 @@ def check(table: Any, **options: Any) -> None:
     pq.write_table(table, stream, **options)
     opened = pq.ParquetFile(stream)
     for group in range(opened.num_row_groups):
-        check_row_group(stream, opened.metadata.row_group(group))
+        check_row_group(stream, opened.metadata.row_group(group), limit=ContentLimit(stream.tell()))
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,23 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_encodings_that_hide_sizes_are_refused(encoding: str) -> None:
     with pytest.raises(DamagedArchiveError, match="an encoding that is not supported here"):
         check(pa.table({"a": ["x", "xy"]}), use_dictionary=False, column_encoding={"a": encoding})
+
+
+def test_all_row_groups_have_one_limit() -> None:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"a": ["x" * 1_000_000] * 4}), stream, row_group_size=1, use_dictionary=False)
+    groups = [pq.read_metadata(stream).row_group(number) for number in range(4)]
+    limit = ContentLimit(0)
+    limit.take(decompression.ALWAYS_READ - 2_500_000, "")
+    for group in groups[:2]:
+        check_row_group(stream, group, limit=limit)
+    with pytest.raises(DamagedArchiveError, match="times as large as the file"):
+        check_row_group(stream, groups[2], limit=limit)
+
+
+def test_a_dictionary_of_many_texts_is_not_looked_through() -> None:
+    stream = io.BytesIO()
+    values = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array([str(n) for n in range(2_000_000)]))
+    pq.write_table(pa.table({"a": values}), stream, dictionary_pagesize_limit=1 << 30, compression="zstd")
+    with within(0.2, 50), pytest.raises(DamagedArchiveError, match="times as large as the file"):
+        check_row_group(stream, pq.read_metadata(stream).row_group(0), limit=ContentLimit(0))

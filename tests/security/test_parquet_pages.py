@@ -1,0 +1,125 @@
+"""Pages of Parquet files that Arrow reads in another way than their headers seem to say, or that hold next to no text."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pytest
+
+from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.parquet_footer import check_column_paths
+from gpt_pretrain.texts.tables import read_parquet
+from tests.helpers.resource_limits import within
+from tests.security.test_parquet_columns import element, element_list, varint
+
+PLAIN, LENGTHS_FIRST = 0, 6
+
+
+def number(value: int) -> bytes:
+    return varint(2 * value)
+
+
+def page(values: bytes, *, n_values: int, encoding: int = PLAIN, compressed: int = 0, level_encoding: int = 3) -> bytes:
+    """Return a page of values that the column needs, with its header.
+
+    Args:
+        compressed: What the header says of its size beyond the truth.
+        level_encoding: Of what says which values are null.
+    """
+    content = pa.Codec("zstd").compress(values, asbytes=True)
+    sizes = b"\x15" + number(len(values)) + b"\x15" + number(len(content) + compressed)
+    details = b"\x2c\x15" + number(n_values) + b"\x15" + number(encoding) + b"\x15" + number(level_encoding) + b"\x15\x06\0"
+    return b"\x15\x00" + sizes + details + b"\0" + content
+
+
+def text(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "little") + value
+
+
+def table(pages: list[bytes], *, n_values: int, n_rows: int | None = None, columns: bytes = b"", nullable: bool = False) -> bytes:
+    """Return a file with a column of these pages.
+
+    Args:
+        n_rows: What the footer says of the rows of the whole file.
+        columns: Further columns of the row group.
+    """
+    body = b"".join(pages)
+    size, path = number(len(body)), b"\x19\x18\x04text"
+    about = b"\x15\x0c\x19\x15\x00" + path + b"\x15\x0c\x16" + number(n_values) + b"\x16" + size + b"\x16" + size + b"\x26\x08"
+    column = b"\x26\x08\x1c" + about + b"\0\0"
+    count = 1 + len(columns) // 3
+    group = b"\x19\xfc" + varint(count) + column + columns + b"\x16" + size + b"\x16" + number(n_values) + b"\0"
+    root, leaf = element(b"schema", children=1), b"\x15\x0c\x25" + number(int(nullable)) + b"\x18\x04text\x25\x00\0"
+    rows = number(n_values if n_rows is None else n_rows)
+    footer = b"\x15\x02\x19" + element_list([root, leaf]) + b"\x16" + rows + b"\x19" + element_list([group]) + b"\0"
+    return b"PAR1" + body + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def read(data: bytes) -> tuple[list[object], str]:
+    """Return the texts, and why the rest was left out."""
+    texts, refusal, cursor = list[object](), "", Cursor("a.parquet", ReadPosition(), bytes_read=lambda: 0)
+    for chunk in read_parquet(io.BytesIO(data), cursor, "text", size=len(data), limit=ContentLimit(len(data))):
+        if isinstance(chunk.content, RejectedRecord):
+            refusal = chunk.content.detail
+        elif isinstance(chunk.content, list):
+            texts += chunk.content
+    return texts, refusal
+
+
+def test_a_size_of_more_than_32_bits_hides_no_page() -> None:
+    long = page(text(b"x" * 80_000_000), n_values=1)
+    assert read(table([page(text(b"one"), n_values=1), page(text(b"two"), n_values=1)], n_values=2)) == (["one", "two"], "")
+    hidden = table([page(text(b"one"), n_values=1, compressed=1 << 32), long], n_values=2)
+    with within(2, 30):
+        assert read(hidden) == ([], "a part of it expands to more than 64 MB and 20 times its size")
+
+
+@pytest.mark.parametrize("encoding", [PLAIN, LENGTHS_FIRST])
+def test_pages_with_next_to_no_text_are_counted_too(encoding: int) -> None:
+    empty = text(b"") if encoding == PLAIN else varint(128) + varint(4) + varint(1) + varint(0)
+    one = page(empty + bytes(60_000_000), n_values=1, encoding=encoding)
+    data = table([one] * 100, n_values=100)
+    assert len(data) < 1_000_000
+    with within(2, 250):
+        assert "250 times as large" in read(data)[1]
+
+
+def test_parts_of_lengths_are_not_counted_for_each_block() -> None:
+    lengths = varint(128) + varint(1 << 22) + varint(1 << 22) + varint(0) + bytes(30_000_000)
+    with within(0.5, 100):
+        assert read(table([page(lengths, n_values=1, encoding=LENGTHS_FIRST)], n_values=1))[1] == (
+            "what should be its pages is something else"
+        )
+
+
+def test_a_footer_that_states_no_rows_is_read_all_the_same() -> None:
+    assert read(table([page(text(b"one"), n_values=1)], n_values=1, n_rows=0)) == (["one"], "")
+
+
+def test_columns_of_three_bytes_do_not_fill_the_memory() -> None:
+    data = table([page(text(b"one"), n_values=1)], n_values=1, columns=b"\x26\0\0" * 500_000)
+    with within(0.5, 50), pytest.raises(DamagedArchiveError, match="far more memory than the file explains"):
+        check_column_paths(io.BytesIO(data))  # Arrow would take 300 MB
+    assert read(table([page(text(b"one"), n_values=1)], n_values=1, columns=b"\x26\0\0" * 1000))[0] == ["one"]
+
+
+@pytest.mark.parametrize("level_encoding", [3, 4])
+def test_levels_without_a_size_do_not_hide_how_many_texts_there_are(level_encoding: int) -> None:
+    levels = b"\x02\0\0\0\x02\x01" if level_encoding == 3 else b"\x80"  # one value, which is not null
+    lengths = varint(128) + varint(4) + varint(1) + varint(6) + b"one" + bytes(100)
+    one = page(levels + lengths, n_values=1, encoding=LENGTHS_FIRST, level_encoding=level_encoding)
+    expected = (["one"], "") if level_encoding == 3 else ([], "what should be its pages is something else")
+    assert read(table([one], n_values=1, nullable=True)) == expected
+
+
+def test_a_block_of_more_than_32_bits_does_not_hide_the_second_list() -> None:
+    lengths, endings = (varint(block) + varint(4) + varint(count) + varint(0) for block, count in ((128, 200), (128, 1 << 27)))
+    # Arrow reads two of them, whatever the number says beyond 32 bits. The second one could also be a list of one length.
+    blocks = bytes(5) + varint(128) + varint(4) + varint(1) + bytes(2) + bytes(20)
+    for block in (128, (1 << 32) + 128):
+        first = varint(block) + lengths[2:]
+        data = table([page(first + blocks + endings + bytes(100), n_values=200, encoding=7)], n_values=200)
+        with within(1, 50):
+            assert read(data) == ([], "a part of it has more than 4,194,304 texts")
