@@ -75,18 +75,21 @@ def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tu
     return found
 
 
-def check_written_length(value: Any, size: int) -> None:
+def check_written_length(value: Any, size: int, *, with_groups: bool = True) -> None:
     """Check that the values of a file are not far longer than the file, with the names of all groups before each of them.
+
+    Args:
+        with_groups: Whether the names of the groups count.
 
     Raises:
         DamagedFileError: If they are.
     """
     limit = FREE_CHARACTERS + MAX_REPEATED * size
-    if isinstance(value, CONTAINERS) and written_length(value, limit) > limit:
+    if isinstance(value, CONTAINERS) and written_length(value, limit, with_groups=with_groups) > limit:
         raise DamagedFileError("its names or texts would be repeated far too often")
 
 
-def written_length(value: Any, limit: int) -> int:
+def written_length(value: Any, limit: int, *, with_groups: bool = True) -> int:
     """Return the characters of all texts and dotted names in nested values, up to the first number beyond the limit.
 
     A file needs few bytes for many of them: the name of a group stands before each of its settings, and an alias repeats a text.
@@ -99,7 +102,7 @@ def written_length(value: Any, limit: int) -> int:
         if isinstance(node, dict):
             lengths = [before + 1 + (len(name) if isinstance(name, str) else len(str(name))) for name in node]
             total += sum(lengths)
-            waiting += [(part, length) for part, length in zip(parts, lengths, strict=True) if _has_parts(part)]
+            waiting += [(part, length * with_groups) for part, length in zip(parts, lengths, strict=True) if _has_parts(part)]
         else:
             waiting += [(part, before) for part in parts if _has_parts(part)]
     return total

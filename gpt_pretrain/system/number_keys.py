@@ -14,6 +14,7 @@ MAX_ODD_KEYS = 1000  # that could all have the same hash
 FEW_KEYS = 256  # of a dict in which every search is short
 # Small numbers beyond those, in one file, that neither are new nor follow one another from 0 or 1 on. Each searches half of them.
 MAX_UNORDERED_KEYS = 10_000
+MAX_PARTS = 20  # Of a tuple, all of which are looked at each time that it is a key.
 
 
 class KeyCounter:
@@ -48,6 +49,8 @@ def check_key(key: object) -> None:
     Raises:
         DamagedFileError: If not.
     """
+    if isinstance(key, tuple) and len(key) > MAX_PARTS:
+        raise DamagedFileError(f"a key of a dict has {len(key):,} parts, more than the limit of {MAX_PARTS}")
     for part in key if isinstance(key, tuple) else (key,):
         is_large = isinstance(part, int) and abs(part) > MAX_KEY
         if is_large or (part is not None and not isinstance(part, str | int | float | bytes)):

@@ -82,3 +82,12 @@ class PickleRules:
     references: bool = False
     build: Call | None = None
     inert: bool = False
+
+
+def inert_object(function: Any, arguments: tuple[Any, ...]) -> InertObject:
+    """Return the object that takes the place of a call's result."""
+    # These two build an object of the class that is their first argument.
+    if isinstance(function, PickledName) and function.name in ("copyreg._reconstructor", "copyreg.__newobj__") and arguments:
+        function, *rest = arguments
+        arguments = tuple(rest)
+    return InertObject(function.name if isinstance(function, PickledName) else "a call of something else", arguments)

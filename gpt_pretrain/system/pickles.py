@@ -14,16 +14,24 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from typing import IO, Any
 
-from gpt_pretrain.system.nested_values import check_values
+from gpt_pretrain.system.nested_values import MAX_REPEATED, check_values, check_written_length
 from gpt_pretrain.system.number_keys import KeyCounter, check_key
-from gpt_pretrain.system.pickle_rules import ATTACKS, InertObject, PickledName, PickledReference, PickleRules, RefusedNameError
+from gpt_pretrain.system.pickle_rules import (
+    ATTACKS,
+    InertObject,
+    PickledName,
+    PickledReference,
+    PickleRules,
+    RefusedNameError,
+    inert_object,
+)
 from gpt_pretrain.system.reading import DamagedFileError
 
 # The checkpoint of a run has about 1,000 opcodes, and one more for each evaluation. A million take a second.
 MAX_OPCODES = 3_000_000
 MAX_CONTAINERS = 500_000  # An empty one takes up to 64 bytes of memory, and one byte in the file.
 MAX_CALLS = 200_000  # A tensor takes about 600 bytes, and three bytes in the file.
-# Characters and items that calls and keys may copy beyond the size of the file: a shared text is passed in a byte.
+# Characters and items that calls, keys and texts may copy beyond the size of the file: a shared text is passed in a byte.
 FREE_COPIES = 1_000_000
 MAX_TEXT_LINE = 1000  # Bytes of a name.
 FREE_KEY = 200  # Characters of a key that are read again and again without being counted.
@@ -52,6 +60,7 @@ def read_pickle(stream: IO[bytes], rules: PickleRules = PLAIN, *, size: int) -> 
         reason = str(error)[:100] if type(error) is ValueError else "it is damaged"
         raise DamagedFileError(f"it cannot be read as a pickle ({reason})") from error
     check_values(found, max_values=size + 1000)
+    check_written_length(found, size, with_groups=False)
     return found
 
 
@@ -127,7 +136,7 @@ class _StackMachine:
         self._memo[len(self._memo)] = self._stack[-1]
 
     def get(self, index: int) -> None:
-        self._stack.append(self._memo[index])
+        self._repeat(self._memo[index])
 
     def empty_list(self, _: None) -> None:
         self._add([])
@@ -185,7 +194,7 @@ class _StackMachine:
         self._calls += 1
         if self._calls > MAX_CALLS:
             raise DamagedFileError(f"it makes more than {MAX_CALLS:,} calls")
-        self._add(self._rules.calls[function.name](*arguments) if known else _inert(function, arguments))
+        self._add(self._rules.calls[function.name](*arguments) if known else inert_object(function, arguments))
 
     def call_with_keywords(self, _: None) -> None:
         keywords, arguments, function = self._stack.pop(), self._stack.pop(), self._stack.pop()
@@ -233,7 +242,13 @@ class _StackMachine:
         self._pop_mark()
 
     def duplicate(self, _: None) -> None:
-        self._stack.append(self._stack[-1])
+        self._repeat(self._stack[-1])
+
+    def _repeat(self, value: Any) -> None:
+        """Put a value on the stack once more. A long text, which the file has once, is then read once more by others."""
+        if isinstance(value, str | bytes) and len(value) > FREE_KEY:
+            self._spend(len(value) // MAX_REPEATED)
+        self._stack.append(value)
 
     def _add(self, container: Any) -> None:
         self._count_container()
@@ -278,7 +293,7 @@ class _StackMachine:
         """Count what is copied or searched, since a file needs only a byte or two to name again what it holds once."""
         self._budget -= amount
         if self._budget < 0:
-            raise DamagedFileError("its calls and keys would copy far more than it holds")
+            raise DamagedFileError("its calls, keys and texts would copy far more than it holds")
 
     def _push_name(self, name: str) -> None:
         known = name in self._rules.calls or name in self._rules.names
@@ -292,15 +307,6 @@ def _length(value: Any) -> int:
     if isinstance(value, tuple):
         return len(value) + sum(len(part) for part in value if isinstance(part, tuple | str | bytes))
     return len(value) if isinstance(value, str | bytes | list | dict | set) else 0
-
-
-def _inert(function: Any, arguments: tuple[Any, ...]) -> InertObject:
-    """Return the object that takes the place of a call's result."""
-    # These two build an object of the class that is their first argument.
-    if isinstance(function, PickledName) and function.name in ("copyreg._reconstructor", "copyreg.__newobj__") and arguments:
-        function, *rest = arguments
-        arguments = tuple(rest)
-    return InertObject(function.name if isinstance(function, PickledName) else "a call of something else", arguments)
 
 
 VALUES = {

@@ -14,7 +14,7 @@ from gpt_pretrain.system.pickles import read_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import describe_value, short_repr
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
-from gpt_pretrain.tokenizers.tables import MAX_IDS, IdTokenizer, TableTokenizer
+from gpt_pretrain.tokenizers.tables import MAX_IDS, MAX_TOKEN_CHARACTERS, IdTokenizer, TableTokenizer
 
 META = "meta.pkl"
 MAX_META_BYTES = 20_000_000  # One character takes 20 bytes, and Unicode has 150,000.
@@ -61,7 +61,8 @@ def _tokens(fields: dict[Any, Any]) -> list[str] | None:
         raise DamagedFileError("it has no table itos of the tokens by their ids")
     tokens = [_as_text(table[token_id]) for token_id in range(len(table))]
     for token in tokens:
-        if not isinstance(token, str) or not token or any("\ud800" <= char <= "\udfff" for char in token):
+        is_text = isinstance(token, str) and 0 < len(token) <= MAX_TOKEN_CHARACTERS
+        if not is_text or any("\ud800" <= char <= "\udfff" for char in token):
             raise DamagedFileError(f"its itos holds {short_repr(token)}, which is not a token")
     return tokens
 
