@@ -11,6 +11,7 @@ from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, RO
 from gpt_pretrain.system.encodings import count_controls, is_blank
 from gpt_pretrain.texts.chunks import BATCH, Chunk, Documents, RejectedRecord
 from gpt_pretrain.texts.documents import MARKER, Separators, divide_documents
+from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
@@ -96,7 +97,7 @@ class _DocumentEncoder:
         self._rows: list[np.ndarray] = []
         self._row_tuples: list[tuple[bytes, int, int, int]] = []  # that follow them
         self._result = EncodedBatch()
-        self._unknown = UnknownText(tokenizer)
+        self._unknown, self._invalid = UnknownText(tokenizer), InvalidTexts()
         self._dtype = np.dtype(f"<u{token_itemsize(tokenizer.vocab_size)}")
         self._end_of_text = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], self._dtype)
 
@@ -124,7 +125,7 @@ class _DocumentEncoder:
             if not data.isascii():
                 data.decode()
         except UnicodeDecodeError:
-            for part in divide_documents(chunk):
+            for part in divide_documents(chunk, self._invalid):
                 if isinstance(part.content, RejectedRecord):
                     self.reject(part.content)
                 else:

@@ -23,6 +23,7 @@ from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.texts.chunks import NOT_UNPACKED, NOTHING_TO_READ, Chunk, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.documents import divide_documents
 from gpt_pretrain.texts.inputs import find_inputs
+from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
 from gpt_pretrain.texts.reading import read_inputs
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
 from gpt_pretrain.texts.sampling import HASHES, MANY_WORDS, TextSample, cut_pieces, hash_piece
@@ -108,11 +109,11 @@ def _read_samples(settings: VocabularySettings, folder: Path) -> VocabularySampl
     """
     inputs, counts = find_inputs(settings, out=folder), RecordCounts()
     training, held_out = TextSample(settings.sample_bytes), TextSample(max(settings.sample_bytes // HELD_OUT_SHARE, 1))
-    threshold, rejected = int(settings.val_fraction * HASHES), list[RejectedRecord]()
+    threshold, rejected, invalid = int(settings.val_fraction * HASHES), list[RejectedRecord](), InvalidTexts()
     with PreparationProgress(inputs.size) as progress:
         progress.start_encoding(counts)
         for chunk in read_inputs(inputs, ByteTokenizer(), start=ReadPosition()):
-            for text in _chunk_texts(chunk, settings.text_field, counts, rejected):
+            for text in _chunk_texts(chunk, settings.text_field, counts, rejected, invalid):
                 for piece in cut_pieces(text):
                     data = piece.encode()
                     counts.text_bytes += len(data)
@@ -148,9 +149,11 @@ def _return_excess(held_out: TextSample, training: TextSample, *, share: float) 
     return kept
 
 
-def _chunk_texts(chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord]) -> Iterator[str]:
+def _chunk_texts(
+    chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord], invalid: InvalidTexts
+) -> Iterator[str]:
     """Yield the documents of a chunk, or the part of one that it is; those without text are left out."""
-    for part in divide_documents(chunk):
+    for part in divide_documents(chunk, invalid):
         for text in _raw_texts(part, text_field, counts, rejected):
             for document in text.split(END_OF_TEXT):
                 if document and not document.isspace():

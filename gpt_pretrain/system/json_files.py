@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,16 +70,19 @@ def _parse_int(digits: str) -> int:
     return int(digits)
 
 
-def check_names(content: bytes | str, *, only: Collection[str] = ()) -> None:
+def check_names(
+    content: bytes | str, *, only: Collection[str] = (), parse_int: Callable[[str], int | float] = _parse_int
+) -> None:
     """Check that no object in a JSON value has a name twice, since only the last value would count.
 
     Args:
         only: The names that are checked; if empty, all are.
+        parse_int: Reads whole numbers, as where the value is parsed.
 
     Raises:
         DamagedFileError: If one does.
     """
-    json.JSONDecoder(strict=False, object_pairs_hook=partial(check_pairs, only=only), parse_int=_parse_int).decode(
+    json.JSONDecoder(strict=False, object_pairs_hook=partial(check_pairs, only=only), parse_int=parse_int).decode(
         content if isinstance(content, str) else content.decode("utf-8-sig")
     )
 

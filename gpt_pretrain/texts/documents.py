@@ -9,7 +9,7 @@ from functools import cached_property
 
 from gpt_pretrain.system.encodings import is_blank
 from gpt_pretrain.texts.chunks import Chunk, Documents, RejectedRecord
-from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
+from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 MARKER = END_OF_TEXT.encode()
@@ -58,28 +58,31 @@ class Separators:
         return self._pattern.split(data)[:-1], self._pattern.findall(data)
 
 
-def divide_documents(chunk: Chunk) -> Iterator[Chunk]:
-    """Yield a chunk with text for each document of a chunk, or for the part that it is; any other chunk is yielded as it is."""
+def divide_documents(chunk: Chunk, invalid: InvalidTexts | None = None) -> Iterator[Chunk]:
+    """Yield a chunk with text for each document of a chunk, or for the part that it is; any other chunk is yielded as it is.
+
+    Args:
+        invalid: Explains documents that are not UTF-8, here and in other chunks.
+    """
     if not isinstance(chunk.content, Documents):
         yield chunk
         return
     if not chunk.content.separators:
         yield replace(chunk, content=chunk.content.data.decode())
         return
-    position = chunk.end.offset - len(chunk.content.data)
+    invalid, position = invalid or InvalidTexts(), chunk.end.offset - len(chunk.content.data)
     documents, marks = Separators(chunk.content.separators).split(chunk.content.data)
     for number, (document, mark) in enumerate(zip(documents, marks, strict=True), start=chunk.first):
-        content, blank = _decode(document, position, chunk.file, number)
+        content, blank = _decode(document, position, chunk.file, number, invalid)
         position += len(document) + len(mark)
         end = replace(chunk.end, offset=position, record=number)
         yield replace(chunk, first=number, content=content, end=end, at_marker=mark == MARKER, blank=blank)
 
 
-def _decode(document: bytes, position: int, file: str, number: int) -> tuple[str | RejectedRecord, bool]:
+def _decode(document: bytes, position: int, file: str, number: int, invalid: InvalidTexts) -> tuple[str | RejectedRecord, bool]:
     """Return the text of a document and whether it is blank, or why it is left out."""
     try:
         text = document.decode()
     except UnicodeDecodeError as error:
-        problem = ". ".join(filter(None, explain_invalid_utf8(document, error, position, file)))
-        return RejectedRecord(file, number, "not UTF-8", problem), False
+        return RejectedRecord(file, number, "not UTF-8", invalid.explain(document, error, position, file)), False
     return text, is_blank(text)

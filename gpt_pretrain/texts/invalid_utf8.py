@@ -25,11 +25,25 @@ MEND_SURROGATES = (
     "sys.stdout.buffer.write(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode())\" {path} > new.txt"
 )
 FEW = 20  # So few characters besides ASCII leave the encoding open.
+MAX_EXPLAINED = 10  # Files, or members of an archive, that are looked at to tell how they are converted.
 JAVA_NUL = b"\xc0\x80"
 DROP_NULS = (
     "python -c \"import sys; data = open(sys.argv[1], 'rb').read(); sys.stdout.buffer.write(data.replace(b'\\xc0\\x80', b''))\" "
     "{path} > new.txt"
 )
+
+
+class InvalidTexts:
+    """Explains texts that are not UTF-8, of which there may be any number. Each of the first files is looked at once."""
+
+    def __init__(self) -> None:
+        self._advice: dict[str, str] = {}
+
+    def explain(self, block: bytes, error: UnicodeDecodeError, position: int, path: str) -> str:
+        """Return in sentences what `explain_invalid_utf8` returns, which has the same arguments."""
+        if path not in self._advice and len(self._advice) < MAX_EXPLAINED:
+            self._advice[path] = explain_invalid_utf8(block, error, position, path)[1]
+        return ". ".join(filter(None, (_place(error, position), self._advice.get(path))))
 
 
 def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int, path: str) -> tuple[str, str]:
@@ -40,7 +54,7 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
         position: Of the block in the text.
         path: Of the file, or the name of a member of an archive, for which there is no command.
     """
-    where = f"{error.reason} near byte {position + error.start}"
+    where = _place(error, position)
     is_file = content_name(path) == path and os.path.isfile(path)
 
     def advice(text: str, command: str) -> tuple[str, str]:
@@ -75,6 +89,10 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     is_guess = told_by < FEW and guesses[0] not in EBCDIC  # All letters of EBCDIC tell it.
     few = f" (a guess from only {format_count(told_by, 'character')}, so check the result)" * is_guess
     return advice(f"It looks like {name}{few}", convert_command(path, guesses[0]))
+
+
+def _place(error: UnicodeDecodeError, position: int) -> str:
+    return f"{error.reason} near byte {position + error.start}"
 
 
 def encoding_advice(path: str) -> str:

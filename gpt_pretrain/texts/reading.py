@@ -28,7 +28,7 @@ from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, PackedFileError, drop_bytes
 from gpt_pretrain.texts.documents import MARKER, Separators
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
-from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
+from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
 from gpt_pretrain.texts.json_values import split_values
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.rows import split_rows
@@ -93,12 +93,21 @@ def split_lines(blocks: Iterable[bytes], cursor: Cursor) -> Iterator[Chunk]:
         yield from _take_lines(cursor, bytes(rest))
 
 
-def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | None, tokenizer: Tokenizer) -> Iterator[Chunk]:
+def split_documents(
+    blocks: Iterable[bytes],
+    cursor: Cursor,
+    separator: str | None,
+    tokenizer: Tokenizer,
+    *,
+    invalid: InvalidTexts | None = None,
+) -> Iterator[Chunk]:
     """Split the content of a file at separators and end-of-text markers; long documents are split further, as by `split_text`.
 
     Args:
         blocks: The content from the cursor's offset on, with unified line ends.
+        invalid: Explains documents that are not UTF-8, here and in other contents.
     """
+    invalid = invalid or InvalidTexts()
     separators = Separators([MARKER, *([unify_line_ends(separator).encode()] if separator else [])])
     _, blocks = peek(iter(blocks))  # From here on, the cursor is behind a byte order mark.
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -112,7 +121,7 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
             try:
                 text += decoder.decode(data, ends)
             except UnicodeDecodeError as error:
-                problem = ". ".join(filter(None, explain_invalid_utf8(data, error, offset, cursor.file)))
+                problem = invalid.explain(data, error, offset, cursor.file)
         offset += len(data) + len(mark)
         if not ends:
             *parts, text = split_start(text, tokenizer)
@@ -132,17 +141,18 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
 
 
 def _read_files(files: Sequence[InputFile], inputs: CorpusInputs, tokenizer: Tokenizer, start: ReadPosition) -> Iterator[Chunk]:
-    bytes_before = sum(file.size for file in files[: start.file])
+    bytes_before, invalid = sum(file.size for file in files[: start.file]), InvalidTexts()
     for index in range(start.file, len(files)):
         file = files[index]
         check_unchanged([file])
-        yield from _read_file(file, inputs, tokenizer, start if index == start.file else ReadPosition(index), bytes_before)
+        first = start if index == start.file else ReadPosition(index)
+        yield from _read_file(file, inputs, tokenizer, first, bytes_before, invalid)
         bytes_before += file.size
         check_unchanged([file])
 
 
 def _read_file(
-    file: InputFile, inputs: CorpusInputs, tokenizer: Tokenizer, start: ReadPosition, bytes_before: int
+    file: InputFile, inputs: CorpusInputs, tokenizer: Tokenizer, start: ReadPosition, bytes_before: int, invalid: InvalidTexts
 ) -> Iterator[Chunk]:
     left_out = LeftOut()
     with open(file.path, "rb") as stream:
@@ -159,7 +169,8 @@ def _read_file(
                 if content.kind.form == TEXT:
                     # An offset counts the bytes after the line ends are unified, so that the file is read from its beginning.
                     blocks = drop_bytes(unify_line_ends_in_blocks(content.blocks()), cursor.offset)
-                    yield from split_documents(_drop_byte_order_mark(blocks, cursor), cursor, inputs.separator, tokenizer)
+                    blocks = _drop_byte_order_mark(blocks, cursor)
+                    yield from split_documents(blocks, cursor, inputs.separator, tokenizer, invalid=invalid)
                 else:
                     yield from read_records(content, file, cursor, inputs)
                 cursor.file = file.path

@@ -16,7 +16,7 @@ from gpt_pretrain.system.shown_values import describe_value
 from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, NOT_UTF8, TASK_ITEM, Chunk
 from gpt_pretrain.texts.json_values import GLUED, split_glued
 
-BROKEN_JSON = "broken JSON"
+BROKEN_JSON, TOO_DEEP = "broken JSON", "it is nested too deeply"
 LONG_NUMBER = 4000  # Digits of a number.
 FIELD_NAME = re.compile(r"[A-Za-z_]\w{0,50}", re.ASCII)  # one that the program jq takes without quotes
 NOT_UTF8_BYTE = re.compile("[\udc80-\udcff]")  # what stands for a byte that is not UTF-8 in a value of a table
@@ -102,9 +102,7 @@ def _json_value(line: bytes, text_field: str) -> Any:
         is_cut = text.startswith("{") and ends_early(text, error)
         raise InvalidRecordError(BROKEN_JSON, str(error), ends_early=is_cut) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidRecordError(
-            BROKEN_JSON, "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        ) from error
+        raise InvalidRecordError(BROKEN_JSON, TOO_DEEP if isinstance(error, RecursionError) else str(error)) from error
     if isinstance(fields, str):
         return fields
     if any(line.count(name) > 1 for name in _quoted_names(text_field)):  # Perhaps in the text, or in another object.
@@ -119,9 +117,11 @@ def _check_names(text: str, text_field: str) -> None:
         InvalidRecordError: If it does.
     """
     try:
-        check_names(text, only={text_field, *text_field.split(".")})
+        check_names(text, only={text_field, *text_field.split(".")}, parse_int=_parse_int)
     except DamagedFileError as error:
         raise InvalidRecordError("ambiguous record", str(error)) from error
+    except RecursionError as error:  # which reading it once more takes a little deeper
+        raise InvalidRecordError(BROKEN_JSON, TOO_DEEP) from error
 
 
 @functools.cache
