@@ -20,7 +20,7 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN
 from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
-from gpt_pretrain.tokenizers.vocabulary_limits import check_added_tokens, check_longest_word, check_unigram_tokens
+from gpt_pretrain.tokenizers.vocabulary_limits import check_added_tokens, check_affixes, check_longest_word, check_unigram_tokens
 
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
@@ -33,6 +33,7 @@ MAX_PATTERNS = 50  # Regular expressions. DeepSeek's have six.
 MAX_LOOPS = 10  # In all of them, that may fail after any number of characters. Known tokenizers have up to 6.
 MAX_REPLACEMENT = 200  # Bytes in a precompiled table; the longest of Unicode has 33.
 PARTS = ("normalizer", "pre_tokenizer", "decoder")
+STEPS = ("normalizers", "pretokenizers", "decoders")  # the lists of a part that is a sequence
 MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 MODEL_DEFAULTS: dict[str, Any] = {
     "continuing_subword_prefix": (None, ""),
@@ -74,9 +75,10 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, part in parts.items():
         if part is not None and not isinstance(part, dict):
             raise DamagedFileError(f"its {name} is {short_repr(part)}, not an object")
+    _check_patterns(parts.values())  # first, since the patterns tell how much a replacement may add
+    for name, part in parts.items():
         _check_part(part)
         _check_growth(part, name)
-    _check_patterns(parts.values())
     canonical = {"version": "1.0", "added_tokens": [], **{name: _without_defaults(part) for name, part in parts.items()}}
     canonical["model"] = _canonical_model(model)
     tokens = fields.get("added_tokens") or []
@@ -119,6 +121,7 @@ def _canonical_model(model: dict[str, Any]) -> dict[str, Any]:
     if not valid:
         raise DamagedFileError("its vocabulary is not a table of tokens")
     check_longest_word(kept)
+    check_affixes(kept)
     if kind == "Unigram":
         check_unigram_tokens(entry[0] for entry in vocab)
     if kind == "BPE":
@@ -190,14 +193,16 @@ def _check_ids(fields: Mapping[str, Any]) -> None:
 
 
 def _check_part(part: Any) -> None:
-    """Check all tables in a part of a tokenizer.json, at any depth.
+    """Check all tables and lists of steps in a part of a tokenizer.json, at any depth.
 
     Raises:
-        DamagedFileError: If one could take unlimited memory.
+        DamagedFileError: If a table could take unlimited memory, or something else is in the place of steps.
     """
     for node in _nested_objects(part):
         if "precompiled_charsmap" in node:
             _check_charsmap(node["precompiled_charsmap"])
+        if not all(isinstance(node.get(name) or [], list) for name in STEPS):
+            raise DamagedFileError(f"one of its steps is {short_repr(node)}")
 
 
 def _check_patterns(parts: Iterable[Any]) -> None:
@@ -237,7 +242,8 @@ def _check_growth(part: Any, name: str) -> None:
             growth *= max(1, _longest_replacement(table))
         if isinstance(content := node.get("content"), str):
             growth *= _replacement_growth(content, node.get("pattern"))
-        growth *= max(1, len(str(node.get("prepend", ""))))
+        if isinstance(prepended := node.get("prepend"), str):
+            growth *= max(1, len(prepended))
     if steps > MAX_STEPS:
         raise DamagedFileError(f"its {name} has {steps:,} steps, more than the limit of {MAX_STEPS}")
     if growth > MAX_GROWTH:

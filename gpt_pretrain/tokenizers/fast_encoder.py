@@ -9,7 +9,7 @@ character on which the two libraries disagree is encoded by the tokenizer itself
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -25,6 +25,7 @@ WORTHWHILE = 1 << 23
 COMPARED_FIRST = 1 << 20  # Bytes at the beginning of a text or a corpus of which all token ids are compared.
 COMPARED = 1 << 12  # Bytes that are compared at a time.
 COMPARED_SHARE = 1 << 10  # One in this many bytes is compared.
+TOGETHER = 1 << 19  # Characters of a vocabulary that are compared at a time. The tokenizer may take 250 bytes for each.
 # gigatoken 0.10 remembers every word, which takes up to ten bytes for each byte of a text of random words. It is built anew when
 # this process has grown by so much memory, which is looked at each time that so many bytes have been encoded.
 # Source: https://github.com/marcelroed/gigatoken/issues/36
@@ -86,8 +87,9 @@ class FastEncoder:
         data = [self._tokenizer.token_bytes(token_id) for token_id in range(self._tokenizer.vocab_size)]
         tokens = [token.decode(errors="ignore") for token in data if MARKER not in token]
         self.compare_next(1 << 40)
-        for text in ("\n".join(tokens), "".join(tokens)):
-            self.encode(text)
+        for group in _in_groups(tokens):
+            for text in ("\n".join(group), "".join(group)):
+                self.encode(text)
         self.compare_next(0)
 
     def compare_next(self, size: int = COMPARED_FIRST) -> None:
@@ -214,6 +216,20 @@ class _BoundedEngine:
         self._encode = self._build()
         memory = resident_memory()
         self._memory, self._left = memory or 0, WITHOUT_MEASURE if memory is None else GROWTH_CHECKED
+
+
+def _in_groups(tokens: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the tokens in lists of at most TOGETHER characters; longer tokens are left out."""
+    group, size = list[str](), 0
+    for token in tokens:
+        if len(token) > TOGETHER:
+            continue
+        if size + len(token) > TOGETHER:
+            yield group
+            group, size = [], 0
+        group.append(token)
+        size += len(token)
+    yield group
 
 
 def _no_engine(_: bytes) -> np.ndarray:

@@ -45,13 +45,13 @@ def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
         return CharacterTokenizer(tokenizer.alphabet, end_of_text=False)
     if isinstance(tokenizer, VocabularyTokenizer):
         fields, added = tokenizer.fields, tokenizer.fields["added_tokens"]
-        beyond = [token["content"] for token in added if token["id"] >= n_rows]
+        beyond = dict.fromkeys(token["content"] for token in added if token["id"] >= n_rows)
         kept = [token for token in added if token["id"] < n_rows]
         vocab = fields["model"]["vocab"]
         if isinstance(vocab, dict):
             vocab = {token: token_id for token, token_id in vocab.items() if token_id < n_rows or token not in beyond}
         if (max(vocab.values(), default=0) if isinstance(vocab, dict) else len(vocab) - 1) < n_rows:
-            shown = ", ".join(map(short_repr, beyond[:5])) + ", ..." * (len(beyond) > 5)
+            shown = ", ".join(map(short_repr, list(beyond)[:5])) + ", ..." * (len(beyond) > 5)
             log.warning("%s has no rows for the added tokens %s, which are ordinary text here", origin, shown)
             end = None if tokenizer.end_of_text in beyond else tokenizer.end_of_text
             model = fields["model"] | {"vocab": vocab}

@@ -23,6 +23,7 @@ from gpt_pretrain.tokenizers.pattern_graph import MANY_WAYS, MAX_WAYS, PatternGr
 from gpt_pretrain.tokenizers.pattern_syntax import CharacterClass, UnknownSyntaxError, parse_pattern
 
 MAX_PAIRS = 500_000  # Of characters that are compared.
+MAX_STEPS = 500_000  # Characters of the graph that follow others, each counted for each kind of character that it matches.
 BLANK, LETTER = CharacterClass(" ", False), CharacterClass("e", False)
 
 Cost = tuple[int, int]  # The exponent of the length of a text, and a factor.
@@ -65,6 +66,7 @@ def check_pattern(pattern: str) -> int:
     return n_loops
 
 
+@lru_cache(maxsize=64)
 def matches_nothing(pattern: str) -> bool:
     """Return whether a regular expression may match between two characters; one that cannot be understood may."""
     try:
@@ -84,6 +86,8 @@ def _check_cost(graph: PatternGraph) -> int:
     """
     ends = graph.whole.surely_last
     masks = class_masks([*graph.classes, BLANK, LETTER])
+    if sum(masks[number].bit_count() for ways in (graph.whole.first, *graph.following) for number in ways) > MAX_STEPS:
+        raise UnknownSyntaxError(MANY_WAYS)
     costs: dict[int, Cost] = dict.fromkeys(ends, END)
     for group in _components(graph.following, ends):
         exponent, ways = _group_cost(set(group), graph.following, masks, costs)

@@ -14,6 +14,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 MANY_UNKNOWN = 0.001  # Share of a text's tokens above which a warning is due.
 MAX_EXAMPLE = 80  # Characters of an example.
 MAX_SHOWN = 3  # Parts that a message about a prompt shows.
+MAX_WORDS = 2000  # Different words of a text that are looked at.
 
 
 class UnknownText:
@@ -51,7 +52,7 @@ def unknown_parts(text: str, tokenizer: Tokenizer) -> Iterator[str]:
     if not _has_unknown(text, tokenizer):
         return
     own_text, seen = _unknown_token(tokenizer), set[str]()
-    for word in dict.fromkeys(text.split()):
+    for word in itertools.islice(dict.fromkeys(text.split()), MAX_WORDS):
         if word == own_text or not _has_unknown(word, tokenizer):
             continue
         is_whole = tokenizer.encode_ordinary(word).tolist() == [tokenizer.unknown_id]

@@ -19,7 +19,7 @@ from gpt_pretrain.system.native_errors import without_panic_messages
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
-from gpt_pretrain.tokenizers.definition import canonical_fields, may_rescan, to_text, vocabulary_of
+from gpt_pretrain.tokenizers.definition import STEPS, canonical_fields, may_rescan, to_text, vocabulary_of
 
 KIND = "tokenizer.json"  # of a definition
 DIGEST_DIGITS = 12
@@ -261,5 +261,5 @@ def _has_type(part: Any, kind: str) -> bool:
     """Return whether a part of a tokenizer.json is of a type, or one of those in its sequence is."""
     if not isinstance(part, dict):
         return False
-    inner = [step for name in ("decoders", "pretokenizers", "normalizers") for step in part.get(name) or []]
+    inner = [step for name in STEPS for step in part.get(name) or []]
     return part.get("type") == kind or any(_has_type(step, kind) for step in inner)

@@ -16,6 +16,9 @@ MAX_UNIGRAM_BYTES, MAX_TRIED_BYTES = 500, 4000
 # Word pieces are looked for in a word from each beginning to all ends. The library's default, and that of known models, is 100
 # characters.
 MAX_WORD = 256
+# Characters of what the library puts before, behind or in the place of parts of a text: it copies them for each. Known ones have
+# up to ten.
+AFFIXES, MAX_AFFIX = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"), 100
 MAX_ADDED_BYTES = 2_000_000  # The library takes 75 times as much. Gemma 3's 6,400 added tokens have 100 KB.
 
 
@@ -53,6 +56,17 @@ def check_longest_word(model: dict[str, Any]) -> None:
     """
     if not isinstance(longest := model.get("max_input_chars_per_word", 100), int) or longest > MAX_WORD:
         raise DamagedFileError(f"its max_input_chars_per_word is {short_repr(longest)}, more than the limit of {MAX_WORD}")
+
+
+def check_affixes(model: dict[str, Any]) -> None:
+    """Check the length of what is put around or in the place of parts of a text.
+
+    Raises:
+        DamagedFileError: If one is too long.
+    """
+    for name in AFFIXES:
+        if isinstance(affix := model.get(name), str) and len(affix) > MAX_AFFIX:
+            raise DamagedFileError(f"its {name} has {len(affix):,} characters, more than the limit of {MAX_AFFIX}")
 
 
 def check_added_tokens(tokens: Iterable[dict[str, Any]]) -> None:

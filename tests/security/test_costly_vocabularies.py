@@ -1,0 +1,100 @@
+"""Vocabularies of strangers whose cost must not grow beyond what their files explain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.tokenizers.definition import added_token, canonical_fields
+from gpt_pretrain.tokenizers.fast_encoder import TOGETHER, _in_groups
+from gpt_pretrain.tokenizers.fitting import fit_to_rows
+from gpt_pretrain.tokenizers.patterns import check_pattern
+from gpt_pretrain.tokenizers.unknown import UnknownText
+from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
+from tests.helpers.resource_limits import within
+
+WORDS = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+
+
+def canonical(model: Mapping[str, Any] = WORDS, **parts: Any) -> dict[str, Any]:
+    return canonical_fields({"model": model, **parts})
+
+
+@pytest.mark.parametrize("name", ["unk_token", "continuing_subword_prefix", "end_of_word_suffix"])
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "BPE"])
+def test_what_is_put_around_words_is_short(name: str, kind: str) -> None:
+    long = "#" * 101
+    model = {"type": kind, "vocab": {"a": 0, "[UNK]": 1, long: 2}, "merges": [], "unk_token": "[UNK]", name: long}
+    with pytest.raises(DamagedFileError, match=f"its {name} has 101 characters, more than the limit of 100"):
+        canonical(model)
+    assert canonical(model | {name: "#" * 100 if name != "unk_token" else "[UNK]"})
+
+
+def test_many_replacements_are_refused_before_their_patterns_are_judged() -> None:
+    step = {"type": "Replace", "pattern": {"Regex": "a?" * 500}, "content": ""}
+    steps = [{**step, "pattern": {"Regex": f"{number}{'a?' * 500}"}} for number in range(40)]
+    with within(0.5, 50), pytest.raises(DamagedFileError, match="40 regular expressions"):
+        canonical(normalizer={"type": "Sequence", "normalizers": steps})
+
+
+def test_a_pattern_may_not_go_on_in_many_ways_with_many_characters() -> None:
+    others = "|".join(chr(code) for code in range(0x5200, 0x5200 + 250))
+    with within(2, 100), pytest.raises(DamagedFileError, match="a text may match it in too many ways"):
+        check_pattern(".?" * 490 + "|" + others)
+    check_pattern(".?" * 20 + "|" + others)
+
+
+def test_texts_are_measured_once_however_deep_they_are() -> None:
+    inner: Any = ["x" * 100] * 10_000
+    for _ in range(90):
+        inner = {"prepend": inner}
+    with within(0.5, 50), pytest.raises(DamagedFileError):
+        VocabularyTokenizer("a", {"model": WORDS, "normalizer": inner}, None)
+
+
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [
+        ("decoder", {"type": "Fuse", "decoders": 5}),
+        ("decoder", {"type": "Sequence", "decoders": [{"type": "Fuse", "normalizers": "x"}]}),
+        ("pre_tokenizer", {"type": "Whitespace", "pretokenizers": 5}),
+        ("normalizer", {"type": "Lowercase", "normalizers": {"a": 1}}),
+    ],
+)
+def test_steps_are_lists(part: str, step: dict[str, Any]) -> None:
+    with pytest.raises(DamagedFileError, match=r"one of its steps is \{"):
+        VocabularyTokenizer("a", {"model": WORDS, part: step}, None)
+
+
+def test_added_tokens_without_a_row_are_found_in_linear_time() -> None:
+    size = 20_000
+    vocab = WORDS["vocab"] | {f"v{number}": 2 + number for number in range(size)}  # type: ignore[operator]
+    added = [added_token(f"w{number}", 2 + size + number) for number in range(size)]
+    tokenizer = VocabularyTokenizer("a", {"model": {**WORDS, "vocab": vocab}, "added_tokens": added}, None)
+    with within(1, 50), pytest.raises(UserError, match="has a vocabulary of 2 tokens"):
+        fit_to_rows(tokenizer, 2, origin="a model")
+
+
+def test_a_text_that_names_the_unknown_token_is_not_searched_word_by_word() -> None:
+    vocab = WORDS["vocab"] | {f"v{number}": 2 + number for number in range(30_000)}  # type: ignore[operator]
+    words = {"type": "WhitespaceSplit"}
+    tokenizer = VocabularyTokenizer("a", {"model": {**WORDS, "vocab": vocab}, "pre_tokenizer": words}, None)
+    unknown, text = UnknownText(tokenizer), " ".join(["[UNK]", *(f"v{number}" for number in range(30_000))])
+    token_ids = tokenizer.encode_ordinary(text)
+    with within(0.3, 50):
+        unknown.add(text, token_ids)
+    assert unknown.tokens == 1 and unknown.example == ""
+    unknown.add("b", np.array([1]))
+    assert unknown.example == "b"
+
+
+def test_a_vocabulary_is_compared_in_parts() -> None:
+    tokens = ["a" * 1000] * 1000 + ["b" * (TOGETHER + 1), "c"]
+    groups = list(_in_groups(tokens))
+    assert len(groups) == 2 and max(len("".join(group)) for group in groups) <= TOGETHER
+    assert [token for group in groups for token in group] == [*tokens[:1000], "c"]
