@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from gpt_pretrain.checkpoints.layouts import TensorSlot, gpt2_name, is_linear, possible_slots
@@ -136,8 +137,9 @@ def find_misfits(config: GPTConfig, slots: Slots, *, transposed: bool) -> Misfit
     optional = _optional_slots(config)
     known = optional | required
     stored_kinds = {_kind(slot) for slot in slots}
+    missing = [slot for slot in required.keys() - slots.keys() if not _is_zero(slot, stored_kinds)]
     misfits = Misfits(
-        missing=[_stored_name(slot, slots) for slot in required.keys() - slots.keys() if not _is_zero(slot, stored_kinds)],
+        missing=_stored_names(missing, slots),
         unknown=[tensor.name for slot, tensor in slots.items() if slot not in known],
         misshapen=[
             f"{slots[slot].name} has {slots[slot].shape}, but the model needs {shape}"
@@ -271,10 +273,10 @@ def _conflicts(slots: Slots, optional: dict[TensorSlot, tuple[int, ...]]) -> lis
     return problems
 
 
-def _stored_name(slot: TensorSlot, slots: Slots) -> str:
-    """Return the name that a missing tensor would have in the same file as these."""
+def _stored_names(missing: Iterable[TensorSlot], slots: Slots) -> list[str]:
+    """Return the names that missing tensors would have in the same file as others."""
     names = [tensor.name for tensor in slots.values()]
     if not any(".attn." in name or name.endswith("wte.weight") for name in names):
-        return str(slot)
-    name = gpt2_name(slot.name)
-    return name if any(other.startswith("transformer.") for other in names) else name.removeprefix("transformer.")
+        return [str(slot) for slot in missing]
+    prefix = "" if any(other.startswith("transformer.") for other in names) else "transformer."
+    return [gpt2_name(slot.name).removeprefix(prefix) for slot in missing]

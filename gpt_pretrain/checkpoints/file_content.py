@@ -186,7 +186,8 @@ def _nodes(content: Any, *, inside_modules: bool) -> Iterator[tuple[KeyPath, Any
                 waiting += [(path, part) for part in (node.state, node.items, node.arguments)]
         else:
             items = node.items() if isinstance(node, dict) else enumerate(node)
-            waiting += [((*path, key), value) for key, value in items if _is_nested(value)]
+            nested = (((*path, key), value) for key, value in items if _is_nested(value))
+            waiting += itertools.islice(nested, MAX_NODES)  # A container takes a byte in the file, and two hundred here.
 
 
 def _is_nested(value: Any) -> bool:

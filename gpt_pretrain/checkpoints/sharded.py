@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from gpt_pretrain.checkpoints.opened_safetensors import OpenedSafetensors
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import open_emptied, sync_file, sync_folder
 from gpt_pretrain.system.reading import open_regular
@@ -78,6 +79,7 @@ class ShardReader:
         self.path = path
         folder, self.files = _read_index(path, content["shards"])
         self.folder = path.parent / folder
+        self._opened: dict[str, OpenedSafetensors] = {}
         if check:
             for file in self.files:
                 self._check(self._path_of(file), file["sha256"])
@@ -112,9 +114,8 @@ class ShardReader:
 
     def _read(self, file: Mapping[str, Any], name: str, first: int, last: int) -> Tensor:
         try:
-            with safe_open(self._path_of(file), framework="pt") as stored:
-                rows: Tensor = stored.get_slice(name)[first:last]
-                return rows
+            opened = self._opened.setdefault(file["name"], OpenedSafetensors(self._path_of(file)))
+            return opened.read_rows(name, first, last)
         except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise UserError(f"{self.path} is damaged: {name} cannot be read ({error}). {REMEDY}") from error
 

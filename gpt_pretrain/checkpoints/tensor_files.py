@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.checksum import checksum_error
+from gpt_pretrain.checkpoints.opened_safetensors import OpenedSafetensors
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip, read_inert
 from gpt_pretrain.errors import UserError
@@ -86,16 +88,10 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             ) from error
         raise UserError(f"{path} is damaged or is not a safetensors file ({_short(error)}).") from error
 
-    def reader(name: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-                return tensor
-
-        return read
-
+    opened = OpenedSafetensors(path)
     return {
-        name: StoredTensor(name, shape, FLOAT_DTYPES.get(dtype, dtype), reader(name)) for name, (shape, dtype) in found.items()
+        name: StoredTensor(name, shape, FLOAT_DTYPES.get(dtype, dtype), partial(opened.read, name))
+        for name, (shape, dtype) in found.items()
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -33,6 +34,8 @@ EMBEDDING, HEAD = TensorSlot("tok_emb.weight"), TensorSlot("out_head.weight")
 POSITIONS = TensorSlot("pos_emb.weight")
 MAX_NAME = 1000  # characters. Wrappers of a training program make names of a few hundred.
 MAX_MODELS = 20  # in a file, of which each is compared with the others
+# Numbers that are compared, since any number of names may stand for the same ones: so many, and so many for each of the model's.
+FREE_COMPARED, COMPARED_TIMES = 1_000_000_000, 20
 MAX_CLASSES = 50  # A head with fewer outputs, and more tokens than that, is no language model's.
 # A second model in a file: an average of the weights, or a model that the training compares itself with.
 WELL_KNOWN_COMPANION = re.compile(r"(model_)?(ema|swa)(_model)?|shadow(_params|_model)?")
@@ -178,14 +181,21 @@ def _fill_slots(
 ) -> Slots:
     """Return the model's tensors; tensors of other models are added to the rest."""
     slots: Slots = {}
+    left = FREE_COMPARED
     for own_prefix, slot, stored in sorted(placed, key=lambda item: item[0] != prefix):
         if slot not in slots:
             slots[slot] = stored
+            left += COMPARED_TIMES * math.prod(stored.shape)
             if isinstance(stored.dtype, str):
                 misfits.unreadable.append(f"{stored.name} holds {stored.dtype}")
-        elif same_content(stored, slots[slot]):
             continue
-        elif own_prefix == prefix:
+        left -= math.prod(stored.shape) if stored.shape == slots[slot].shape else 0
+        if left < 0:
+            misfits.causes.append(f"it holds far too many copies of tensors, such as {stored.name}.")
+            break
+        if same_content(stored, slots[slot]):
+            continue
+        if own_prefix == prefix:
             misfits.conflicts.append(f"{stored.name} and {slots[slot].name} are the same tensor with different values")
         else:
             rest.append(stored)

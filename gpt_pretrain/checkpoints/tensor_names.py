@@ -75,9 +75,9 @@ OTHER_HEADS = {
 }
 # Modules and counters of a training program that take no part in the model's output.
 TRAINING_STATE = re.compile(
-    r"\w*(loss|metric|accuracy|perplexity)\w*|criterion|acc|ppl"
+    r"(?=\w*+\Z)(?:\w*(loss|metric|accuracy|perplexity)\w*|criterion|acc|ppl"
     r"|(train|val|valid|test)_(acc|ppl|f1|auc|auroc|score|error|mean|bpb|bpc|bleu|rouge|nll|ce|mae|mse|best|step)\w*"
-    r"|n_averaged|num_updates|(global_)?step|epoch|iterations?|initted|decay|_?device\w*|dummy\w*|_float_tensor"
+    r"|n_averaged|num_updates|(global_)?step|epoch|iterations?|initted|decay|_?device\w*|dummy\w*|_float_tensor)"
 )
 INSIDE_BLOCK = re.compile(rf"(^|\.)({_any_of(BLOCK_LISTS)})\.\d+\.")
 

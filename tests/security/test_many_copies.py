@@ -1,0 +1,56 @@
+"""Files of weights in which a few bytes stand for many tensors or containers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gpt_pretrain.checkpoints import tensor_groups
+from gpt_pretrain.checkpoints.architecture import _stored_names
+from gpt_pretrain.checkpoints.file_content import find_weights
+from gpt_pretrain.checkpoints.layouts import TensorSlot
+from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor, read_safetensors
+from gpt_pretrain.checkpoints.tensor_groups import Slots, group_tensors
+from gpt_pretrain.checkpoints.tensor_names import is_training_state
+from tests.helpers.resource_limits import within
+
+
+def test_copies_of_a_tensor_are_compared_a_limited_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_groups, "FREE_COMPARED", 0)
+    stored = torch.zeros(300, 100)
+    names = [f"m{number}.h.0.mlp.c_fc.weight" for number in range(22)]
+    groups = group_tensors("a.pth", {name: loaded_tensor(name, stored) for name in names[:21]})
+    assert len(groups.slots) == 1 and not groups.misfits
+    groups = group_tensors("a.pth", {name: loaded_tensor(name, stored) for name in names})
+    assert groups.misfits.causes == [f"it holds far too many copies of tensors, such as {names[21]}."]
+
+
+def test_a_list_of_many_empty_containers_takes_little_memory() -> None:
+    with within(2, 150):
+        assert find_weights([()] * 2_000_000) is None
+
+
+def test_each_tensor_of_many_is_read_without_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({f"t{number}": torch.full((1,), float(number)) for number in range(5000)}, file)
+    tensors = read_safetensors(file)
+    with within(0.5, 50):
+        assert [int(tensors[f"t{number}"].read()) for number in range(1000)] == list(range(1000))
+
+
+def test_the_names_of_missing_tensors_are_told_in_linear_time() -> None:
+    names = [f"trf_blocks.{number}.norm1.weight{part}" for number in range(1000) for part in range(6)]
+    slots: Slots = {TensorSlot(name): StoredTensor(name, (), torch.float32, torch.Tensor) for name in names}
+    missing = [TensorSlot(f"trf_blocks.{number}.norm2.bias") for number in range(1000)]
+    with within(0.2, 50):
+        assert _stored_names(missing, slots)[1] == "trf_blocks.1.norm2.bias"
+
+
+def test_long_names_of_a_training_state_are_looked_at_once() -> None:
+    with within(0.2, 50):
+        assert not any(is_training_state("loss" * 240 + f"-{number}") for number in range(1000))
+    assert all(map(is_training_state, ("train_loss_fn", "loss", "val_acc_3.weight", "_device", "step")))
+    assert not any(map(is_training_state, ("head", "steps_of", "closs-fn")))
