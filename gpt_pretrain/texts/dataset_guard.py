@@ -9,6 +9,7 @@ the dataset is read, and file systems that no dataset needs do not exist in the 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import importlib
 import io
 import os
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.dataset_rows import read_text_column
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
@@ -35,6 +37,18 @@ READERS = ("arrow", "cache", "conll", "csv", "json", "parquet", "text", "xml")
 
 SHOWN = frozenset(("arrow", "csv", "json", "parquet", "text"))  # in messages
 SLOW_ENCODINGS = ("punycode", "idna")  # which take quadratic time
+# What a description may set as it likes. Others say how much is read at a time, or by which program.
+HARMLESS = frozenset(
+    [
+        *("name", "version", "data_dir", "data_files", "description", "features", "encoding", "encoding_errors", "field"),
+        *("header", "names", "column_names", "index_col", "usecols", "columns", "skiprows", "nrows", "skip_blank_lines"),
+        *("true_values", "false_values", "na_values", "keep_default_na", "na_filter", "skipinitialspace", "thousands", "decimal"),
+        *("lineterminator", "quotechar", "quoting", "escapechar", "doublequote", "comment", "on_bad_lines", "date_format"),
+        *("sample_by", "keep_linebreaks", "on_mixed_types", "parse_agent_traces", "batch_size", "on_bad_files", "skip_docstart"),
+        "comment_prefix",
+    ]
+)
+SEPARATORS = ("sep", "delimiter")  # of several characters, pandas takes for a regular expression
 OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets
 
 Function = Callable[..., Any]
@@ -91,6 +105,15 @@ def check_reader(builder: Any, name: str, *, readers: Collection[str] = READERS)
     encoding = getattr(builder.config, "encoding", None)
     if isinstance(encoding, str) and codecs.lookup(encoding).name in SLOW_ENCODINGS:  # it has many spellings
         raise UserError(f"dataset={name}: its description asks for the encoding {encoding}, which no text has. Nothing was read.")
+    usual = type(builder.config)()
+    for setting in dataclasses.fields(builder.config):
+        value = getattr(builder.config, setting.name)
+        is_separator = setting.name in SEPARATORS and isinstance(value, str) and len(value) == 1
+        if setting.name not in HARMLESS and not is_separator and value != getattr(usual, setting.name):
+            raise UserError(
+                f"dataset={name}: its description sets {setting.name}={short_repr(value)}, with which reading it could take "
+                "unlimited time. Nothing was read. If you trust it, give its files as inputs."
+            )
 
 
 class _OwnFiles:

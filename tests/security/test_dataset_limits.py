@@ -58,6 +58,30 @@ def test_a_small_description_of_a_dataset_does_not_expand(tmp_path: Path) -> Non
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "setting"),
+    [
+        ("a.csv", "text\n" + "a" * 40 + "!\n", 'sep: "(a+)+b"'),
+        ("a.csv", "text\n" + "a" * 40 + "!\n", 'delimiter: "(a+)+b"'),
+        ("a.csv", "text\n" + '",' * 3000, "sep: null"),
+        ("a.csv", "text\none\n", "engine: python"),
+        ("a.txt", "a\n" * 30_000, "sample_by: paragraph\n  chunksize: 1"),
+        ("a.jsonl", '{"text": "one"}\n', "block_size: 1"),
+    ],
+)
+def test_a_description_does_not_choose_how_long_reading_takes(tmp_path: Path, name: str, content: str, setting: str) -> None:
+    (tmp_path / name).write_text(content)
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {name}\n  {setting}\n---\n")
+    with pytest.raises(UserError, match=r"its description sets (sep|engine|chunksize|block_size)=.* unlimited time"):
+        read(tmp_path)
+
+
+def test_a_description_may_say_what_separates_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("n;text\n1;one\n")
+    (tmp_path / "README.md").write_text('---\nconfigs:\n- config_name: default\n  data_files: a.csv\n  sep: ";"\n---\n')
+    assert read(tmp_path) == ["one"]
+
+
 @pytest.mark.parametrize("encoding", ["punycode", "' PunyCode'"])
 def test_an_encoding_that_takes_quadratic_time_is_refused(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("-" + "a" * 1000)
