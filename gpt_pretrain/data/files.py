@@ -57,8 +57,8 @@ class Files(Protocol):
 
 def split_by_name(names: list[str]) -> tuple[list[str], list[str]]:
     """Return the files for training and those for validation, as their names tell."""
-    val = [name for name in names if VALIDATION_WORD.search(name) and "train" not in name]
-    return [name for name in names if name not in val], val
+    val = dict.fromkeys(name for name in names if VALIDATION_WORD.search(name) and "train" not in name)
+    return [name for name in names if name not in val], list(val)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -106,7 +106,7 @@ class ConcatenatedTokens:
     """
 
     def __init__(self, parts: Sequence[TokenStream]) -> None:
-        self.parts = tuple(parts)
+        self.parts = tuple(part for part in parts if part.count)  # A manifest may list any number of empty ones.
 
     @cached_property
     def _ends(self) -> list[int]:

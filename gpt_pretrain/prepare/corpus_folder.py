@@ -18,6 +18,7 @@ from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
 from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.locks import lock
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES
 
 WORK = ".work"  # The folder of everything that is needed only until the corpus is complete.
@@ -132,7 +133,8 @@ def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, sta
             keys = [key for key in {**old, **values} if old.get(key) != values.get(key)]
             differences += [f"{key} was {_json(old.get(key))} and is now {_json(values.get(key))}" for key in keys]
         elif old != values:
-            differences += _describe_changes(old, values)
+            are_lists = isinstance(old or [], list) and isinstance(values, list)
+            differences += _describe_changes(old or [], values) if are_lists else [f"{group} was {short_repr(old)}"]
     if differences:
         raise UserError(
             f"{folder} contains a corpus ({state}) that differs from the requested one: {'; '.join(differences[:10])}. "
@@ -249,9 +251,9 @@ def _paths_below(folder: Path) -> list[Path]:
     return [parent / name for parent, names in entries for name in names]
 
 
-def _describe_changes(before: Any, now: Any) -> list[str]:
+def _describe_changes(before: list[Any], now: list[Any]) -> list[str]:
     """Describe the differences between two lists of sources."""
-    old, new = ({json.dumps(_name(source)): source for source in sources or []} for sources in (before, now))
+    old, new = ({json.dumps(_name(source)): source for source in sources} for sources in (before, now))
     removed, added = [name for name in old if name not in new], [name for name in new if name not in old]
     changed = [name for name in old if name in new and old[name] != new[name]]
     differences = [f"{name} has changed" for name in changed[:3]]
@@ -259,8 +261,8 @@ def _describe_changes(before: Any, now: Any) -> list[str]:
     return differences or ["the inputs are in a different order"]
 
 
-def _name(source: dict[str, Any]) -> Any:
-    return source.get("path", source)
+def _name(source: Any) -> Any:
+    return source.get("path", source) if isinstance(source, dict) else source
 
 
 def _json(value: Any) -> str:

@@ -117,16 +117,19 @@ def document_excerpt(part: dict[str, Any], folder: Path, number: int, tokenizer:
         number: Index of the document in this set.
         itemsize: Bytes per token.
     """
-    shards = list(part["shards"])
-    while number >= shards[0]["documents"]:
-        number -= shards.pop(0)["documents"]
+    shards, first = part["shards"], 0
+    while number >= shards[first]["documents"]:
+        number, first = number - shards[first]["documents"], first + 1
+    shards = shards[first:]  # There may be any number of empty ones.
     start = int(np.fromfile(folder / shards[0]["starts"], "<u8", count=1, offset=8 * number)[0])
     if start > shards[0]["tokens"]:
         raise _damaged(folder / shards[0]["starts"])
     ids: list[int] = []
     end = -1 if tokenizer.eos_id is None else tokenizer.eos_id
-    while shards and len(ids) < EXCERPT_TOKENS and end not in ids:
-        file = folder / shards.pop(0)["file"]
+    for shard in shards:
+        if len(ids) >= EXCERPT_TOKENS or end in ids:
+            break
+        file = folder / shard["file"]
         ids += np.fromfile(file, f"<u{itemsize}", count=EXCERPT_TOKENS - len(ids), offset=start * itemsize).tolist()
         start = 0
         if max(ids, default=0) >= tokenizer.vocab_size:

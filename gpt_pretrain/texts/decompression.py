@@ -5,7 +5,8 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from gpt_pretrain.texts.extras import missing_extra
@@ -128,7 +129,7 @@ def _join_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
     member: Decompressor | None = None
-    n_members, is_new = 0, False
+    make, n_members, is_new = _decompressors(form), 0, False
     for data in blocks:
         while data:
             if member is None:
@@ -136,7 +137,7 @@ def _decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
                 data = data.lstrip(b"\0") if n_members and form != "zst" else data
                 if not data:
                     break
-                member, n_members, is_new = _decompressor(form), n_members + 1, True
+                member, n_members, is_new = make(), n_members + 1, True
             try:
                 yield from _contents(member, data, form)
             except DamagedArchiveError as error:
@@ -176,15 +177,16 @@ def _contents(member: Decompressor, data: bytes, form: str) -> Iterator[bytes]:
         yield content[start : start + BLOCK]
 
 
-def _decompressor(form: str) -> Decompressor:
+def _decompressors(form: str) -> Callable[[], Decompressor]:
+    """Return what makes the decompressors of a file, one after the other: it may consist of a million compressed ones."""
     if form == "gz":
-        return zlib.decompressobj(wbits=31)
+        return partial(zlib.decompressobj, wbits=31)
     if form == "bz2":
-        return bz2.BZ2Decompressor()
+        return bz2.BZ2Decompressor
     if form == "xz":
-        return lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
-    opened: Decompressor = _import_zstandard().ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompressobj()
-    return opened
+        return partial(lzma.LZMADecompressor, memlimit=MAX_XZ_MEMORY)
+    make: Callable[[], Decompressor] = _import_zstandard().ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompressobj
+    return make
 
 
 def _import_zstandard() -> Any:

@@ -109,6 +109,14 @@ def test_the_report_of_a_corpus_refuses_numbers_that_cannot_be(corpus: Path, nam
         prepare_command([f"out={corpus}", "report=true"])
 
 
+@pytest.mark.parametrize("source", [5, "x", ["x"], {"a": 1}, None])
+def test_the_sources_of_a_corpus_may_be_anything(corpus: Path, source: object) -> None:
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    (corpus / "manifest.json").write_text(json.dumps(manifest | {"source": source}))
+    with pytest.raises(UserError, match=r"contains a corpus \(complete\) that differs from the requested one"):
+        prepare_command([str(corpus.parent / "a.jsonl"), f"out={corpus}", "tokenizer=byte", "workers=1", "val_fraction=0.2"])
+
+
 @pytest.mark.parametrize("failed", [5, "x", {"a": 1}, ["one\nThe corpus is complete"]], ids=["number", "text", "table", "lines"])
 def test_the_list_of_files_that_failed_may_be_anything(corpus: Path, failed: object, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads((corpus / "manifest.json").read_text())
