@@ -18,11 +18,14 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 REPORT = "report.html"
 EXPORTED = "huggingface"
 RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # one of them stands beside each run.json
+FILES_OF_RUNS = (
+    *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", REPORT, "losses.png"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json", "losses.pdf", ".lock", "mlflow.db", ".tracking"),
+)
 # Everything in a run's folder that a run writes; "wandb", ".wandb", "mlruns" and "mlflow.db" are written by their loggers.
 WRITTEN_BY_RUNS = (
-    *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", REPORT, "losses.png"),
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json"),
-    *("losses.pdf", ".lock", ".hydra", "checkpoints", EXPORTED, "wandb", ".wandb", "mlruns", "mlflow.db", ".tracking"),
+    *FILES_OF_RUNS,
+    *(".hydra", "checkpoints", EXPORTED, "wandb", ".wandb", "mlruns"),
     *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
 )
 
@@ -139,7 +142,7 @@ def is_written_by_runs(names: Iterable[str]) -> bool:
 
 
 def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:
-    """Check that nothing that will be written in a folder is a link, which may lead to any file of the user.
+    """Check that nothing that will be written in a folder is a link, which may lead to any file of the user, or is a folder.
 
     The folder itself may be a link, since the user has named it. A file that has other names is replaced by a copy.
 
@@ -147,7 +150,7 @@ def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None
         names: The paths in the folder that will be written.
 
     Raises:
-        UserError: If some of them are links; lists all of them.
+        UserError: If some of them are links, or folders that have the name of a file; lists all of them.
         OSError: If a file with other names cannot be replaced.
     """
     if links := linked_paths(folder, names):
@@ -155,6 +158,10 @@ def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None
             f"{link} is a link to {os.readlink(link)}, and nothing is written through a link: a folder from somebody else may "
             "hold links to any of your files. Remove the link, or replace it with a copy of its target."
             for link in links
+        )
+    if folders := [folder / name for name in names if Path(name).name in FILES_OF_RUNS and (folder / name).is_dir()]:
+        raise UserError(
+            f"{one} is a folder, but a run writes a file of this name. Remove it, or move it away." for one in folders
         )
     break_hard_links(folder / name for name in names)
 

@@ -145,6 +145,14 @@ def test_every_written_file_is_checked(finished_run: Path) -> None:
     check_no_links(finished_run)
 
 
+@pytest.mark.parametrize("name", [".lock", "metrics.csv", "train.log"])
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder, but a run writes a file of this name"):
+        check_no_links(tmp_path)
+
+
 def test_a_file_with_another_name_is_copied_before_it_grows(finished_run: Path, tmp_path: Path, home: Path) -> None:
     """An archive can hold hard links to files outside of the folder that it is unpacked to."""
     run = hostile_run(finished_run, tmp_path / "run")
