@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -41,7 +42,8 @@ from gpt_pretrain.config.setting_names import (
     set_checked,
 )
 from gpt_pretrain.config.train_rules import broken_train_rules, train_problems
-from gpt_pretrain.system.shell import quote_word
+from gpt_pretrain.system.lookalikes import name_lookalikes, plain_characters
+from gpt_pretrain.system.shell import join_words, quote_word
 from gpt_pretrain.system.typed_paths import output_problem
 from gpt_pretrain.system.urls import wsl_path
 
@@ -81,8 +83,17 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)
         for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
-            problems += override_problems(override, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
+            check = partial(override_problems, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
+            problems += list(check(override)) and ([*_lookalike_problem(override, check)] or list(check(override)))
     return problems
+
+
+def _lookalike_problem(override: str, check: Callable[[str], Iterable[str]]) -> Iterator[str]:
+    """Yield the problem of an override that would have none with the characters of a keyboard."""
+    words = plain_characters(override).split(" ")
+    if words != [override] and all("=" in word and not list(check(word)) for word in words):
+        names = name_lookalikes(override)
+        yield f"{override}: it has characters that cannot be seen, or look like others ({names}). Type {join_words(words)}"
 
 
 def broken_rules(arguments: Arguments, *, script: str) -> list[str]:
@@ -138,7 +149,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         return
     try:
         parsed = OverridesParser.create().parse_override(to_hydra_override(override, sweep=sweep))
-    except (HydraException, RecursionError):
+    except (HydraException, RecursionError, ValueError):  # of a number with more digits than Python reads
         yield _wrong_type(shown, hint, None)
         return
     if parsed.is_sweep_override() and not sweep:
@@ -282,6 +293,9 @@ def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Pa
         return
     for one in value if isinstance(value, list) else [value]:
         name = str(one)
+        if not name:
+            yield f"{group}= has no value. Leave it out, or choose from {', '.join(options)}."
+            continue
         if one is None or name.removesuffix(".yaml") in options or "${" in name:
             continue
         close = nearest(name, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from gpt_pretrain.config.free_text import plain_value
@@ -141,9 +142,10 @@ def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] 
     from gpt_pretrain.system.terminal import escape_problem
 
     jobs = results.read_sweep(folder)
-    if not jobs:
+    if not jobs and not unfinished:
         return
-    lines = _summarize_generations(jobs, folder) if script == "generate.py" else _summarize_runs(jobs, folder, script=script)
+    summarize = _summarize_generations if script == "generate.py" else partial(_summarize_runs, script=script)
+    lines = summarize(jobs, folder) if jobs else []
     for job in (one for one in jobs if one.metadata.get("error")):
         first, *others = str(job.metadata["error"]).splitlines() or [""]
         more = f" (and {format_count(len(others), 'more problem')})" if others else ""

@@ -136,6 +136,17 @@ MISTYPED = {
     ),
     "--max_steps=5": "--max_steps=5: settings are written without dashes. Type trainer.max_steps=5",
     "--trainer.max-steps=5": "--trainer.max-steps=5: settings are written without dashes. Type trainer.max_steps=5",
+    "seed=1\u200b": "seed=1\u200b: it has characters that cannot be seen, or look like others (U+200B). Type seed=1",
+    "\ufeffseed=1": "\ufeffseed=1: it has characters that cannot be seen, or look like others (U+FEFF). Type seed=1",
+    "seed=1\u00a0model=tiny": (
+        "seed=1\u00a0model=tiny: it has characters that cannot be seen, or look like others (U+00A0). Type seed=1 model=tiny"
+    ),
+    "optimizer.lr=1e\u22123": (
+        "optimizer.lr=1e\u22123: it has characters that cannot be seen, or look like others (U+2212). Type optimizer.lr=1e-3"
+    ),
+    "seed=\uff11\u0663": "seed=\uff11\u0663: it has characters that cannot be seen, or look like others (U+FF11, U+0663). Type seed=13",
+    "seed=1" + "0" * 5000: "seed=1" + "0" * 5000 + ": must be a whole number, such as 10.",
+    "experiment=": "experiment= has no value. Leave it out, or choose from bytes, chapter5, gpt2_from_scratch, modern, small_text.",
     "--banana": "--banana: there is no such option. Settings are written as name=value; --help shows some.",
     "--multi": "--multi: there is no such option. Did you mean --multirun?",
     "\u2013m": "\u2013m: this begins with a dash, not with a hyphen. Type -m",

@@ -14,7 +14,7 @@ import pytest
 from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.report_page import save_sweep_page
 from gpt_pretrain.sweeps.results import best_job, ranking_rows, read_sweep, search_by_bits, write_ranking
-from gpt_pretrain.sweeps.runner import JobRunner, print_sweep_summary
+from gpt_pretrain.sweeps.runner import JobRunner, open_sweep, print_sweep_summary
 from tests.conftest import TINY_RUN
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -86,3 +86,15 @@ def test_a_sweep_over_vocabulary_sizes_says_how_it_ranks(script: Script, tmp_pat
     jobs = read_sweep(sweep)
     assert sorted(job.settings["tokenizer.vocab_size"] for job in jobs) == ["260", "300"]
     assert all(0 < job.score < 12 for job in jobs) and jobs[0].by_bits
+
+
+def test_a_sweep_that_is_stopped_before_its_first_job_says_how_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt), open_sweep(Path("sweep"), launch=stop, script="train.py", common=[]) as runner:
+        runner.run([(["seed=1"], "seed=1"), (["seed=2"], "seed=2")])
+    assert capsys.readouterr().out == "2 jobs did not finish. To resume:\n  python train.py sweep_resume=sweep\n"
