@@ -23,7 +23,7 @@ EXIT_DEFECT, EXIT_LOST_END, EXIT_USER_ERROR = 1, 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ELOOP, errno.EIO, errno.ESTALE),
-    *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
+    *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.ENOTDIR),
 )
 OTHER_RANK_DELAY_SECONDS = 3.0
 MAX_TRACEBACK = 100_000  # characters; one that quotes a file could be as long as the file
@@ -125,6 +125,8 @@ def check_output(*, is_result: bool = False) -> None:
 
 def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
+    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and "Unable to configure handler" in str(error):
+        error = error.__cause__  # of Python's logging, which cannot open the log of a run
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return UserError(f"{error.filename or 'A file'} cannot be opened or written: {error.strerror}.")
     if not isinstance(error, UserError):

@@ -35,6 +35,7 @@ COLUMNS = (
     "val/ema_loss",
 )
 
+UNREADABLE = "metrics-unreadable.csv"
 MAX_STEP_DIGITS = 16
 # A row has a comma for each column, and some numbers. A stranger's file may have far shorter rows below a long heading.
 FREE_ROWS, BYTES_PER_ROW = 1000, 16
@@ -62,6 +63,7 @@ class MetricsFile(Logger):
         self._unwritten: list[dict[str, Any]] = []
         self._last: dict[str, str] | None = None  # the kept row of the step before the first one, until a row is written
         self._failed = False
+        self._unreadable = 0
         self.history = History()
         if path.exists():
             self._remove_later_rows(first_step)
@@ -79,6 +81,8 @@ class MetricsFile(Logger):
             writer.writeheader()
             for last in islice(self._earlier_rows(first_step), FREE_ROWS + size // (len(COLUMNS) + len(earlier))):
                 writer.writerow(last)
+            if self._unreadable > 1:  # a power cut may have left a single one
+                self._keep_unreadable()
         # More metrics of the step before the first one may follow; they belong in its row.
         if last and int(last["step"]) == first_step - 1:
             self._last, self._row = last, {**last, "step": first_step - 1}
@@ -90,9 +94,20 @@ class MetricsFile(Logger):
         for row in islice(read_rows(self.path) if first_step else (), limit):
             known = {name: value for name, value in row.items() if name in COLUMNS or name.startswith(EVALUATED)}
             numbers = _read_numbers(known)
+            self._unreadable += numbers is None
             if numbers is not None and int(known["step"]) < first_step:
                 self.history.add(numbers)
                 yield known
+
+    def _keep_unreadable(self) -> None:
+        """Copy the file before it is replaced."""
+        copy = self.path.with_name(UNREADABLE)
+        with replacing(copy) as scratch:
+            shutil.copyfile(self.path, scratch)
+        log.warning(
+            "%d rows of %s cannot be read; another program may have saved them in its own way. They are kept in %s.",
+            *(self._unreadable, self.path, copy),
+        )
 
     @property
     def name(self) -> str:

@@ -73,18 +73,24 @@ def read_heading(file: Path) -> list[str]:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of a metrics.csv in a run's folder by column; those before the first error, if the file is damaged."""
+    """Yield the rows of a metrics.csv in a run's folder by column; those before the first error, if the file is damaged.
+
+    A row with more cells than columns has none, since nobody knows which: a program may have written its numbers with commas.
+    """
     rows = _read_lists(file)
-    heading = next(rows, [])[:MAX_COLUMNS]
+    heading = next(rows, [])
     for row in rows:
-        yield dict(zip(heading, row, strict=False))
+        yield dict(zip(heading[:MAX_COLUMNS], row, strict=False)) if len(row) <= len(heading) else {}
 
 
 def _read_lists(file: Path) -> Iterator[list[str]]:
     try:
         with open_regular(file, within=file.parent) as stream:
             # Each line is a row, also where a quotation mark is open: such a row could fill the memory.
+            delimiter = ""
             for line in read_lines(stream, max_line_bytes=MAX_LINE_BYTES, max_bytes=MAX_METRICS_BYTES):
-                yield from csv.reader([line])
+                if not delimiter:  # in the heading, before which a program for tables may have put a mark of UTF-8
+                    line, delimiter = line.removeprefix("\ufeff"), ";" if ";" in line and "," not in line else ","
+                yield from csv.reader([line], delimiter=delimiter)
     except (OSError, csv.Error):
         return

@@ -35,6 +35,14 @@ def test_a_run_folder_of_another_user_is_refused_with_what_helps(
     assert done.stderr == f"error: {trained}: this folder cannot be written (Permission denied). {remedy.format(run=trained)}\n"
 
 
+@pytest.mark.parametrize("name", ["train.log", "metrics.csv"])
+def test_a_folder_in_place_of_a_file_of_a_run_is_a_message(script: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    done = script("train.py", *SHORT, "hydra.run.dir=run")
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.returncode == 2 and name in done.stderr, done.stdout
+
+
 def test_python_without_assertions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "flags", SimpleNamespace(optimize=1))
     with pytest.raises(UserError, match=r"^Python leaves out assertions here, .* Unset PYTHONOPTIMIZE, or leave out -O\.$"):

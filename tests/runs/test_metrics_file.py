@@ -109,6 +109,36 @@ def test_rows_follow_a_file_that_somebody_deletes(tmp_path: Path, first_step: in
     assert table(file, "step", "train/loss")[-1] == (str(first_step), "9")
 
 
+SAVED_BY_OTHERS = {
+    "mark of UTF-8": lambda text: "\ufeff" + text,
+    "semicolons": lambda text: text.replace(",", ";").replace("\n", "\r\n"),
+}
+
+
+@pytest.mark.parametrize("way", SAVED_BY_OTHERS)
+def test_rows_that_a_program_for_tables_has_saved_are_kept(tmp_path: Path, way: str) -> None:
+    file = tmp_path / "metrics.csv"
+    write_rows(file, 5)
+    file.write_text(SAVED_BY_OTHERS[way](file.read_text()), newline="")
+    MetricsFile(file, first_step=5)
+    assert table(file, "step", "train/loss") == [(str(step), str(step)) for step in range(5)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_rows_that_cannot_be_read_are_kept_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text(make_metrics(20, val_every=5).replace(".", ","))
+    content = file.read_text()
+    (tmp_path / "metrics-unreadable.csv").symlink_to("elsewhere")
+    MetricsFile(file, first_step=20)
+    assert table(file, "step") == []
+    assert (tmp_path / "metrics-unreadable.csv").read_text() == content
+    assert not (tmp_path / "elsewhere").exists()
+    assert (
+        f"20 rows of {file} cannot be read; another program may have saved them in its own way. They are kept in" in caplog.text
+    )
+
+
 def test_columns_of_held_out_texts_are_kept_in_a_resumed_run(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     rows: Any = MetricsFile(file, evaluated=["evaluation/a/loss"])
