@@ -30,7 +30,7 @@ def test_a_real_run_can_be_read(train: Callable[..., float], tmp_path: Path) -> 
 def test_damaged_rows_and_values_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     file.write_bytes(
-        b"step,tokens_seen,lr,x\n0,10,0.5,nan\n1,20,what,\n\xff\xfe,3,4,5\n2,,0.25,inf\n3,40,0.1\n4,5\0,0.2,7,8,9\n5,60,0."
+        b"step,tokens_seen,lr,x\n0,10,0.5,nan\n1,20,what,\n\xff\xfe,3,4,5\n2,,0.25,inf\n3,40,0.1\n9,9,9,7,8,9\n4,5\0,0.2,7\n5,60,0."
     )
     assert read_metrics(file)["lr"] == MetricSeries([0, 2, 3, 4, 5], [10, 0, 40, 5, 60], [0.5, 0.25, 0.1, 0.2, 0.0])
     assert read_metrics(file)["x"] == MetricSeries([4], [5], [7.0])
