@@ -68,9 +68,11 @@ def check_parts(metadata: Any, columns: Iterable[int], *, size: int) -> None:
     """Check that columns have no more bytes in all row groups together than their file, so that no part is read again and again.
 
     Raises:
-        DamagedArchiveError: If they have.
+        DamagedArchiveError: If they have, or one is missing.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if any(group.num_columns < metadata.num_columns for group in groups):
+        raise DamagedArchiveError("a part of it lacks columns")
     if sum(max(group.column(column).total_compressed_size, 0) for column in columns for group in groups) > size:
         raise DamagedArchiveError("its parts are together larger than the file")
 

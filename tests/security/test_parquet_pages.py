@@ -38,12 +38,21 @@ def text(value: bytes) -> bytes:
     return len(value).to_bytes(4, "little") + value
 
 
-def table(pages: list[bytes], *, n_values: int, n_rows: int | None = None, columns: bytes = b"", nullable: bool = False) -> bytes:
+def table(
+    pages: list[bytes],
+    *,
+    n_values: int,
+    n_rows: int | None = None,
+    columns: bytes = b"",
+    nullable: bool = False,
+    names: int = 1,
+) -> bytes:
     """Return a file with a column of these pages.
 
     Args:
         n_rows: What the footer says of the rows of the whole file.
         columns: Further columns of the row group.
+        names: The number of columns that the footer names.
     """
     body = b"".join(pages)
     size, path = number(len(body)), b"\x19\x18\x04text"
@@ -51,16 +60,24 @@ def table(pages: list[bytes], *, n_values: int, n_rows: int | None = None, colum
     column = b"\x26\x08\x1c" + about + b"\0\0"
     count = 1 + len(columns) // 3
     group = b"\x19\xfc" + varint(count) + column + columns + b"\x16" + size + b"\x16" + number(n_values) + b"\0"
-    root, leaf = element(b"schema", children=1), b"\x15\x0c\x25" + number(int(nullable)) + b"\x18\x04text\x25\x00\0"
+    root, leaf = element(b"schema", children=names), b"\x15\x0c\x25" + number(int(nullable)) + b"\x18\x04text\x25\x00\0"
     rows = number(n_values if n_rows is None else n_rows)
-    footer = b"\x15\x02\x19" + element_list([root, leaf]) + b"\x16" + rows + b"\x19" + element_list([group]) + b"\0"
+    footer = (
+        b"\x15\x02\x19"
+        + element_list([root, leaf, *[leaf.replace(b"text", b"more")] * (names - 1)])
+        + b"\x16"
+        + rows
+        + b"\x19"
+        + element_list([group])
+        + b"\0"
+    )
     return b"PAR1" + body + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
-def read(data: bytes) -> tuple[list[object], str]:
+def read(data: bytes, text_field: str = "text") -> tuple[list[object], str]:
     """Return the texts, and why the rest was left out."""
     texts, refusal, cursor = list[object](), "", Cursor("a.parquet", ReadPosition(), bytes_read=lambda: 0)
-    for chunk in read_parquet(io.BytesIO(data), cursor, "text", size=len(data), limit=ContentLimit(len(data))):
+    for chunk in read_parquet(io.BytesIO(data), cursor, text_field, size=len(data), limit=ContentLimit(len(data))):
         if isinstance(chunk.content, RejectedRecord):
             refusal = chunk.content.detail
         elif isinstance(chunk.content, list):
@@ -96,6 +113,11 @@ def test_parts_of_lengths_are_not_counted_for_each_block() -> None:
 
 def test_a_footer_that_states_no_rows_is_read_all_the_same() -> None:
     assert read(table([page(text(b"one"), n_values=1)], n_values=1, n_rows=0)) == (["one"], "")
+
+
+def test_a_column_that_a_part_of_the_file_lacks_is_not_looked_for() -> None:
+    data = table([page(text(b"one"), n_values=1)], n_values=1, names=2)
+    assert read(data, "more") == ([], "a part of it lacks columns")
 
 
 def test_columns_of_three_bytes_do_not_fill_the_memory() -> None:
