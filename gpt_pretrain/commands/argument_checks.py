@@ -324,6 +324,13 @@ def _value_problems(override: str, key: str, value: Any, schema: type) -> Iterat
         set_checked(schema, key, value)
     except OmegaConfBaseException:
         yield _wrong_type(override, hint, value)
+        return
+    if (
+        isinstance(value, list)
+        and get_args(hint)[:1] in ((str,), (float,), (int,))
+        and any(isinstance(one, list | dict) for one in value)
+    ):
+        yield _wrong_type(override, hint, value)
 
 
 def _wrong_type(override: str, hint: Any, value: Any) -> str:

@@ -230,4 +230,9 @@ def _interactive_prompts() -> Iterator[str]:
             return
         if not line:
             return
-        yield line
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            print("This line is not UTF-8 text. Set the terminal's encoding to UTF-8, and type it again.", file=sys.stderr)
+        else:
+            yield line

@@ -310,6 +310,13 @@ def test_answers_that_cannot_be_written_are_explained(monkeypatch: pytest.Monkey
         generate._write_answers(io.StringIO(), SimpleNamespace(tokenizer=None), None, None, prompts=[])  # type: ignore[arg-type]
 
 
+def test_a_line_that_is_no_text_is_asked_for_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = iter(["\udcff\udcfe", "Hello", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert list(generate._interactive_prompts()) == ["Hello"]
+    assert "This line is not UTF-8 text. Set the terminal's encoding to UTF-8" in capsys.readouterr().err
+
+
 class NoCredentialsError(Exception):
     """Raised by a library that finds no keys."""
 

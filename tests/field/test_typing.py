@@ -147,6 +147,7 @@ MISTYPED = {
     "seed=\uff11\u0663": "seed=\uff11\u0663: it has characters that cannot be seen, or look like others (U+FF11, U+0663). Type seed=13",
     "seed=1" + "0" * 5000: "seed=1" + "0" * 5000 + ": must be a whole number, such as 10.",
     "experiment=": "experiment= has no value. Leave it out, or choose from bytes, chapter5, gpt2_from_scratch, modern, small_text.",
+    "evaluation.texts=[[a.txt]]": 'evaluation.texts=[[a.txt]]: must be a list of texts, such as ["One", "Two"].',
     "--banana": "--banana: there is no such option. Settings are written as name=value; --help shows some.",
     "--multi": "--multi: there is no such option. Did you mean --multirun?",
     "\u2013m": "\u2013m: this begins with a dash, not with a hyphen. Type -m",
