@@ -89,7 +89,7 @@ def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) ->
         folder: The folder of the run or sweep that names the location; None if it is unknown.
         must_exist: Whether a path that does not exist leads elsewhere, as the name of a model on the hub does.
     """
-    if "::" in text or "://" in text or text.startswith("~"):
+    if "::" in text or "://" in text or "\0" in text or text.startswith("~"):
         return False
     try:
         path = user_path(text)
