@@ -256,7 +256,8 @@ def _modern_bytes_per_token(config: GPTConfig, *, precision: str, device: str) -
     """
     D, H = config.emb_dim, config.n_heads
     wide, narrow = dtype_bytes(precision)
-    all_rows, copied = sum(config.qkv_rows), config.kv_heads < H or (config.drop_rate > 0 and device == "cpu")
+    in_blocks = device == "cpu" and (config.drop_rate > 0 or narrow == 2)  # by the kernels of model/kernels/attention.py
+    all_rows, copied = sum(config.qkv_rows), config.kv_heads < H or in_blocks
     norms = 2 * (wide * D + 4) + wide * (D + config.qkv_rows[1]) + 4 * (H + config.kv_heads)
     return norms + narrow * (11 * D + 2 * D + (D if copied else all_rows)) + 4 * H
 

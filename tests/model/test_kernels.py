@@ -209,6 +209,35 @@ def test_attention_with_dropout_equals_plain_attention_with_the_same_masks(
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_tokens", [2, 5, chunks.QUERY_BLOCK, chunks.QUERY_BLOCK + 1, 2 * chunks.QUERY_BLOCK + 3])
+@pytest.mark.parametrize("masked", ["no mask", "one mask", "a mask for each text"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_in_bf16_is_as_close_to_plain_attention_as_the_fused_kernel(n_tokens: int, masked: str, autocast: bool) -> None:
+    exact = [torch.randn(2, n_tokens, 3, 16).bfloat16().float().requires_grad_() for _ in range(3)]
+    narrow = [one.detach().bfloat16().requires_grad_() for one in exact]
+    weighted = torch.randn(2, 3, n_tokens, 16)
+    seen = torch.ones(n_tokens, n_tokens).tril().bool()
+    if masked != "no mask":
+        seen[n_tokens // 2 :, : n_tokens // 2] = False  # another document
+    mask = {"no mask": None, "one mask": seen, "a mask for each text": seen.expand(2, 1, -1, -1)}[masked]
+
+    def fused(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+
+    def ours(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            result = attention.causal_attention(queries, keys, values, mask=mask)
+        assert result.grad_fn is not None and "BlockAttention" in result.grad_fn.name()
+        return result
+
+    def results(compute: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+        context = compute(*(one.transpose(1, 2) for one in inputs))
+        return [context.detach().float(), *(one.float() for one in torch.autograd.grad((context * weighted).sum(), inputs))]
+
+    for plain, kernel, actual in zip(results(fused, exact), results(fused, narrow), results(ours, narrow), strict=True):
+        assert (actual - plain).square().mean() <= 4 * (kernel - plain).square().mean() + 1e-7
+
+
 @pytest.mark.parametrize("drop_rate", [0.0001, 0.1, 0.5, 0.99999])
 def test_a_mask_drops_its_share_and_preserves_the_mean(drop_rate: float) -> None:
     mask = dropout.keep_mask((1000, 1001), drop_rate, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Causal attention, with a faster kernel for dropout on a CPU.
+"""Causal attention, with faster kernels for training on a CPU.
 
 Shapes: B batch, H heads, T queries, S keys, K head_dim.
 """
@@ -37,6 +37,9 @@ def causal_attention(
     if drop_rate > 0 and use_keep_mask(queries):
         context: Tensor = _DropoutAttention.apply(queries, keys, values, mask, drop_rate)  # type: ignore[no-untyped-call]
         return context
+    if drop_rate == 0 and _use_blocks(queries, keys):
+        in_blocks: Tensor = _BlockAttention.apply(queries, keys, values, mask)  # type: ignore[no-untyped-call]
+        return in_blocks
     return F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, dropout_p=drop_rate, is_causal=mask is None and queries.shape[2] > 1
     )
@@ -64,21 +67,73 @@ def single_query_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Ten
     return torch.bmm(weights, v).to(queries.dtype).view(queries.shape)
 
 
+def _use_blocks(queries: Tensor, keys: Tensor) -> bool:
+    """Return whether `_BlockAttention` is faster than PyTorch's fused kernel: in bf16, whose backward pass is slow on a CPU."""
+    is_training = queries.requires_grad and queries.shape[2] == keys.shape[2] > 1
+    return is_training and queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+
+
+def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, *, start: int, end: int) -> Tensor:
+    """Return the weights of a block of queries over the keys up to its end.
+
+    Args:
+        q: All queries, scaled, (B * H, T, K).
+        k: (B * H, T, K).
+        mask: Keys that each query sees, bool, (T, T) or (B, 1, T, T). None means the keys up to the query's own position.
+
+    Returns:
+        (B * H, end - start, end).
+    """
+    future = torch.full((end - start, end), -math.inf, dtype=q.dtype).triu(start + 1)
+    scores = torch.baddbmm(future, q[:, start:end], k[:, :end].transpose(1, 2))
+    if mask is not None:
+        B = mask.shape[0] if mask.dim() == 4 else 1
+        scores.view(B, -1, end - start, end).masked_fill_(~mask[..., start:end, :end], -math.inf)
+    return torch.softmax(scores, dim=-1)
+
+
+class _BlockAttention(torch.autograd.Function):
+    """Causal attention for T = S that computes its weights again in the backward pass, one block of queries at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = (x.flatten(0, 1) for x in (queries * queries.shape[3] ** -0.5, keys, values))  # (B * H, T, K)
+        context = torch.empty_like(q)
+        with torch.autocast("cpu", enabled=False):  # as in the backward pass, whose weights must be the same
+            for start, end in query_blocks(q.shape[1]):
+                weights = _attention_weights(q, k, mask, start=start, end=end)
+                context[:, start:end] = torch.bmm(weights, v[:, :end])
+        ctx.save_for_backward(q, k, v, mask)
+        return context.view(queries.shape)  # (B, H, T, K)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_context: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, mask = ctx.saved_tensors
+        d_out = d_context.flatten(0, 1)  # (B * H, T, K)
+        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for start, end in query_blocks(q.shape[1]):
+            weights, d_block = _attention_weights(q, k, mask, start=start, end=end), d_out[:, start:end]
+            d_v[:, :end].baddbmm_(weights.transpose(1, 2), d_block)
+            d_weights = torch.bmm(d_block, v[:, :end].transpose(1, 2))  # (B * H, end - start, end)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_q[:, start:end] = torch.bmm(d_scores, k[:, :end])
+            d_k[:, :end].baddbmm_(d_scores.transpose(1, 2), q[:, start:end])
+        d_q *= q.shape[2] ** -0.5
+        shape = d_context.shape  # (B, H, T, K)
+        return d_q.view(shape), d_k.view(shape), d_v.view(shape), None
+
+
 class _DropoutAttention(torch.autograd.Function):
     """Causal attention with dropout for T = S; each block of queries computes scores only for the keys up to its end."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, drop_rate: float) -> Tensor:
-        B, H, T, K = queries.shape
-        q, k, v = (x.flatten(0, 1) for x in (queries * K**-0.5, keys, values))  # (B * H, T, K)
+        q, k, v = (x.flatten(0, 1) for x in (queries * queries.shape[3] ** -0.5, keys, values))  # (B * H, T, K)
         context = torch.empty_like(q)
         saved = []
-        for start, end in query_blocks(T):
-            future = torch.full((end - start, end), -math.inf, dtype=q.dtype).triu(start + 1)
-            scores = torch.baddbmm(future, q[:, start:end], k[:, :end].transpose(1, 2))  # (B * H, end - start, end)
-            if mask is not None:
-                scores.view(B, H, end - start, end).masked_fill_(~mask[..., start:end, :end], -math.inf)
-            weights = torch.softmax(scores, dim=-1)
+        for start, end in query_blocks(q.shape[1]):
+            weights = _attention_weights(q, k, mask, start=start, end=end)
             kept = keep_mask(weights.shape, drop_rate, dtype=weights.dtype)
             context[:, start:end] = torch.bmm(weights * kept, v[:, :end])
             saved += [weights, kept]

@@ -6,7 +6,7 @@ from __future__ import annotations
 LOGITS_BYTES = {"cpu": 1 << 26, "cuda": 1 << 31}
 BLOCK_BYTES = 1 << 21  # of fp32 logits that a CPU passes over several times; more would not stay in its cache
 GRADIENT_ROWS = 4096  # of the output head's gradient that a CPU computes at a time in half precision
-# Queries in a block of attention with dropout. Smaller blocks skip more of the masked half but launch more kernels.
+# Queries in a block of attention on a CPU. Smaller blocks skip more of the masked half but launch more kernels.
 QUERY_BLOCK = 128
 
 
