@@ -125,19 +125,20 @@ def open_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[st
     except UserError:
         raise
     except BaseException:
-        print_sweep_summary(folder, script=script, unfinished=runner.unfinished())
+        print_sweep_summary(folder, script=script, unfinished=runner.unfinished(), is_interrupted=True)
         raise
     print_sweep_summary(folder, script=script, unfinished=runner.unfinished())
     if runner.unfinished():
         raise SystemExit(1)
 
 
-def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] = ()) -> None:
+def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] = (), is_interrupted: bool = False) -> None:
     """Write the summary files of a sweep, and print its ranking and the next commands.
 
     Args:
         script: The script that the sweep was started with: "train.py" or "generate.py".
         unfinished: The folder names of jobs that are not complete.
+        is_interrupted: Whether the sweep was stopped, maybe before it knew its next jobs.
     """
     from gpt_pretrain.system.terminal import escape_problem
 
@@ -152,11 +153,9 @@ def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] 
         lines.append(escape_problem(f"{job.folder.name} {shorten_middle(job.state, 100)}: {first}{more}"))
     if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
         lines += ["Next:", f"  {tensorboard_command(display_path(folder))}"]
-    if unfinished:
-        lines += [
-            f"{format_count(len(unfinished), 'job')} did not finish. To resume:",
-            f"  {sweep_resume_command(display_path(folder), script=script)}",
-        ]
+    if unfinished or is_interrupted:
+        left = f"{format_count(len(unfinished), 'job')} did not finish. " if unfinished else ""
+        lines += [f"{left}To resume:", f"  {sweep_resume_command(display_path(folder), script=script)}"]
     _print("\n".join(lines))
 
 

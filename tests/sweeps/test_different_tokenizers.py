@@ -98,3 +98,13 @@ def test_a_sweep_that_is_stopped_before_its_first_job_says_how_to_resume(
     with pytest.raises(KeyboardInterrupt), open_sweep(Path("sweep"), launch=stop, script="train.py", common=[]) as runner:
         runner.run([(["seed=1"], "seed=1"), (["seed=2"], "seed=2")])
     assert capsys.readouterr().out == "2 jobs did not finish. To resume:\n  python train.py sweep_resume=sweep\n"
+
+
+def test_a_sweep_that_is_stopped_between_its_jobs_says_how_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_sweep(Path("sweep"), {"seed=1": ("byte", 2.0, None)})
+    with pytest.raises(KeyboardInterrupt), open_sweep(Path("sweep"), launch=print, script="train.py", common=[]):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out.endswith("\nTo resume:\n  python train.py sweep_resume=sweep\n")
