@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.secrets import override_without_secrets
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.environment import without_comment
 from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.training.distributed.launch import launch_info
@@ -83,9 +84,10 @@ def typed_arguments() -> list[str]:
     if (info := launch_info()) is not None:
         typed: list[str] = info["typed"]
         return typed
-    # sys.argv is rewritten for Hydra; sys.orig_argv is not, and begins with Python and its options.
-    if sys.argv[0] in sys.orig_argv:
-        return without_comment(sys.orig_argv[sys.orig_argv.index(sys.argv[0]) + 1 :])
+    # sys.argv is rewritten for Hydra; sys.orig_argv is not. It begins with `python train.py` or `python .../gpt-pretrain train`.
+    for word in (sys.argv[0], Path(sys.argv[0]).stem):
+        if word in sys.orig_argv:
+            return without_comment(sys.orig_argv[sys.orig_argv.index(word) + 1 :])
     return sys.argv[1:]
 
 
@@ -100,7 +102,11 @@ def start_info(script: str) -> dict[str, Any]:
     overrides = [short_form(override_without_secrets(override)) for override in kept]
     if not is_multirun():
         typed = [override_without_secrets(argument) for argument in typed_arguments()]
-        return {"command": join_words(["python", script, *typed]), "overrides": overrides}
+        return {"command": _command(script, typed), "overrides": overrides}
     fixed = _hydra().job.config.override_dirname.exclude_keys
     swept = [override for override in overrides if override_key(override) not in fixed]
-    return {"command": join_words(["python", script, *map(as_typed, overrides)]), "overrides": overrides, "swept": swept}
+    return {"command": _command(script, [*map(as_typed, overrides)]), "overrides": overrides, "swept": swept}
+
+
+def _command(script: str, arguments: list[str]) -> str:
+    return f"{script_command(script)} {join_words(arguments)}".strip()

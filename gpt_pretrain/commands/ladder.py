@@ -13,24 +13,15 @@ sweep's folder has a picture. Other settings of train.py apply to every training
 
 from __future__ import annotations
 
-import runpy
-import sys
-
 from gpt_pretrain.commands.arguments import wants_help
-from gpt_pretrain.system.checkout import checkout_path
+from gpt_pretrain.system.checkout import run_script
 
 SWEEP = ("-m", "hparams_search=ladder")
 
 
 def ladder_command(arguments: list[str]) -> None:
-    """Run train.py as a ladder.
-
-    Raises:
-        UserError: If there is no train.py.
-    """
+    """Run train.py as a ladder."""
     if wants_help(arguments):
         print((__doc__ or "").strip())
         return
-    script = checkout_path("train.py")
-    sys.argv[:] = [str(script), *SWEEP, *arguments]
-    runpy.run_path(str(script), run_name="__main__")
+    run_script("train.py", [*SWEEP, *arguments])

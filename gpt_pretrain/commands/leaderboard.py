@@ -23,6 +23,7 @@ from gpt_pretrain.runs.folder import OUTPUTS, display_path
 from gpt_pretrain.runs.leaderboard import Entry, find_entries, group_by_text, letter_machines, merge, this_machine
 from gpt_pretrain.runs.metadata import FINISHED
 from gpt_pretrain.runs.results_file import read_results, write_results
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_duration, format_si, shorten_middle
 from gpt_pretrain.system.tables import format_table
@@ -42,11 +43,12 @@ def leaderboard_command(arguments: list[str]) -> None:
     if unknown:
         print_escaped(
             f"{format_count(unknown, 'run')} of an earlier version left out, because they recorded no bits per byte. "
-            "python evaluate.py checkpoint=RUN measures the bits per byte of a run.",
+            f"{script_command('evaluate.py')} checkpoint=RUN measures the bits per byte of a run.",
             file=sys.stderr,
         )
     if not entries:
-        print_escaped(f"No run below {OUTPUTS}/ has bits per byte yet. Train one: python train.py data.path=book.txt")
+        start = f"{script_command('train.py')} data.path=book.txt"
+        print_escaped(f"No run below {OUTPUTS}/ has bits per byte yet. Train one: {start}")
         return
     print_escaped(format_leaderboard(entries, own_machine=this_machine()))
     if out is not None:
@@ -151,7 +153,7 @@ def _notes(group: Sequence[Entry]) -> list[str]:
     if any(entry.validated != 1.0 for entry in group):
         notes.append(
             "Runs that validated on only a part of the held-out text have estimates. To compare them on all of it: "
-            "python evaluate.py 'models=[RUN,RUN2]'"
+            f"{script_command('evaluate.py')} 'models=[RUN,RUN2]'"
         )
     if any(entry.init_from is not None for entry in group):
         notes.append("Weights that a run began with may have seen the held-out text.")

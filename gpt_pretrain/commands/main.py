@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import runpy
 import signal
 import sys
 
 import gpt_pretrain
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.checkout import checkout_path
+from gpt_pretrain.system.checkout import run_script
 from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
 from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
 
-SCRIPTS = ("train", "generate", "evaluate")  # which Hydra starts
-# Each command that is no script is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
+# The entry scripts, which Hydra starts.
+ENTRY_SCRIPTS = {
+    "train": "train a model on a text or a corpus",
+    "generate": "continue a text with a trained model",
+    "evaluate": "measure how well models predict a text or solve tasks",
+    "serve": "continue texts over HTTP, for a page and for programs",
+}
+# Each of the other commands is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
 COMMANDS = {
-    "evaluate": "measure how well models predict a text or solve tasks, as python evaluate.py does",
     "lm_eval": "run the LM Evaluation Harness, with --model gpt_pretrain",
     "prepare": "turn text files or a dataset into token shards",
     "tokenizer": "train a vocabulary on text files or a dataset",
@@ -27,7 +31,6 @@ COMMANDS = {
     "report": "write report.html for a run or a sweep",
     "compare": "plot the losses of several runs and print how their settings differ",
     "leaderboard": "rank the runs on each text by bits per byte, also those in other people's results files",
-    "serve": "continue texts over HTTP, as python serve.py does",
     "verify_resume": "check that a killed and resumed run ends like an uninterrupted one",
 }
 
@@ -59,22 +62,20 @@ def run_command(arguments: list[str]) -> int | None:
     if name == "--version":
         print(f"gpt-pretrain {gpt_pretrain.__version__}")
         return None
-    script = checkout_path(f"{name}.py") if name in SCRIPTS else None
-    if name not in COMMANDS:
-        typed = f" Type: python {name}.py" if name in SCRIPTS else ""
-        raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.{typed}")
-    if script is not None:
-        sys.argv[:] = [str(script), *rest]
-        runpy.run_path(str(script), run_name="__main__")
+    if name in ENTRY_SCRIPTS:
+        run_script(f"{name}.py", rest)
         return None
+    if name not in COMMANDS:
+        raise UserError(f"{name}: there is no such command. Choose from {', '.join([*ENTRY_SCRIPTS, *COMMANDS])}.")
     module = importlib.import_module(f"gpt_pretrain.commands.{name}")
     code: int | None = getattr(module, f"{name}_command")(rest)
     return code
 
 
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+    summaries = ENTRY_SCRIPTS | COMMANDS
+    width = max(map(len, summaries))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in summaries.items()]
     return "\n".join(
         ["Usage: gpt-pretrain COMMAND [setting=value ...]", "", *lines, "", "gpt-pretrain COMMAND --help explains its settings."]
     )

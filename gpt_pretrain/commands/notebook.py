@@ -10,7 +10,7 @@ from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.system.checkout import checkout_path
+from gpt_pretrain.system.checkout import CONF
 
 
 def load_settings(*overrides: str) -> TrainSettings:
@@ -21,7 +21,7 @@ def load_settings(*overrides: str) -> TrainSettings:
     """
     register_schema()
     typed = [with_prefix(full_form(one, script="train"), script="train") for one in overrides]
-    with initialize_config_dir(config_dir=str(checkout_path("conf")), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             composed = compose("train", ["run_dir=outputs", *with_recipe_of_weights(typed)])
         except HYDRA_ERRORS as error:

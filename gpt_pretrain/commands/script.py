@@ -29,6 +29,7 @@ from gpt_pretrain.config.setting_names import find_type
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
+from gpt_pretrain.system.checkout import completion_hint, script_command
 from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
 from gpt_pretrain.system.files import make_writable_folder
 from gpt_pretrain.system.interrupts import handle_interrupts
@@ -47,7 +48,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: has Hydra raise its err
 
 
 def register_schema() -> None:
-    """Register the types of all settings with Hydra, and the resolver that makes the names of run folders unique."""
+    """Register the types of all settings with Hydra, and the resolvers of conf/."""
     store = ConfigStore.instance()
     # Hydra copies its sources of settings for each group that --help lists, and with them the whole store. Nothing changes it
     # through such a copy: what is read from it is copied once more.
@@ -57,6 +58,8 @@ def register_schema() -> None:
     for group in CUSTOM_GROUPS:
         store.store(f"{group}_schema", find_type(TrainSettings, group))
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("script", script_command, replace=True)  # in the texts of --help
+    OmegaConf.register_new_resolver("completion", lambda script: completion_hint(script).replace("$", "$$"), replace=True)
 
 
 def _share(store: ConfigStore, _memo: dict[int, Any]) -> ConfigStore:

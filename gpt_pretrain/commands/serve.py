@@ -1,16 +1,10 @@
-"""Continue texts over HTTP: on a page, and in the interface of OpenAI's completions.
-
-Usage: gpt-pretrain serve [setting=value ...]
-
-The settings are those of python serve.py; python serve.py --help lists them.
-"""
+"""The work of serve.py: models that continue texts over HTTP, on a page and in the interface of OpenAI's completions."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
 import logging
-import runpy
 import secrets
 import socket
 import sys
@@ -27,7 +21,6 @@ from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import serve_problems
 from gpt_pretrain.config.schema import ServeSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.checkout import checkout_path
 from gpt_pretrain.system.loading import loading_libraries
 
 if TYPE_CHECKING:
@@ -40,12 +33,6 @@ ANY_HOST = ("0.0.0.0", "::")
 MAX_COUNT = 2**53  # epochs and steps; beyond it, a browser rounds them
 
 log = logging.getLogger(__name__)
-
-
-def serve_command(arguments: list[str]) -> None:
-    """Run serve.py with these arguments."""
-    sys.argv = [str(checkout_path("serve.py")), *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def serve_models(config: DictConfig) -> None:

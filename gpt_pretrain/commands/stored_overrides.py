@@ -26,7 +26,7 @@ from gpt_pretrain.config.stored_locations import has_cut_part, is_harmless_locat
 from gpt_pretrain.config.stored_settings import ASKED, BOUNDED, BOUNDS, LOCAL, NEVER, is_within_bounds, override_kind
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, own_overrides, read_stored_choices, read_stored_overrides
-from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
 
@@ -177,7 +177,7 @@ def stored_options(folder: Path, *, chosen: Set[str]) -> list[str]:
     return [
         f"{group}={choices[group]}"
         for group in DEFAULT_OPTIONS
-        if group not in chosen and (CHECKOUT / "conf" / group / f"{choices.get(group)}.yaml").is_file()
+        if group not in chosen and (CONF / group / f"{choices.get(group)}.yaml").is_file()
     ]
 
 

@@ -30,7 +30,7 @@ from gpt_pretrain.config.overrides import override_key, quote_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import list_checkpoints
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
-from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.checkout import SCRIPTS
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.loading import loading_libraries
 from gpt_pretrain.system.reading import DamagedFileError
@@ -177,7 +177,7 @@ def _train_in_processes(config: DictConfig, n_processes: int, *, num_nodes: int)
         overrides.append(f"resume={quote_value(str(config.resume))}")
     info = start_info("train.py") | {"typed": typed_arguments(), "num_nodes": num_nodes}
     launch.run_ranks(
-        CHECKOUT / "train.py",
+        SCRIPTS / "train.py",
         [*config_folder_flags(), *overrides],
         devices=n_processes,
         run_dir=Path(config.run_dir),

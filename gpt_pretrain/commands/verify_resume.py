@@ -31,7 +31,7 @@ from gpt_pretrain.commands.arguments import wants_help
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import LAST, checkpoint_dir
-from gpt_pretrain.system.checkout import checkout_path
+from gpt_pretrain.system.checkout import SCRIPTS
 from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -153,7 +153,7 @@ def _sums(run_dir: Path) -> dict[int, dict[str, int]]:
 
 def _train(run_dir: Path, overrides: list[str], *, expected: int = 0) -> None:
     folder = [] if overrides[0].startswith("resume=") else [f"hydra.run.dir={run_dir}"]
-    command = [sys.executable, str(checkout_path("train.py")), *overrides, *folder]
+    command = [sys.executable, str(SCRIPTS / "train.py"), *overrides, *folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != expected:
         output = (done.stdout + done.stderr)[-2000:]

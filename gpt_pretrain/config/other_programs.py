@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import is_declared, nearest_settings, same_names
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.reading import read_bytes
 from gpt_pretrain.system.shell import quote_word
 
@@ -27,7 +28,7 @@ MAX_PYTHON_BYTES = 100_000
 FILE_PROMPT = re.compile(r"FILE:(.+)")  # nanoGPT's prompt from a file
 
 KEPT = "Each run keeps last.ckpt and best.ckpt; checkpoint.every_n_steps=N and checkpoint.keep=N keep more."
-SCORED = "evaluate.py scores a trained model: python evaluate.py checkpoint=latest data.path=FILE"
+SCORED = f"evaluate.py scores a trained model: {script_command('evaluate.py')} checkpoint=latest data.path=FILE"
 SHORT_TEXT = "To overfit on purpose, train on a short text: data.path=FILE trainer.max_epochs=100"
 SCHEDULES = "Schedules are options, such as scheduler=constant and scheduler=warmup_cosine; --help lists all."
 ENDS = "A run ends at trainer.max_epochs=N, trainer.max_steps=N, trainer.max_tokens=N or trainer.max_time=TIME."
@@ -73,7 +74,7 @@ REMEDIES: dict[str, tuple[str | None, str | None]] = {
     "bias": ("model.qkv_bias=true adds biases to queries, keys and values; model=modern_small has no biases.", None),
     "backend": ("The backend follows from the devices: NCCL between GPUs, Gloo between CPUs.", None),
     "tags enforce_tags": ("Runs have no tags; hydra.run.dir=outputs/NAME names a run.", None),
-    "print_config": ("python train.py --cfg job prints all settings without starting a run.", None),
+    "print_config": (f"{script_command('train.py')} --cfg job prints all settings without starting a run.", None),
     "optimized_metric": ("A sweep ranks its runs by their best validation loss.", None),
     "min_epochs min_steps": (ENDS, None),
     "check_val_every_n_epoch val_check_interval": ("A validation loss is computed every eval_freq=N optimizer steps.", None),

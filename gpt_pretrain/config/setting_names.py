@@ -13,11 +13,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import read_yaml
 
-CONF = CHECKOUT / "conf"
 MAX_NEAREST = 3
 MAX_NAME = 200  # characters of a mistyped name; a longer one is like no other
 LEAST_LIKENESS = 0.75  # of two names, between 0 and 1

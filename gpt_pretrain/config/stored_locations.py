@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.urls import is_cut
@@ -115,7 +115,7 @@ def is_known_url(url: str) -> bool:
 @cache
 def _known_urls() -> frozenset[str]:
     urls = []
-    for file in sorted((CHECKOUT / "conf" / "data").glob("*.yaml")):
+    for file in sorted((CONF / "data").glob("*.yaml")):
         try:
             urls.append(read_yaml(file).get("url"))
         except (OSError, DamagedFileError):

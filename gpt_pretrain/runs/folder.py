@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import break_hard_links, linked_paths
 
@@ -171,6 +172,7 @@ def _latest_run() -> Path:
     found = [file for pattern in patterns for file in OUTPUTS.glob(pattern) if file.is_file()]
     if not found:
         raise UserError(
-            f"`latest`: no run below {OUTPUTS.resolve()} has a checkpoint. Train a model first: python train.py model=tiny"
+            f"`latest`: no run below {OUTPUTS.resolve()} has a checkpoint. Train a model first: "
+            f"{script_command('train.py')} model=tiny"
         )
     return max(found, key=written_at).parent.parent

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import full_form, split_override
 from gpt_pretrain.config.stored_settings import NEVER, TRAIN_KINDS, override_kind
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.shell import join_words, quote_word
 
 
@@ -17,7 +18,7 @@ def generate_command(folder: str, *, start_context: str, named: Sequence[str] = 
         named: Overrides that name the class of the model, if it is the user's own.
     """
     words = [f"checkpoint={quote_word(folder)}", f"prompt={quote_word(start_context)}", *map(quote_word, named)]
-    return f"python generate.py {' '.join(words)} sampler.temperature=0.7 sampler.top_k=25"
+    return f"{script_command('generate.py')} {' '.join(words)} sampler.temperature=0.7 sampler.top_k=25"
 
 
 def page_command(folder: str, *, named: Sequence[str] = ()) -> str:
@@ -26,7 +27,7 @@ def page_command(folder: str, *, named: Sequence[str] = ()) -> str:
     Args:
         named: As for `generate_command`.
     """
-    return " ".join(["python", "serve.py", f"checkpoint={quote_word(folder)}", *map(quote_word, named)])
+    return " ".join([script_command("serve.py"), f"checkpoint={quote_word(folder)}", *map(quote_word, named)])
 
 
 def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str | None:
@@ -38,7 +39,7 @@ def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str
     if not all(_is_harmless(override, script=script.removesuffix(".py")) for override in overrides):
         return None
     kept = [override for override in overrides if split_override(override)[0] != "hparams_search"]
-    return join_words(["python", script, *map(as_typed, kept)])
+    return f"{script_command(script)} {join_words([*map(as_typed, kept)])}".strip()
 
 
 def _is_harmless(override: str, *, script: str) -> bool:
@@ -73,7 +74,7 @@ def resume_command(
     """
     more = [] if limit is None else [f"trainer.{limit[0]}={2 * limit[1]}"]
     more += [] if patience is None else [more_patience(patience)]
-    return " ".join([f"python train.py resume={quote_word(folder)}", *more, *map(quote_word, named)])
+    return " ".join([f"{script_command('train.py')} resume={quote_word(folder)}", *more, *map(quote_word, named)])
 
 
 def more_patience(patience: int) -> str:
@@ -83,4 +84,4 @@ def more_patience(patience: int) -> str:
 
 def sweep_resume_command(folder: str, *, script: str = "train.py") -> str:
     """Return the command that runs the unfinished jobs of a sweep."""
-    return f"python {script} sweep_resume={quote_word(folder)}"
+    return f"{script_command(script)} sweep_resume={quote_word(folder)}"

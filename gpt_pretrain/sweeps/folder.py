@@ -14,6 +14,7 @@ from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, REPORT, check_folder_name, written_at
 from gpt_pretrain.runs.metadata import METADATA_FILE
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.json_files import parse_json_value
@@ -45,7 +46,8 @@ def find_sweep(name: str, *, script: str) -> Path:
     if name == "latest":
         found = [file for file in SWEEPS.glob(f"*/{SWEEP_SETTINGS}") if _script_of(file) == script]
         if not found:
-            raise UserError(f"`latest`: there is no sweep below {SWEEPS.resolve()}. Start one: python train.py -m seed=1,2")
+            start = f"{script_command('train.py')} -m seed=1,2"
+            raise UserError(f"`latest`: there is no sweep below {SWEEPS.resolve()}. Start one: {start}")
         folder = max(found, key=written_at).parent
         check_folder_name(folder)
         return folder

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import num_parameters
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.formatting import format_duration
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
@@ -132,7 +133,7 @@ def check_length(seconds: float) -> None:
         raise UserError(
             f"budget={_as_budget(seconds)} is too short for a ladder: each of its {N_RUNGS} short trainings would have "
             f"{each:.0f} s. Give it at least {shortest}m, or train at once: "
-            f"python train.py data.path=FILE budget={_as_budget(seconds)}"
+            f"{script_command('train.py')} data.path=FILE budget={_as_budget(seconds)}"
         )
 
 
@@ -160,7 +161,7 @@ def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, s
         raise UserError(
             f"budget={_as_budget(seconds)} is too short for a ladder: in {format_duration(each)}, the time of a short training, "
             f"this machine completes {MIN_RUNG_STEPS} optimizer steps with only {len(possible)} of the {N_SIZES} sizes. Give a "
-            f"longer budget, or train at once: python train.py data.path=FILE budget={_as_budget(seconds)}"
+            f"longer budget, or train at once: {script_command('train.py')} data.path=FILE budget={_as_budget(seconds)}"
         )
     index = min(choice.SHAPES.index((best.config.emb_dim, best.config.n_layers)), len(possible) - 1)
     top = max(index, N_SIZES - 1)

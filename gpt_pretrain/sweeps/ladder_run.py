@@ -14,6 +14,7 @@ from gpt_pretrain.sweeps.ladder import MIN_RUNG_STEPS, N_RUNGS, Rung, RungResult
 from gpt_pretrain.sweeps.ladder_choice import choose_rest, describe_choice
 from gpt_pretrain.sweeps.ladder_file import StoredLadder, read_ladder
 from gpt_pretrain.sweeps.runner import JobRunner
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.formatting import format_duration, is_finite_number
 from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.tokenizers.bpe_training import VOCABULARY_SIZES
@@ -39,7 +40,7 @@ def ladder_problems(keys: Set[str], swept: Set[str]) -> list[str]:
     """
     problems = [f"{key}: a ladder chooses its own trainings, so each setting has one value." for key in sorted(swept)]
     problems += [
-        f"{key}=: a ladder measures which one is best. Leave it out; python train.py budget= keeps it as typed."
+        f"{key}=: a ladder measures which one is best. Leave it out; {script_command('train.py')} budget= keeps it as typed."
         for key in sorted(keys)
         if any(key == name or key.startswith(f"{name}.") for name in CHOSEN)
     ]

@@ -32,6 +32,7 @@ from gpt_pretrain.runs.report.run_page import setup_facts
 from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.folder import CHART, LADDER, MAX_SETTINGS_BYTES, STUDY, SUMMARY, SWEEP_SETTINGS, SWEEP_SIGNATURE
 from gpt_pretrain.sweeps.results import BITS_PER_BYTE, Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import DamagedFileError
@@ -118,7 +119,7 @@ def _start_command(settings: dict[str, Any]) -> str | None:
     typed = [
         as_typed(short_form(override)) for override in overrides if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))
     ]
-    return join_words(["python", "train.py", "-m", *typed]) if overrides else None
+    return f"{script_command('train.py')} {join_words(['-m', *typed])}" if overrides else None
 
 
 def _sweep_facts(settings: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,28 +1,33 @@
-"""The git checkout that the program runs from, if there is one."""
+"""The folder that has the entry scripts and conf/: the source folder, or in an installed program a copy within the package."""
 
 from __future__ import annotations
 
+import runpy
 import subprocess
+import sys
 from pathlib import Path
 
-from gpt_pretrain.errors import UserError
-
 CHECKOUT = Path(__file__).parents[2]
+_COPIES = Path(__file__).parents[1] / "scripts"  # made by gpt_pretrain/system/packaging.py
+IS_INSTALLED = (_COPIES / "train.py").is_file()  # without its source folder
+SCRIPTS = _COPIES if IS_INSTALLED else CHECKOUT
+CONF = SCRIPTS / "conf"
 
 
-def checkout_path(name: str) -> Path:
-    """Return the path of train.py, of conf or of another part of the checkout.
+def script_command(script: str) -> str:
+    """Return what starts an entry script such as train.py: `python train.py`, or `gpt-pretrain train` in an installed program."""
+    return f"gpt-pretrain {script.removesuffix('.py')}" if IS_INSTALLED else f"python {script}"
 
-    Raises:
-        UserError: If the program was installed without its checkout.
-    """
-    path = CHECKOUT / name
-    if not path.exists():
-        raise UserError(
-            f"{name} is missing: gpt-pretrain was installed without its source folder, which has train.py and conf/. "
-            "In the source folder, run: pip install -e ."
-        )
-    return path
+
+def run_script(script: str, arguments: list[str]) -> None:
+    """Run an entry script in this process, as `python SCRIPT ARGUMENTS` does."""
+    sys.argv[:] = [str(SCRIPTS / script), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def completion_hint(script: str) -> str:
+    """Return how the shell completes the settings of an entry script; Hydra cannot do it for a command of two words."""
+    return "" if IS_INSTALLED else f'Shell completion: eval "$(python {script} -sc install=bash)"; '
 
 
 def git_revision() -> str | None:

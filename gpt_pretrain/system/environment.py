@@ -15,7 +15,7 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_data_path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.checkout import CHECKOUT, IS_INSTALLED
 
 APP = "gpt-pretrain"
 COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -55,7 +55,7 @@ def keep_imports_out_of_working_folder() -> None:
     """
     os.environ["PYTHONSAFEPATH"] = "1"
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.environ.get("PYTHONPATH") else []
-    if (CHECKOUT / "train.py").is_file() and str(CHECKOUT) not in paths:
+    if not IS_INSTALLED and str(CHECKOUT) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *paths])
 
 

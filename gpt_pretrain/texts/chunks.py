@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.encodings import is_blank
 
 # Bytes of a line, or characters of a text in a table. Several of them are in memory at a time.
@@ -18,7 +19,7 @@ NOT_UTF8 = "not UTF-8"
 TASK_ITEM = "question of a task"  # Another one: it has the fields that evaluate.py reads.
 TASK_ADVICE = (
     "This is a file of questions, not a text to train on. To score a model on them: "
-    "python evaluate.py checkpoint=RUN tasks.path={}"
+    f"{script_command('evaluate.py')} checkpoint=RUN tasks.path={{}}"
 )
 # Reasons for which a whole file cannot be read to its end. Its loss is not that of a record.
 DAMAGED_ARCHIVE, UNREADABLE, NOT_UTF8_FILE, CUT_OFF = "damaged file", "read error", "not a text in UTF-8", "cut off"

@@ -6,9 +6,7 @@ import errno
 import importlib.util
 import io
 import multiprocessing
-import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +18,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from gpt_pretrain.checkpoints.weight_averages import choose_weights
-from gpt_pretrain.commands import evaluate, generate, main, report
+from gpt_pretrain.commands import evaluate, generate, report
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import check_arguments
-from gpt_pretrain.commands.notebook import load_settings
 from gpt_pretrain.config.checkpoint_settings import read_data_settings, read_stored_settings
 from gpt_pretrain.config.custom_parts import named_model
 from gpt_pretrain.config.schema import RemoteSettings
@@ -42,7 +39,6 @@ from gpt_pretrain.generation.sampling import sample_next
 from gpt_pretrain.model.custom import CustomModel, _state_problem
 from gpt_pretrain.runs import tracking
 from gpt_pretrain.runs.folder import find_run_folder
-from gpt_pretrain.system import checkout
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
@@ -238,25 +234,6 @@ def test_places_that_cannot_be_written_are_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(report, "write_report", fail)
     with pytest.raises(UserError, match=r"report\.html cannot be written \(No space left on device\)\. Check the permissions"):
         report.report_command(["run"])
-
-
-@pytest.mark.parametrize(
-    ("missing", "start"),
-    [
-        ("train.py", lambda: main.run_command(["train", "model=tiny"])),
-        ("evaluate.py", lambda: main.run_command(["evaluate", "data.path=text.txt"])),
-        ("serve.py", lambda: main.run_command(["serve"])),
-        ("train.py", lambda: main.run_command(["verify_resume"])),
-        ("train.py", lambda: main.run_command(["ladder", "data.path=text.txt", "budget=2h"])),
-        ("conf", lambda: load_settings("model=tiny")),
-    ],
-)
-def test_an_installation_without_its_source_folder_is_explained(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, start: Callable[[], object]
-) -> None:
-    monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
-    with pytest.raises(UserError, match=f"{re.escape(missing)} is missing: gpt-pretrain was installed without its source folder"):
-        start()
 
 
 def test_workers_without_shared_memory_are_explained(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import num_parameters
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
@@ -306,7 +307,7 @@ def _command(settings: TrainSettings, taken: Mapping[str, Decision], chosen: cho
     words = [f"{name}={_shown(value)}" for name, value in values.items()]
     return " ".join(
         [
-            "python train.py",
+            script_command("train.py"),
             *path,
             *words,
             f"trainer.max_steps={chosen.steps}",

@@ -27,6 +27,7 @@ from gpt_pretrain.config.overrides import full_form, override_key, quote_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS
 from gpt_pretrain.runs.metadata import RUNNING, read_metadata, update_metadata
+from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.interrupts import stop_signals
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.training.distributed import ranks
@@ -267,7 +268,8 @@ def _overrides_of_main(
         try:
             overrides = make_overrides()
             if {"-m", "--multirun"} & set(overrides):
-                raise UserError("A sweep starts the processes of each job itself: python train.py -m ... trainer.devices=N.")
+                command = f"{script_command('train.py')} -m ... trainer.devices=N"
+                raise UserError(f"A sweep starts the processes of each job itself: {command}")
             if "hydra.run.dir" not in {override_key(override) for override in overrides}:
                 folder = earlier_run() or OUTPUTS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}"
                 overrides = [*overrides, f"hydra.run.dir={quote_value(str(folder))}"]
