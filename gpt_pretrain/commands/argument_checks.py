@@ -29,7 +29,6 @@ from gpt_pretrain.config.other_programs import OPTION_REMEDIES, counterpart, hyd
 from gpt_pretrain.config.overrides import override_key, short_form, split_override, takes_unit
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
-    CONF,
     describe_type,
     find_type,
     group_options,
@@ -42,6 +41,7 @@ from gpt_pretrain.config.setting_names import (
     set_checked,
 )
 from gpt_pretrain.config.train_rules import broken_train_rules, train_problems
+from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.lookalikes import name_lookalikes, plain_characters
 from gpt_pretrain.system.shell import join_words, quote_word
 from gpt_pretrain.system.typed_paths import output_problem

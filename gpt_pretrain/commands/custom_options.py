@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt_pretrain.config.custom_parts import CUSTOM, CUSTOM_GROUPS, TARGET
 from gpt_pretrain.config.overrides import override_key, split_override
-from gpt_pretrain.config.setting_names import CONF
+from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import read_yaml
 

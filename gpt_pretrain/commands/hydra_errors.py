@@ -12,8 +12,9 @@ from gpt_pretrain.commands.argument_checks import unknown_setting
 from gpt_pretrain.commands.command_words import schema_of
 from gpt_pretrain.config.conversion import explain_value
 from gpt_pretrain.config.overrides import override_key
-from gpt_pretrain.config.setting_names import CONF, group_options
+from gpt_pretrain.config.setting_names import group_options
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.yaml_files import read_yaml
 
 ADVICE = re.compile(

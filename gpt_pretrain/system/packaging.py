@@ -13,7 +13,7 @@ ENTRY_SCRIPTS = ("train.py", "generate.py", "evaluate.py", "serve.py")
 COPIES = Path("gpt_pretrain", "scripts")  # where gpt_pretrain/system/checkout.py looks for them
 
 
-class BuildWithScripts(build_py):
+class BuildWithScripts(build_py):  # type: ignore[misc]
     """Build the Python modules and data files of the package, and copy what stands beside it."""
 
     def run(self) -> None:

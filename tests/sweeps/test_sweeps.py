@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from gpt_pretrain.config.setting_names import CONF
 from gpt_pretrain.runs.metadata import read_metadata, update_metadata
 from gpt_pretrain.sweeps.folder import job_folder_name
 from gpt_pretrain.sweeps.results import read_sweep, swept_keys
+from gpt_pretrain.system.checkout import CONF
 from hydra_plugins.gpt_pretrain_sweepers import SearchSweeper
 from tests.conftest import TINY_RUN
 from tests.helpers.fork_server import ForkServer
