@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -14,6 +15,9 @@ from gpt_pretrain.checkpoints.checksum import SummedStream, has_checksum
 from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import check_tensor_sizes, load_plain, read_torch_file
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import BEST, LAST, METRICS, find_checkpoints
+from gpt_pretrain.runs.metrics_rows import read_rows
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import clone_file, replacing
 from gpt_pretrain.system.shown_values import describe_value
 
@@ -33,6 +37,7 @@ RESUME_FIELDS = {
     "skipped": list,
     "text_sha256": str,
 }
+STEP = re.compile(r"[0-9]{1,15}")  # in metrics.csv
 MAX_SETTINGS = 2000  # nodes in the stored settings; a run has fewer than 200
 
 log = logging.getLogger(__name__)
@@ -72,6 +77,37 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
             log.warning("%s The newest intact checkpoint is %s.", problem, path)
         return result
     raise rejected[0]
+
+
+def newest_readable(name: str, read: Callable[[Path], Result]) -> Result:
+    """Return the result of `first_readable` for the checkpoints of a name, with a warning if the run's last.ckpt is missing.
+
+    Args:
+        name: As in `find_checkpoints`.
+
+    Raises:
+        UserError: If there is no checkpoint, or `read` rejects all of them.
+    """
+    paths = find_checkpoints(name)
+    path, result = first_readable(paths, lambda path: (path, read(path)))
+    if not user_path(name).is_file() and (paths[0].name == BEST or paths[0].name.startswith("step-")):
+        _warn_of_missing_last(path)
+    return result
+
+
+def _warn_of_missing_last(used: Path) -> None:
+    content, metrics = read_torch_file(used), used.parent.parent / METRICS
+    steps = content.get("global_step") if isinstance(content, dict) else None
+    reached = max((int(row["step"]) for row in read_rows(metrics) if STEP.fullmatch(row.get("step", ""))), default=None)
+    if not isinstance(steps, int) or reached is None:
+        lost = "What the run learned after it is lost."
+    elif reached >= steps:
+        lost = f"It is of step {steps - 1:,}, and {metrics} goes up to step {reached:,}: {reached + 1 - steps:,} steps are lost."
+    else:
+        return
+    log.warning(
+        "%s is missing, so %s is used. %s If you have a copy of %s, put it back first.", used.with_name(LAST), used, lost, LAST
+    )
 
 
 def read_checkpoint(path: Path, *, resumable: bool = False, assemble: bool = True) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.architecture import find_misfits, has_norms_without_bias, has_transposed_linears, infer_architecture
-from gpt_pretrain.checkpoints.checkpoint_file import first_readable
+from gpt_pretrain.checkpoints.checkpoint_file import newest_readable
 from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
 from gpt_pretrain.checkpoints.tensor_files import is_finite_tensor, loaded_tensor
 from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, group_tensors
@@ -28,7 +28,6 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
-from gpt_pretrain.runs.folder import find_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def open_checkpoint(name: str, *, kind: str = TRAINED, custom: Mapping[str, Any]
     Raises:
         UserError: As in `load_pretrained`.
     """
-    return first_readable(find_checkpoints(name), partial(open_weights, kind=kind, custom=custom))
+    return newest_readable(name, partial(open_weights, kind=kind, custom=custom))
 
 
 def open_weights(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.checkpoint_file import first_readable
+from gpt_pretrain.checkpoints.checkpoint_file import newest_readable
 from gpt_pretrain.checkpoints.file_content import is_own_checkpoint, read_weights
 from gpt_pretrain.checkpoints.folder_contents import (
     ADAPTER_CONFIG,
@@ -58,7 +58,7 @@ from gpt_pretrain.checkpoints.weight_tokenizers import (
 )
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.runs.folder import checkpoint_dir, find_checkpoints
+from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.shown_values import short_repr
 
@@ -107,7 +107,7 @@ def find_source(source: str | Path) -> WeightSource:
     name = str(source)
     path = user_path(name)
     if name == "latest":
-        return first_readable(find_checkpoints(name), _from_file)
+        return newest_readable(name, _from_file)
     try:
         if path.name in (CONFIG_FILE, SHARD_INDEX, PICKLE_INDEX) and path.is_file():
             path = path.parent
@@ -138,7 +138,7 @@ def _from_hub(repo_id: str) -> WeightSource:
 
 def _from_folder(folder: Path) -> WeightSource:
     if any(checkpoint_dir(folder).glob("*.ckpt")):
-        return first_readable(find_checkpoints(str(folder)), _from_file)
+        return newest_readable(str(folder), _from_file)
     for name in WEIGHTS_FILES if (folder / CONFIG_FILE).is_file() else ():
         if (folder / name).is_file():
             return _from_hf_files(folder / CONFIG_FILE, folder / name, name=str(folder))

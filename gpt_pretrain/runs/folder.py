@@ -16,11 +16,12 @@ from gpt_pretrain.system.files import break_hard_links, linked_paths
 
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
+METRICS = "metrics.csv"
 REPORT = "report.html"
 EXPORTED = "huggingface"
 RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # one of them stands beside each run.json
 FILES_OF_RUNS = (
-    *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", REPORT, "losses.png"),
+    *("run.json", "config.yaml", METRICS, "samples.txt", "train.log", "generate.log", REPORT, "losses.png"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json", "losses.pdf", ".lock", "mlflow.db", ".tracking"),
 )
 # Everything in a run's folder that a run writes; "wandb", ".wandb", "mlruns" and "mlflow.db" are written by their loggers.
@@ -70,9 +71,18 @@ def find_run_folder(name: str) -> Path:
         folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{name} is a file, but the folder of a run is needed, or a file in its folder checkpoints.")
+        if not folder.is_dir() and path.suffix == ".ckpt":
+            raise UserError(f"{name}: there is no such checkpoint.{_checkpoints_beside(path)}")
         if not folder.is_dir():
             raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/; `latest` is the newest.")
     return folder
+
+
+def _checkpoints_beside(path: Path) -> str:
+    """Return a sentence that names the checkpoints that a run has in place of a missing one."""
+    if not (found := list_checkpoints(path.parent.parent)):
+        return f" Check the path; the checkpoints of a run are in the folder checkpoints of its folder below {OUTPUTS}/."
+    return f" This folder has {', '.join(file.name for file in found[:5])}{' and more' * (len(found) > 5)}."
 
 
 def find_checkpoints(name: str) -> list[Path]:
@@ -87,7 +97,7 @@ def find_checkpoints(name: str) -> list[Path]:
     path = user_path(name)
     if name != "latest" and path.is_file():
         return [path]
-    if name != "latest" and not path.exists():
+    if name != "latest" and not path.exists() and path.suffix != ".ckpt":
         raise UserError(f"checkpoint={name}: no such file or run folder. `latest` is the newest run below {OUTPUTS}/.")
     return list_checkpoints(find_run(name))
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from gpt_pretrain.config.overrides import split_override
 from gpt_pretrain.config.secrets import metadata_without_secrets
-from gpt_pretrain.runs.folder import without_repetitions
+from gpt_pretrain.runs.folder import METRICS, without_repetitions
 from gpt_pretrain.runs.metadata import METADATA_FILE, metadata_section, read_metadata, stored_overrides
-from gpt_pretrain.runs.reader import METRICS, lowest_bits_per_byte, read_metrics, read_settings
+from gpt_pretrain.runs.reader import lowest_bits_per_byte, read_metrics, read_settings
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.resources import cpu_name
 

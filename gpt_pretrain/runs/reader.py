@@ -16,13 +16,14 @@ import yaml
 
 from gpt_pretrain.config.interpolation import unescape_interpolation
 from gpt_pretrain.config.secrets import metadata_without_secrets, settings_without_secrets
+from gpt_pretrain.runs.folder import METRICS
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.runs.samples import Sample, read_samples
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.yaml_files import parse_yaml
 
-CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.csv", "samples.txt"
+CONFIG, SAMPLES = "config.yaml", "samples.txt"
 MAX_STEP = 10**15  # Also of tokens seen. Charts cannot show numbers near the limits of float64.
 MAX_VALUE = 1e100
 MAX_CONFIG_BYTES = 200_000  # A run's config.yaml has about 3,000.

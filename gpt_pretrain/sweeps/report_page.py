@@ -11,10 +11,10 @@ from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import short_form
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.charts.curves import overlay_figure
-from gpt_pretrain.runs.folder import REPORT, display_path
+from gpt_pretrain.runs.folder import METRICS, REPORT, display_path
 from gpt_pretrain.runs.metadata import COMPLETE, FAILED, metadata_section, metadata_texts
 from gpt_pretrain.runs.next_commands import generate_command, page_command, sweep_resume_command, tensorboard_command
-from gpt_pretrain.runs.reader import METRICS, first_series, read_metrics, read_settings
+from gpt_pretrain.runs.reader import first_series, read_metrics, read_settings
 from gpt_pretrain.runs.report.page_parts import (
     Picture,
     describe_state,

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_readable, read_checkpoint
+from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, newest_readable, read_checkpoint
 from gpt_pretrain.checkpoints.checksum import same_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.sharded import ShardReader
@@ -28,7 +28,7 @@ from gpt_pretrain.config.rules import as_typed_value
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoints
+from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir
 from gpt_pretrain.system.files import remove_scratch_files
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
@@ -68,7 +68,7 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, read_only: boo
     if only is not None:
         path, content = only, read_resumable(only)
     else:
-        path, content = first_readable(find_checkpoints(str(run_dir)), lambda path: (path, _read_of_run(path, run_dir)))
+        path, content = newest_readable(str(run_dir), lambda path: (path, _read_of_run(path, run_dir)))
     # Nothing is copied through a link that the user has named: the folder may be somebody else's.
     read_only = read_only or path.is_symlink()
     is_best = path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1

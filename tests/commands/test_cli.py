@@ -227,6 +227,7 @@ def test_wrong_names_types_and_options_are_refused(script: Script, tmp_path: Pat
 GENERATE_ERRORS = [
     (["checkpoint=latest"], "has a checkpoint. Train a model first"),
     (["checkpoint=nowhere"], "no such file or run folder"),
+    (["checkpoint=run/checkpoints/lst.ckpt"], "run/checkpoints/lst.ckpt: there is no such checkpoint. Check the path"),
     (["checkpoint=empty.txt"], "empty.txt is empty. Download or save it again."),
     (["sampler.temperature=-1", "n_samples=0"], "2 errors:"),
     (["device=cuda"], "device=cuda: this machine has no such device"),

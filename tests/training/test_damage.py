@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
 from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.errors import LostEndError
+from gpt_pretrain.errors import LostEndError, UserError
+from gpt_pretrain.runs.folder import find_run_folder
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.training.callbacks.save import SaveRun
+from gpt_pretrain.training.resume import newest_checkpoint
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled
 
@@ -46,6 +49,31 @@ def test_a_run_resumes_from_an_older_checkpoint_if_the_last_is_damaged(
     assert re.search(r"The newest intact checkpoint is .*step-00000006\.ckpt", caplog.text)
     assert differences(tmp_path / "whole", parts) == []
     assert not list(parts.rglob("*.tmp"))
+
+
+def test_a_missing_last_checkpoint_is_reported_with_the_steps_that_are_lost(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    train(*SETTINGS, "checkpoint.every_n_steps=4", "checkpoint.keep=9", "trainer.max_steps=10", run_dir=run)
+    folder = run / "checkpoints"
+    (folder / "best.ckpt").unlink()
+    (folder / "step-00000010.ckpt").unlink(missing_ok=True)
+    open_checkpoint(str(run))
+    assert "is missing" not in caplog.text, "last.ckpt is there"
+    (folder / "last.ckpt").unlink()
+    for _ in (open_checkpoint(str(run)), open_weights(run), newest_checkpoint(run)):
+        pass
+    said = f"{folder / 'last.ckpt'} is missing, so {folder / 'step-00000008.ckpt'} is used. It is of step 7, and "
+    assert caplog.text.count(f"{said}{run / 'metrics.csv'} goes up to step 9: 2 steps are lost.") == 3
+    caplog.clear()
+    open_checkpoint(str(folder / "step-00000008.ckpt"))
+    assert "is missing" not in caplog.text, "the user has named it"
+    with pytest.raises(UserError, match=r"lost\.ckpt: there is no such checkpoint\. This folder has step-00000008\.ckpt, step-0"):
+        find_run_folder(str(folder / "lost.ckpt"))
+    (run / "metrics.csv").unlink()
+    open_checkpoint(str(run))
+    assert "What the run learned after it is lost." in caplog.text
 
 
 @contextmanager
