@@ -28,6 +28,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.system.argument_types import check_type
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def load_pretrained(
         UserError: If the source does not exist, is damaged or hostile, or is not a GPTModel. One message names the cause, and
             nothing is loaded.
     """
+    check_type("source", source, (str, Path), "a path, a model on the hub such as 'gpt2', or 'latest'")
     return open_weights(source, n_heads=n_heads, custom=custom).build(device=device, dtype=dtype)
 
 

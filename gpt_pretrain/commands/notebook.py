@@ -10,17 +10,21 @@ from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights
 from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.system.argument_types import check_type
 from gpt_pretrain.system.checkout import CONF
 
 
-def load_settings(*overrides: str) -> TrainSettings:
-    """Return the settings of train.py with overrides such as "model=tiny" or "optimizer.lr=1e-3".
+def load_settings(*overrides: str | list[str]) -> TrainSettings:
+    """Return the settings of train.py with overrides such as "model=tiny" or "optimizer.lr=1e-3", also as a list.
 
     Raises:
         UserError: If a setting is unknown or missing, an override cannot be parsed, or a value has the wrong type.
     """
     register_schema()
-    typed = [with_prefix(full_form(one, script="train"), script="train") for one in overrides]
+    words = [word for one in overrides for word in (one if isinstance(one, list | tuple) else [one])]
+    for word in words:
+        check_type("an override", word, str, "a text, such as 'model=tiny'")
+    typed = [with_prefix(full_form(word, script="train"), script="train") for word in words]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             composed = compose("train", ["run_dir=outputs", *with_recipe_of_weights(typed)])

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -23,6 +23,7 @@ from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSample
 from gpt_pretrain.data.sources import DataSource, build_datasets
 from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.argument_types import check_type
 from gpt_pretrain.system.environment import use_short_socket_folder
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.interrupts import stop_signals
@@ -92,6 +93,8 @@ class TextDataModule(L.LightningDataModule):
         world_size: int = 1,
         custom: Mapping[str, Any] | None = None,
     ) -> None:
+        check_type("settings", settings, DataSettings, "settings, such as load_settings('data.path=FILE').data")
+        check_type("tokenizer", tokenizer, Tokenizer, "a tokenizer, such as build_tokenizer('gpt2')")
         super().__init__()
         self.settings = settings
         self.custom = custom
@@ -105,6 +108,14 @@ class TextDataModule(L.LightningDataModule):
         self._resume_epoch = 0
         self._prepared = False
         self._loaders: list[TimedLoader] = []
+
+    if not TYPE_CHECKING:  # which would take any attribute to exist
+
+        def __getattr__(self, name: str) -> Any:
+            """Explain why an attribute that `prepare_data` sets is missing."""
+            if name in TextDataModule.__annotations__:
+                raise AttributeError(f"The {name} of a TextDataModule is there once prepare_data() has been called.")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def prepare_data(self) -> None:
         """Find the text, download it if necessary, and tokenize it; or find the token shards.

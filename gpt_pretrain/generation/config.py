@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.shown_values import short_repr
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1000  # texts that end a continuation, and characters of each
 MAX_LOGPROBS = 100  # alternatives of each token
 LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0  # of repetitions; beyond them, logits of usual sizes leave float32
+COUNTS, NUMBERS = ("max_new_tokens", "top_k"), ("temperature", "top_p", "min_p", "repetition_penalty", "window_step")
+CAN_BE_NONE = ("top_k", "top_p", "min_p", "window_step")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class SamplerConfig:
     window_step: float | None = None
 
     def __post_init__(self) -> None:
+        if wrong := [
+            f"{name}={short_repr(value)}: must be a {noun}."
+            for names, kind, noun in ((COUNTS, Integral, "whole number"), (NUMBERS, Real, "number"))
+            for name in names
+            if not isinstance(value := getattr(self, name), kind) and not (value is None and name in CAN_BE_NONE)
+        ]:
+            raise UserError(wrong)
         problems = []
         if self.max_new_tokens < 0:
             problems.append(f"max_new_tokens={self.max_new_tokens}: must be at least 0.")

@@ -17,11 +17,15 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import GRAPH_MIN_TOKENS, DecodingModel, capture_step, decoding_model
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.system.argument_types import check_type
 
 SORTED_FIRST = 2048  # tokens that top_p sorts before it sorts all
 LEAST_TEMPERATURE = 1e-30  # a smaller one is 0 in float32, or nearly so: the most likely token is certain
 
 log = logging.getLogger(__name__)
+
+TOKEN_IDS = "a tensor of int64, (B, T), such as torch.tensor([tokenizer.encode(text)])"
+MODEL = "a model, such as a GPTModel or what load_pretrained returns"
 
 
 def generate(
@@ -59,7 +63,7 @@ def generate(
         int64, (B, T + N), N at most max_new_tokens.
 
     Raises:
-        UserError: If an argument is outside its range, or token_ids is empty.
+        UserError: If an argument has the wrong type or is outside its range, or token_ids is empty or outside the vocabulary.
     """
     sampler = SamplerConfig(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty)
     new = generate_stream(
@@ -102,10 +106,9 @@ def generate_steps(
     whenever that share of it has been dropped. In between, the model sees as many tokens fewer.
 
     Raises:
-        UserError: If token_ids is empty; raised at the first token.
+        UserError: If the model or token_ids cannot be used; raised at the first token.
     """
-    if token_ids.ndim != 2 or token_ids.shape[1] == 0:
-        raise UserError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T) with at least one token.")
+    _check_prompt(model, token_ids)
     batch_size, context_length = token_ids.shape[0], model.config.context_length
     decoder = model if isinstance(model, DecodingModel) else decoding_model(model, batch_size=batch_size)
     next_logits = _next_logits_function(decoder, token_ids, n_tokens=sampler.max_new_tokens, use_cache=use_cache)
@@ -129,6 +132,23 @@ def generate_steps(
         window = torch.cat([window, new[:, None]], dim=1)
         if seen is not None:
             seen.scatter_(1, new[:, None], True)
+
+
+def _check_prompt(model: LanguageModel | DecodingModel, token_ids: Tensor) -> None:
+    check_type("model", model, (LanguageModel, DecodingModel), MODEL)
+    check_type("token_ids", token_ids, Tensor, TOKEN_IDS)
+    if token_ids.ndim != 2 or token_ids.shape[1] == 0:
+        raise UserError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T) with at least one token.")
+    if token_ids.dtype != torch.int64:
+        raise UserError(f"token_ids has the type {token_ids.dtype}: it must be {TOKEN_IDS}.")
+    if token_ids.shape[0] == 0:
+        return
+    lowest, highest, vocab_size = int(token_ids.min()), int(token_ids.max()), model.config.vocab_size
+    if lowest < 0 or highest >= vocab_size:
+        raise UserError(
+            f"token_ids has ids from {lowest} to {highest}, and the model's are 0 to {vocab_size - 1}. Encode the text with the "
+            "tokenizer that the model was trained with."
+        )
 
 
 def check_logits(values: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kv_cache import KVCache
+from gpt_pretrain.system.argument_types import check_type
 
 
 class LanguageModel(nn.Module):
@@ -30,6 +31,7 @@ class LanguageModel(nn.Module):
     out_head: nn.Linear
 
     def __init__(self, config: GPTConfig) -> None:
+        check_type("config", config, GPTConfig, "a GPTConfig, such as GPTConfig(vocab_size=50257, **vars(settings.model))")
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
@@ -99,6 +101,8 @@ class LanguageModel(nn.Module):
         self, token_ids: Tensor, cache: KVCache | None, positions: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the position of each token, (T,) or (B, T), and the mask, by default one that keeps documents apart."""
+        if token_ids.ndim != 2:
+            raise ValueError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T), such as token_ids[None].")
         T = token_ids.shape[1]
         if (context_length := self.config.context_length) < T:
             raise ValueError(f"token_ids reach position {T}, but the model's context_length is {context_length}.")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """The interface that the rest of the package expects of a tokenizer.
 

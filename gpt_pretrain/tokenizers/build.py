@@ -13,6 +13,7 @@ from typing import Any
 import tiktoken
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.argument_types import check_type
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
@@ -60,7 +61,7 @@ class StoredTokenizer:
         return cls(tokenizer.name, tokenizer.definition)
 
 
-def build_tokenizer(name: str) -> Tokenizer:
+def build_tokenizer(name: str | Path) -> Tokenizer:
     """Build the tokenizer that a user names.
 
     Args:
@@ -71,6 +72,8 @@ def build_tokenizer(name: str) -> Tokenizer:
     Raises:
         UserError: If there is no such tokenizer, or its files cannot be loaded.
     """
+    check_type("tokenizer", name, (str, Path), "a name such as 'gpt2' or 'byte', or a folder or file with a vocabulary")
+    name = str(name)
     if name == AUTOMATIC_NAME:
         return _build_named(DEFAULT_NAME)
     if is_tokenizer_name(name):

@@ -20,6 +20,7 @@ from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import IGNORED
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.system.argument_types import check_type
 from gpt_pretrain.training.batch_record import BatchRecord
 from gpt_pretrain.training.batch_results import BatchResult
 from gpt_pretrain.training.batch_totals import batch_totals
@@ -78,6 +79,9 @@ class GPTLitModule(L.LightningModule):
         custom: Mapping[str, Mapping[str, Any]] | None = None,
         pace: Pace | None = None,
     ) -> None:
+        check_type("model", model, LanguageModel, "a model, such as a GPTModel or what load_pretrained returns")
+        check_type("optimizer", optimizer, OptimizerSettings, "settings, such as load_settings().optimizer")
+        check_type("scheduler", scheduler, SchedulerSettings, "settings, such as load_settings().scheduler")
         super().__init__()
         self.model = model
         self.optimizer_settings = optimizer

@@ -1,0 +1,92 @@
+"""The public names of the package, called with what a newcomer passes to them in a notebook."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt_pretrain import (
+    GPTConfig,
+    GPTLitModule,
+    GPTModel,
+    TextDataModule,
+    build_tokenizer,
+    generate,
+    load_pretrained,
+    load_settings,
+)
+from gpt_pretrain.errors import UserError
+from tests.conftest import tiny_model
+
+ANY: Any = None
+SETTINGS = load_settings("model=tiny")
+
+
+def model() -> GPTModel:
+    return tiny_model(vocab_size=257)
+
+
+def ids(*values: Any) -> torch.Tensor:
+    return torch.tensor([values])
+
+
+WRONG: list[tuple[Callable[[], object], str]] = [
+    (lambda: generate(model(), [1, 2], 3), "token_ids=[1, 2]: must be a tensor of int64, (B, T), such as torch.tensor("),
+    (lambda: generate(model(), "Hello", 3), "token_ids='Hello': must be a tensor of int64"),
+    (lambda: generate(model(), ids(1.0), 3), "token_ids has the type torch.float32: it must be a tensor of int64"),
+    (lambda: generate(model(), ids(1, 257), 3), "token_ids has ids from 1 to 257, and the model's are 0 to 256. Encode"),
+    (lambda: generate(model(), ids(-1, 5), 0), "token_ids has ids from -1 to 5, and"),
+    (lambda: generate("gpt2", ids(1), 3), "model='gpt2': must be a model, such as a GPTModel or what load_pretrained returns."),
+    (lambda: generate(model(), ids(1), "3"), "max_new_tokens='3': must be a whole number."),
+    (lambda: generate(model(), ids(1), 2.5), "max_new_tokens=2.5: must be a whole number."),
+    (lambda: generate(model(), ids(1), 3, top_k=2.5), "top_k=2.5: must be a whole number."),
+    (lambda: generate(model(), ids(1), 3, temperature=None), "temperature=None: must be a number."),
+    (lambda: build_tokenizer(None), "tokenizer=None: must be a name such as 'gpt2' or 'byte', or a folder or file"),
+    (lambda: load_settings(5), "an override=5: must be a text, such as 'model=tiny'."),
+    (lambda: load_settings(["model=tiny", 5]), "an override=5: must be a text"),
+    (lambda: load_pretrained(None), "source=None: must be a path, a model on the hub such as 'gpt2', or 'latest'."),
+    (lambda: GPTModel({"emb_dim": 8}), "config={'emb_dim': 8}: must be a GPTConfig, such as GPTConfig("),
+    (lambda: GPTModel(SETTINGS.model), "config=<a ModelSettings>: must be a GPTConfig"),
+    (lambda: GPTLitModule(ANY, optimizer=ANY, scheduler=ANY, total_steps=1), "model=None: must be a model, such as"),
+    (
+        lambda: GPTLitModule(model(), optimizer=torch.optim.AdamW, scheduler=SETTINGS.scheduler, total_steps=1),
+        "optimizer=<a type>: must be settings, such as load_settings().optimizer.",
+    ),
+    (
+        lambda: TextDataModule("text.txt", build_tokenizer("byte"), context_length=8, seed=1),
+        "settings='text.txt': must be settings, such as load_settings('data.path=FILE').data.",
+    ),
+    (lambda: TextDataModule(SETTINGS.data, "byte", context_length=8, seed=1), "tokenizer='byte': must be a tokenizer, such as"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), WRONG)
+def test_an_argument_of_the_wrong_type_is_named_with_what_is_taken(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        call()
+
+
+def test_a_model_says_which_shape_it_reads() -> None:
+    with pytest.raises(ValueError, match=r"token_ids has shape \(3,\): it must be \(B, T\), such as token_ids\[None\]"):
+        model()(torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize("use", ["train_dataloader", "val_dataloader"])
+def test_data_that_is_not_prepared_says_what_to_call(use: str) -> None:
+    data = TextDataModule(SETTINGS.data, build_tokenizer("byte"), context_length=8, seed=1)
+    with pytest.raises(AttributeError, match=r"is there once prepare_data\(\) has been called"):
+        getattr(data, use)()
+    assert not hasattr(data, "train")
+    assert not hasattr(data, "trian")
+
+
+def test_paths_and_lists_are_taken_where_they_are_natural(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    assert load_settings(["model=tiny", "seed=5"]).seed == load_settings("model=tiny", "seed=5").seed == 5
+    with pytest.raises(UserError, match="there is no such tokenizer"):
+        build_tokenizer(tmp_path / "nothing")
+    assert build_tokenizer(Path("byte")).name == "byte"
+    assert isinstance(GPTModel(GPTConfig(vocab_size=300, **vars(SETTINGS.model))), GPTModel)
