@@ -41,7 +41,7 @@ class WorkerPool:
     """Processes that run jobs and return the results in order. A single worker runs in this process.
 
     Args:
-        count: Number of workers.
+        count: Number of workers. Where no process can be started, it becomes 1.
         tokenizer: Name of the tokenizer. It is loaded before the processes are forked, so that they share its memory.
         fast: Load the fast library too.
     """
@@ -56,7 +56,7 @@ class WorkerPool:
                 self._start()
             except OSError as error:  # Their locks need /dev/shm, which some containers lack; or there are too many processes.
                 _kill_workers()
-                self._pool, self._slots = None, SharedSlots(0)
+                self.count, self._pool, self._slots = 1, None, SharedSlots(0)
                 print_escaped(
                     f"No worker processes can be started here ({error.strerror or error}), so this process does all the work.",
                     file=sys.stderr,
