@@ -105,7 +105,9 @@ def read_pages(stream: BinaryIO | io.RawIOBase, column: Any) -> Iterator[Parquet
             page = replace(page, has_sized_levels=details.get(LEVEL_ENCODING) == RLE)
         if kind == DATA_V2:
             levels = sum(max(details.get(field) or 0, 0) for field in LEVELS)
-            page = replace(page, levels=min(levels, compressed), says_compressed=details.get(IS_COMPRESSED) is True)
+            if levels > min(size, compressed):
+                raise DamagedArchiveError(NO_PAGES)
+            page = replace(page, levels=levels, says_compressed=details.get(IS_COMPRESSED) is True)
         yield page
 
 

@@ -145,3 +145,15 @@ def test_a_block_of_more_than_32_bits_does_not_hide_the_second_list() -> None:
         data = table([page(first + blocks + endings + bytes(100), n_values=200, encoding=7)], n_values=200)
         with within(1, 50):
             assert read(data) == ([], "a part of it has more than 4,194,304 texts")
+
+
+@pytest.mark.parametrize("levels", [0, 5])
+def test_levels_that_are_longer_than_their_page_are_refused(levels: int) -> None:
+    values = varint(128) + varint(4) + varint(1) + varint(6) + b"one"
+    content = pa.Codec("zstd").compress(values, asbytes=True)
+    size = len(values) if not levels else 3  # With levels, fewer bytes than they have.
+    sizes = b"\x15" + number(size) + b"\x15" + number(len(content))
+    details = b"\x5c\x15\x02\x15\x00\x15\x02\x15" + number(LENGTHS_FIRST) + b"\x15" + number(levels) + b"\x15\x00\x11\0"
+    one = b"\x15" + number(3) + sizes + details + b"\0" + content
+    expected = (["one"], "") if not levels else ([], "what should be its pages is something else")
+    assert read(table([one], n_values=1, nullable=bool(levels))) == expected
