@@ -66,7 +66,7 @@ def match_files(name: str) -> tuple[list[str], bool]:
             return _existing_files(files_below(path)), False
         return ([str(path)], True) if path.exists() else (_match_glob(path), False)
     except RecursionError as error:
-        raise UserError(f"{name} has too many folders in folders to look at. Name one that is nearer to its texts.") from error
+        raise UserError(f"The folders in {name} are nested too deeply. Name a folder that is nearer to the texts.") from error
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -201,8 +201,9 @@ def _check_part(part: Any) -> None:
     for node in _nested_objects(part):
         if "precompiled_charsmap" in node:
             _check_charsmap(node["precompiled_charsmap"])
-        if not all(isinstance(node.get(name) or [], list) for name in STEPS):
-            raise DamagedFileError(f"one of its steps is {short_repr(node)}")
+        for name in STEPS:
+            if not isinstance(steps := node.get(name) or [], list):
+                raise DamagedFileError(f"its {name} are {short_repr(steps)}, not a list")
 
 
 def _check_patterns(parts: Iterable[Any]) -> None:
