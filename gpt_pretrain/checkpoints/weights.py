@@ -85,7 +85,8 @@ class Weights:
     ) -> LanguageModel:
         """Return the model with these weights, in eval mode.
 
-        Tensors are moved from the file to the model one by one. Tensors of a PyTorch file that fit unchanged stay mapped to it.
+        Tensors are moved from the file to the model one by one. Those that fit unchanged stay mapped to the file, so that
+        two models built from the same weights share them.
 
         Args:
             context_length: Tokens; keeps only the first position embeddings. None keeps all.

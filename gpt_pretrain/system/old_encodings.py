@@ -52,7 +52,8 @@ ICONV: dict[str, str | None] = {
 }
 # Encodings of the shapes that letters have within words, of which the form NFKC of Unicode makes letters.
 OF_SHAPES = ("cp864",)
-OF_OTHERS = 0.05  # Nearly all letters of ISO-8859-6 are letters of CP864 too.
+# What such an encoding scores less than another one: nearly all letters of ISO-8859-6 are letters of CP864 too.
+SHAPES_PENALTY = 0.05
 # In one of two encodings of Greek, capital alpha with an accent is the other's apostrophe or pilcrow.
 SYMBOL_BEFORE_WORD = re.compile("(?<!\\S)[\u2019\u00b6](?=[\u03ac-\u03ce])")
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
@@ -93,7 +94,7 @@ def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
     )
     mistakes = 0 if several else _mistakes(text)
     score = (total - mistakes) / max(counts.total(), 1) + (BONUS if several and counts else 0.0)
-    return score - (OF_OTHERS if encoding in OF_SHAPES else 0.0)
+    return score - (SHAPES_PENALTY if encoding in OF_SHAPES else 0.0)
 
 
 def _decode(sample: bytes, encoding: str) -> str | None:
