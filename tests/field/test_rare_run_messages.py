@@ -199,7 +199,7 @@ def test_devices_that_a_machine_lacks() -> None:
 
 def test_a_sweep_is_not_started_by_torchrun() -> None:
     _, problems = launch._overrides_of_main(lambda: ["-m", "seed=1,2"], lambda: None)
-    assert problems == ["A sweep starts the processes of each job itself: python train.py -m ... trainer.devices=N."]
+    assert problems == ["A sweep starts the processes of each job itself: python train.py -m ... trainer.devices=N"]
 
 
 def test_a_sweep_of_texts_has_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
