@@ -21,7 +21,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.model.language_model import LanguageModel
-from gpt_pretrain.runs.metadata import update_metadata
+from gpt_pretrain.runs.metadata import MAX_LISTED, update_metadata
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.urls import is_url
 from gpt_pretrain.texts.text import sha256_without_blanks
@@ -78,7 +78,7 @@ def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> Toke
 def save_measured_texts(
     folder: Path, model: LanguageModel, texts: Sequence[Continuation], content: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Write texts to samples.txt in a folder, and the texts with their measures to its run metadata.
+    """Write texts to samples.txt in a folder, and their measures with the first MAX_LISTED of them to its run metadata.
 
     Args:
         content: The content of the model's checkpoint besides the weights.
@@ -86,7 +86,7 @@ def save_measured_texts(
     whole_texts = [text.text for text in texts]
     write_text(folder / "samples.txt", "\n\n".join(whole_texts) + "\n")
     measures = measure_texts(model, texts, training=find_training_tokens(content, tokenizer))
-    update_metadata(folder, texts=whole_texts, measures=measures)
+    update_metadata(folder, texts=whole_texts[:MAX_LISTED], measures=measures)
 
 
 def measure_texts(model: LanguageModel, texts: Sequence[Continuation], *, training: TokenStream | None) -> dict[str, Any]:

@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
-from gpt_pretrain.evaluation.generated_text import distinct_fraction, find_training_tokens, mean_log_probability, measure_texts
+from gpt_pretrain.evaluation import generated_text
+from gpt_pretrain.evaluation.generated_text import (
+    distinct_fraction,
+    find_training_tokens,
+    mean_log_probability,
+    measure_texts,
+    save_measured_texts,
+)
 from gpt_pretrain.generation.prompts import Continuation
+from gpt_pretrain.runs.metadata import MAX_LISTED, read_metadata, update_metadata
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import tiny_model
 
@@ -51,6 +59,17 @@ def test_distinct_fraction_counts_distinct_n_grams() -> None:
     assert distinct_fraction([1, 2, 1, 2, 1], 2) == 2 / 4
     assert distinct_fraction([1, 2, 1, 2, 1], 3) == 2 / 3
     assert distinct_fraction([1], 2) is None
+
+
+def test_run_metadata_remain_readable_with_very_many_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated_text, "measure_texts", lambda *_, **__: {"run_length": None})
+    update_metadata(tmp_path, overrides=["n_samples=100000"])
+    texts = [Continuation("a", [1], [2])] * 100_000
+    save_measured_texts(tmp_path, tiny_model(), texts, {}, build_tokenizer("byte"))
+    metadata = read_metadata(tmp_path)
+    assert metadata["overrides"] == ["n_samples=100000"]
+    assert metadata["texts"] == ["a"] * MAX_LISTED
+    assert (tmp_path / "samples.txt").read_text().count("a") == 100_000
 
 
 def test_measures_are_means_and_serializable() -> None:
