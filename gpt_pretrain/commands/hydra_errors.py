@@ -22,6 +22,7 @@ ADVICE = re.compile(
 )
 NOT_LISTED = re.compile(r"In '([^']+)': Could not override '([^']+)'")
 NO_OPTION = re.compile(r"(?:In '[^']+': )?Could not find '([^']+)/([^'/]+)'\s*Available options in '[^']+':\s*(.*)", re.DOTALL)
+NO_DEFAULT = re.compile(r"Could not override '([^'@]+)'\. No match in the defaults list")
 NO_FOLDER = re.compile(r"Additional config directory '(.*)' not found")
 ITEM = re.compile(r"(.+)\[(\d+)\]")
 HYDRA_ERRORS = (HydraException, CompactHydraException, OmegaConfBaseException)
@@ -82,7 +83,8 @@ def _explain_defaults(text: str) -> str | None:
         group, name, options = option.groups()
         return f"{group}={name}: the group {group} has no option {name}. Its options are {', '.join(options.split())}."
     if (found := NOT_LISTED.search(text)) is None:
-        return None
+        typed = NO_DEFAULT.search(text)
+        return typed and f"{typed[1]}=: no default names this group, so a sign adds it: +{typed[1]}=OPTION"
     where, group = found[1], found[2].lstrip("/")
     if group == "tokenizer":
         return (

@@ -221,6 +221,17 @@ def test_settings_are_shown_without_references(script: Script, name: str) -> Non
     assert "${" not in done.stdout
 
 
+def test_a_group_of_the_users_own_is_added(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "own" / "habits").mkdir(parents=True)
+    (tmp_path / "own" / "habits" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    done = script("train.py", "-cd", "own", "habits=mine")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: habits=: no default names this group, so a sign adds it: +habits=OPTION\n",
+    )
+    assert "seed: 7" in script("train.py", "-cd", "own", "+habits=mine", "--cfg", "job").stdout
+
+
 def test_a_file_of_settings_that_overrides_the_former_group_is_explained(script: Script, tmp_path: Path) -> None:
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     file = tmp_path / "own" / "experiment" / "mine.yaml"
