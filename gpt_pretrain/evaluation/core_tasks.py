@@ -152,12 +152,14 @@ def _read_baselines(folder: Path) -> dict[str, float]:
         text = read_bytes(folder / BASELINES, max_bytes=MAX_BASELINE_BYTES, within=folder).decode("utf-8-sig")
         rows = [row for row in csv.reader(io.StringIO(text), strict=True) if row]
         name, baseline = (_column(rows[:1], title) for title in (TASK_COLUMN, BASELINE_COLUMN))
+        if any(len(row) <= max(name, baseline) for row in rows):
+            raise ValueError("a row has fewer cells than the heading")
         found = {row[name]: float(row[baseline]) / 100 for row in rows[1:]}
         if wrong := [name for name, value in found.items() if not (math.isfinite(value) and 0 <= value < 1)]:
             raise ValueError(f"the random baseline of {short_repr(wrong[0])} must be at least 0 and below 100 percent")
     except KeyError as error:
         raise UserError(f"tasks.path={folder / BASELINES} has no column {error}.") from error
-    except (OSError, ValueError, IndexError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"tasks.path={folder / BASELINES} cannot be used: {_reason(error)}.") from error
     return found
 

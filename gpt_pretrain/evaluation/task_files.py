@@ -23,7 +23,7 @@ from gpt_pretrain.system.reading import DamagedFileError, open_regular
 
 MAX_LINE_BYTES = 1 << 20
 MAX_TASK_FILES = 1000  # of a folder
-MAX_NAMES = 4  # of one file; the CORE set has HellaSwag with and without examples
+MAX_NAMES = 10  # of one file, which may be asked with several numbers of examples; the CORE set has HellaSwag twice
 ENDINGS = (".jsonl", ".json", ".ndjson")
 
 
@@ -73,7 +73,7 @@ def check_names_of_files(paths: Iterable[Path]) -> None:
     """
     found = Counter((status.st_dev, status.st_ino) for status in (path.stat() for path in paths if path.exists()))
     if (count := max(found.values(), default=0)) > MAX_NAMES:
-        raise DamagedFileError(f"{count:,} tasks have one file, more than the limit of {MAX_NAMES}")
+        raise DamagedFileError(f"{count:,} tasks share one file, more than the limit of {MAX_NAMES}")
 
 
 def read_task(file: Path, *, name: str | None = None, limit: int | None = None) -> Task:

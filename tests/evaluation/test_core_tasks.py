@@ -190,7 +190,7 @@ def test_a_damaged_set_is_explained(tmp_path: Path, changes: dict[str, Any], mes
         ("eval_meta_data.csv", "a,b\n1,2\n", "has no column 'Eval Task'"),
         ("eval_meta_data.csv", "Eval Task,Random baseline\nchoices,100\n", "must be at least 0 and below 100 percent"),
         ("eval_meta_data.csv", "Eval Task,Random baseline\nchoices,much\n", "could not convert string to float"),
-        ("eval_meta_data.csv", "Eval Task,Random baseline\nchoices\n", "cannot be used"),
+        ("eval_meta_data.csv", "Eval Task,Random baseline\nchoices\n", "a row has fewer cells than the heading"),
         ("eval_data/schema.jsonl", '{"query": "a"}\n', 'Each line is {"context_options": ["...", "..."], "continuation"'),
         ("eval_data/a/choices.jsonl", '{"query": "a", "choices": ["b", "c"], "gold": 2}\n', '"gold" is 2, but must be 0 or 1'),
     ],

@@ -63,20 +63,20 @@ def test_no_file_is_read_for_many_tasks(tmp_path: Path) -> None:
     assert len(read_core_tasks(folder)) == len(ENTRIES)
     (folder / "eval_data" / "more").mkdir()
     os.link(folder / "eval_data" / "text.jsonl", folder / "eval_data" / "more" / "x.jsonl")
-    files = ["text.jsonl", "./text.jsonl", "more/x.jsonl"] * 2
+    files = ["text.jsonl", "./text.jsonl", "more/x.jsonl"] * 4
     entries = [ENTRIES[3] | {"label": f"task {number}", "dataset_uri": file} for number, file in enumerate(files)]
     (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": entries}))
-    with pytest.raises(UserError, match="6 tasks have one file, more than the limit of 4"):
+    with pytest.raises(UserError, match="12 tasks share one file, more than the limit of 10"):
         read_core_tasks(folder)
 
 
 def test_no_file_of_a_folder_is_read_under_many_names(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [{"context": "a", "continuation": "b"}])
-    for name in "bcd":
+    for name in "bcdefghij":
         (tmp_path / f"{name}.jsonl").symlink_to("a.jsonl")
-    assert len(find_tasks(str(tmp_path))) == 4
-    os.link(tmp_path / "a.jsonl", tmp_path / "e.jsonl")
-    with pytest.raises(UserError, match="5 tasks have one file"):
+    assert len(find_tasks(str(tmp_path))) == 10
+    os.link(tmp_path / "a.jsonl", tmp_path / "k.jsonl")
+    with pytest.raises(UserError, match="11 tasks share one file"):
         find_tasks(str(tmp_path))
 
 
