@@ -14,7 +14,7 @@ sweep's folder has a picture. Other settings of train.py apply to every training
 from __future__ import annotations
 
 from gpt_pretrain.commands.arguments import wants_help
-from gpt_pretrain.system.checkout import run_script
+from gpt_pretrain.system.checkout import run_script, script_command
 
 SWEEP = ("-m", "hparams_search=ladder")
 
@@ -22,6 +22,6 @@ SWEEP = ("-m", "hparams_search=ladder")
 def ladder_command(arguments: list[str]) -> None:
     """Run train.py as a ladder."""
     if wants_help(arguments):
-        print((__doc__ or "").strip())
+        print((__doc__ or "").strip().replace("python train.py", script_command("train.py")))
         return
     run_script("train.py", [*SWEEP, *arguments])

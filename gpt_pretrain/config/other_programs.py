@@ -32,7 +32,10 @@ SCORED = f"evaluate.py scores a trained model: {script_command('evaluate.py')} c
 SHORT_TEXT = "To overfit on purpose, train on a short text: data.path=FILE trainer.max_epochs=100"
 SCHEDULES = "Schedules are options, such as scheduler=constant and scheduler=warmup_cosine; --help lists all."
 ENDS = "A run ends at trainer.max_epochs=N, trainer.max_steps=N, trainer.max_tokens=N or trainer.max_time=TIME."
-EXPERIMENTS = "Settings that belong together are in a file conf/experiment/NAME.yaml, and experiment=NAME selects them."
+EXPERIMENTS = (
+    "Settings that belong together are in a file experiment/NAME.yaml in conf/, or in a folder that --config-dir names, and "
+    "experiment=NAME selects them."
+)
 SAMPLED = (
     "generate.py samples with sampler.temperature=T above 0, and serve.py if a request says so; a temperature of 0 takes the "
     "likeliest token."

@@ -112,7 +112,7 @@ def test_a_file_of_settings_in_python_is_translated(tmp_path: Path) -> None:
     file.write_text("wandb_log = False\nwandb_project = 'p'\nwandb_run_name = 'n'\nbatch_size = 8\n")
     assert explain_python_file(str(file)).endswith("written here: data.batch_size=8")
     file.write_text("def (")
-    expected = "settings are not read from Python files. Settings that belong together are in a file conf/experiment/NAME.yaml"
+    expected = "settings are not read from Python files. Settings that belong together are in a file experiment/NAME.yaml"
     assert all(expected in explain_python_file(str(one)) for one in (file, tmp_path / "missing.py"))
     file.write_text(f"n_layer = 0x{'f' * 5000}")
     assert expected in explain_python_file(str(file))
