@@ -84,7 +84,8 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)
         for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
             check = partial(override_problems, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
-            problems += list(check(override)) and ([*_lookalike_problem(override, check)] or list(check(override)))
+            found = list(check(override))
+            problems += [*_lookalike_problem(override, check)] or found if found else []
     return problems
 
 

@@ -88,9 +88,8 @@ def read_sweep(folder: Path) -> list[Job]:
     Links are left out: they are no jobs of this sweep, or repeat one.
     """
     jobs = []
-    for path in without_repetitions(sorted(folder.glob(f"*/{METADATA_FILE}"))):
-        if path.parent.is_symlink():
-            continue
+    files = (file for file in sorted(folder.glob(f"*/{METADATA_FILE}")) if not file.parent.is_symlink())
+    for path in without_repetitions(files):
         metadata = read_metadata(path.parent)
         pairs = map(split_override, stored_overrides(metadata))
         settings = {key: plain_value(value) for key, value in pairs}
