@@ -84,7 +84,7 @@ def _explain_defaults(text: str) -> str | None:
         return f"{group}={name}: the group {group} has no option {name}. Its options are {', '.join(options.split())}."
     if (found := NOT_LISTED.search(text)) is None:
         typed = NO_DEFAULT.search(text)
-        return typed and f"{typed[1]}=: no default names this group, so a sign adds it: +{typed[1]}=OPTION"
+        return f"{typed[1]}=: no default names this group. Add it with a plus sign: +{typed[1]}=OPTION" if typed else None
     where, group = found[1], found[2].lstrip("/")
     if group == "tokenizer":
         return (

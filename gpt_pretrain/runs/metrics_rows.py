@@ -21,7 +21,7 @@ MAX_POINTS, MAX_ALL_POINTS = 2000, 100_000
 class History:
     """The metrics of many rows by tokens seen, and the lowest loss: of each metric at most about MAX_POINTS at equal distances.
 
-    Of a stranger's hundreds of metrics, fewer points are kept.
+    If there are hundreds of metrics, as in a stranger's file, fewer points of each are kept.
 
     Attributes:
         points: Of each metric, tokens seen and values.

@@ -227,7 +227,7 @@ def test_a_group_of_the_users_own_is_added(script: Script, tmp_path: Path) -> No
     done = script("train.py", "-cd", "own", "habits=mine")
     assert (done.returncode, done.stderr) == (
         2,
-        "error: habits=: no default names this group, so a sign adds it: +habits=OPTION\n",
+        "error: habits=: no default names this group. Add it with a plus sign: +habits=OPTION\n",
     )
     assert "seed: 7" in script("train.py", "-cd", "own", "+habits=mine", "--cfg", "job").stdout
 
