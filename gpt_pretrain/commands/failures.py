@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import time
 import traceback
@@ -25,6 +26,7 @@ DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ELOOP, errno.EIO, errno.ESTALE),
     *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.ENOTDIR),
 )
+LIBRARY_VARIABLES = ("TORCH", "PYTORCH_", "MPL", "SOURCE_DATE_EPOCH")
 OTHER_RANK_DELAY_SECONDS = 3.0
 MAX_TRACEBACK = 100_000  # characters; one that quotes a file could be as long as the file
 
@@ -123,12 +125,30 @@ def check_output(*, is_result: bool = False) -> None:
         raise UserError(f"Standard output cannot be written: {error.strerror or error}. What was printed is incomplete.")
 
 
+def _refused_variable(error: Exception) -> UserError | None:
+    """Return a message about the environment variable whose value a library refuses while it is loaded; None if there is none."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    loaded = [frame for frame in frames if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__"]
+    if not isinstance(error, ValueError) or not loaded:
+        return None
+    said = str(error)
+    for name, value in os.environ.items():
+        if name.startswith(LIBRARY_VARIABLES) and value and value in said:
+            return UserError(
+                f"{name}={value}: a library refuses this environment variable ({short_message(said.strip())[:200]}). To do "
+                f"without it: unset {name}"
+            )
+    return None
+
+
 def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and "Unable to configure handler" in str(error):
         error = error.__cause__  # of Python's logging, which cannot open the log of a run
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return UserError(f"{error.filename or 'A file'} cannot be opened or written: {error.strerror}.")
+    if (refused := _refused_variable(error)) is not None:
+        return refused
     if not isinstance(error, UserError):
         return None
     error.problems = [short_message(problem) for problem in error.problems]

@@ -36,7 +36,13 @@ from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.system.streams import prepare_streams
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, launch_info, node_rank
-from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
+from gpt_pretrain.training.distributed.ranks import (
+    check_rank_variables,
+    exit_without_teardown,
+    explain_lost_ranks,
+    is_distributed,
+    is_main,
+)
 from gpt_pretrain.training.distributed.requeue import earlier_run
 
 TEXTS = ("prompt", "start_context")  # settings whose values are texts
@@ -89,6 +95,7 @@ def hydra_script(name: str) -> Iterator[None]:
             if "--version" in sys.argv[1:]:  # Hydra prints its own
                 print(f"gpt-pretrain {gpt_pretrain.__version__}")
                 sys.exit(0)
+            check_rank_variables()
             register_schema()
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
             os.environ[FULL_ERROR] = "1"

@@ -10,7 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
-from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.schema import EvaluateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import is_declared, nearest_settings, same_names
 from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.reading import read_bytes
@@ -40,6 +40,10 @@ SAMPLED = (
     "generate.py samples with sampler.temperature=T above 0, and serve.py if a request says so; a temperature of 0 takes the "
     "likeliest token."
 )
+# Settings of generate.py that evaluate.py and serve.py do not have.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+SENT_BY_CLIENTS = "Clients send it with each text: a request to /v1/completions has the field {field}."
+NOT_SAMPLED = "evaluate.py samples no text: a score follows from the probabilities of the tokens that a text has. Leave this out."
 # Settings of other programs, and the remedies in train.py and in the other scripts; None where another rule knows a better one.
 # VALUE, DEVICE, PRECISION and FILE stand for the typed value as it is written here.
 REMEDIES: dict[str, tuple[str | None, str | None]] = {
@@ -129,6 +133,10 @@ def counterpart(key: str, value: str, *, schema: type) -> str | None:
     words = (key,) if same_names(last, schema) else (key, last)
     if (other := other_value(f"{last}={value}", schema=schema)) is not None:
         return other
+    if last in SAMPLING and schema is ServeSettings:
+        return SENT_BY_CLIENTS.format(field="max_tokens" if last == "max_new_tokens" else last)
+    if last in SAMPLING and schema is EvaluateSettings:
+        return NOT_SAMPLED
     column = 0 if schema is TrainSettings else 1
     found = next((forms[column] for names, forms in REMEDIES.items() if not set(words).isdisjoint(names.split())), None)
     if found is None or not found.startswith("Type "):

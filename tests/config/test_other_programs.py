@@ -63,6 +63,24 @@ def problems(*arguments: str, script: str = "train") -> list[str]:
             "do_sample=true: there is no such setting. generate.py samples with sampler.temperature=T above 0, and serve.py if a "
             "request says so; a temperature of 0 takes the likeliest token.",
         ),
+        (
+            "serve",
+            "sampler.temperature=0.7",
+            "sampler.temperature=0.7: there is no such setting. Clients send it with each text: a request to /v1/completions has the "
+            "field temperature.",
+        ),
+        (
+            "serve",
+            "max_new_tokens=20",
+            "max_new_tokens=20: there is no such setting. Clients send it with each text: a request to /v1/completions has the field "
+            "max_tokens.",
+        ),
+        (
+            "evaluate",
+            "top_k=25",
+            "top_k=25: there is no such setting. evaluate.py samples no text: a score follows from the probabilities of the tokens that "
+            "a text has. Leave this out.",
+        ),
         ("evaluate", "ckpt_path=run", "ckpt_path=run: there is no such setting. Type checkpoint=run"),
     ],
 )

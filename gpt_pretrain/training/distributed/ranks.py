@@ -12,6 +12,7 @@ import atexit
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,11 @@ from gpt_pretrain.training.distributed.rendezvous import connect_ranks, on_one_m
 if TYPE_CHECKING:
     from torch import Tensor
 
+RANK_NUMBERS = (
+    *("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
+    *("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+)
+NUMBER = re.compile(r"[0-9]{1,9}")
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # how long a rank waits for the others, at the start and in each step
 TIMEOUT_SECONDS = 1800.0  # the default; longer than a validation or a checkpoint takes
@@ -44,12 +50,12 @@ MAX_MESSAGE_BYTES = 20_000_000  # of one rank; the state of its random generator
 
 def is_distributed() -> bool:
     """Return whether this process is one of several that train together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or _in_srun()
+    return _number("WORLD_SIZE", 1) > 1 or _in_srun()
 
 
 def rank() -> int:
     """Return the number of this process, counted from 0; 0 if it trains alone."""
-    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if _in_srun() else "0")) if is_distributed() else 0
+    return _number("RANK", _number("SLURM_PROCID") if _in_srun() else 0) if is_distributed() else 0
 
 
 def is_main() -> bool:
@@ -59,12 +65,38 @@ def is_main() -> bool:
 
 def world_size() -> int:
     """Return the number of processes that train together."""
-    return int(os.environ.get("WORLD_SIZE", os.environ["SLURM_STEP_NUM_TASKS"] if _in_srun() else "1")) if is_distributed() else 1
+    return _number("WORLD_SIZE", _number("SLURM_STEP_NUM_TASKS", 1) if _in_srun() else 1)
 
 
 def local_world_size() -> int:
     """Return the number of processes of this training on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_distributed() else 1
+    return _number("LOCAL_WORLD_SIZE", world_size()) if is_distributed() else 1
+
+
+def check_rank_variables() -> None:
+    """Check the environment variables that number the processes of a training, which a shell may have kept from another one.
+
+    Raises:
+        UserError: If one is no number, or says that there are other processes where there are none.
+    """
+    given = {name: text for name in RANK_NUMBERS if (text := os.environ.get(name))}
+    problems = [
+        f"{name}={text}: this environment variable must be a whole number, as torchrun and srun set it. To train with one "
+        f"process: unset {name}"
+        for name, text in given.items()
+        if NUMBER.fullmatch(text) is None
+    ]
+    if not problems and not is_distributed():
+        problems = [
+            f"{name}={given[name]}: this environment variable says that there are other processes, and WORLD_SIZE does not. "
+            f"Start the processes with torchrun, or type: unset {name}"
+            for name in ("RANK", "LOCAL_RANK")
+            if _number(name) > 0
+        ]
+    elif not problems and rank() >= world_size():
+        problems = [f"RANK={rank()} must be below WORLD_SIZE={world_size()}: processes are counted from 0. torchrun sets both."]
+    if problems:
+        raise UserError(problems)
 
 
 def timeout() -> timedelta:
@@ -282,7 +314,13 @@ def _checked_size(size: Tensor) -> int:
 
 def _in_srun() -> bool:
     """Return whether SLURM's srun has started this process together with others."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    return _number("SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in os.environ
+
+
+def _number(name: str, default: int = 0) -> int:
+    """Return an environment variable as a number; the default if it is none, which `check_rank_variables` reports."""
+    text = os.environ.get(name, "")
+    return int(text) if NUMBER.fullmatch(text) else default
 
 
 def _from_slurm() -> dict[str, str]:

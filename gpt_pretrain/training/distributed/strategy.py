@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from lightning.pytorch.plugins.environments import ClusterEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from gpt_pretrain.config.schema import TrainerSettings
@@ -37,5 +37,9 @@ def build_strategy(settings: TrainerSettings, *, own_model: bool = False) -> Str
 
 
 def cluster_environments() -> list[ClusterEnvironment]:
-    """Return the plugin that reads the rank from torchrun's environment variables, if there are several ranks."""
-    return [TorchElasticEnvironment()] if ranks.is_distributed() else []
+    """Return the plugin that reads the rank: from torchrun's environment variables, if there are several ranks.
+
+    A process that trains alone gets one that reads no cluster's variables: in a SLURM job of several tasks, Lightning would
+    refuse a script that srun has not started.
+    """
+    return [TorchElasticEnvironment() if ranks.is_distributed() else LightningEnvironment()]
