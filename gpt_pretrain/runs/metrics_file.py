@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import itertools
 import logging
 import os
 import shutil
@@ -35,7 +36,7 @@ COLUMNS = (
     "val/ema_loss",
 )
 
-UNREADABLE = "metrics-unreadable.csv"
+UNREADABLE = "metrics-unreadable{}.csv"
 MAX_STEP_DIGITS = 16
 # A row has a comma for each column, and some numbers. A stranger's file may have far shorter rows below a long heading.
 FREE_ROWS, BYTES_PER_ROW = 1000, 16
@@ -101,7 +102,9 @@ class MetricsFile(Logger):
 
     def _keep_unreadable(self) -> None:
         """Copy the file before it is replaced."""
-        copy = self.path.with_name(UNREADABLE)
+        names = (UNREADABLE.format(f"-{number}" if number > 1 else "") for number in itertools.count(1))
+        copies = map(self.path.with_name, names)
+        copy = next(one for one in copies if not one.is_file() or one.is_symlink())  # an earlier copy stays
         with replacing(copy) as scratch:
             shutil.copyfile(self.path, scratch)
         log.warning(

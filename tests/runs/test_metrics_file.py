@@ -134,6 +134,10 @@ def test_rows_that_cannot_be_read_are_kept_elsewhere(tmp_path: Path, caplog: pyt
     assert table(file, "step") == []
     assert (tmp_path / "metrics-unreadable.csv").read_text() == content
     assert not (tmp_path / "elsewhere").exists()
+    file.write_text(content + "20,9,5\n")
+    MetricsFile(file, first_step=21)
+    assert (tmp_path / "metrics-unreadable.csv").read_text() == content, "a second time, the first copy stays"
+    assert (tmp_path / "metrics-unreadable-2.csv").read_text() == content + "20,9,5\n"
     assert (
         f"20 rows of {file} cannot be read; another program may have saved them in its own way. They are kept in" in caplog.text
     )
