@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.commands.failures import as_user_error
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.distributed.ranks import check_rank_variables
 from tests.helpers.training_runs import SETTINGS, Train
 
@@ -18,24 +19,31 @@ SHORT = ("model=tiny", "tokenizer=byte", "trainer.accelerator=cpu", "trainer.max
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"RANK": "x", "WORLD_SIZE": "2"}, "error: RANK=x: this environment variable must be a whole number"),
-        ({"WORLD_SIZE": "two"}, "error: WORLD_SIZE=two: this environment variable must be a whole number"),
-        (
-            {"LOCAL_RANK": "3"},
-            "error: LOCAL_RANK=3: this environment variable says that there are other processes, and WORLD_SIZE",
-        ),
-        ({"RANK": "1", "LOCAL_RANK": "-1"}, "error: LOCAL_RANK=-1: this environment variable must be a whole number"),
-        ({"MASTER_PORT": "http"}, "error: MASTER_PORT=http: this environment variable must be a whole number"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "error: RANK=2 must be below WORLD_SIZE=2"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK=x: this environment variable must be a whole number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: this environment variable must be a whole number"),
+        ({"RANK": "1", "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1: this environment variable must be a whole number"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http: this environment variable must be a whole number"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3: this environment variable says that there are other processes, and WORLD_SIZE"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 must be below WORLD_SIZE=2"),
     ],
 )
 def test_variables_of_another_training_are_refused_by_name(
-    script: Script, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as raised:
+        check_rank_variables()
+    assert str(raised.value).startswith(said)
+
+
+@pytest.mark.parametrize(("name", "value"), [("LOCAL_RANK", "3"), ("WORLD_SIZE", "two")])
+def test_a_script_refuses_variables_of_another_training(
+    script: Script, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
     done = script("train.py", *SHORT)
-    assert said in done.stderr and done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {name}={value}: ") and done.returncode == 2, done.stderr
 
 
 @pytest.mark.parametrize("name", ["MPLBACKEND", "TORCH_LOGS", "SOURCE_DATE_EPOCH"])
