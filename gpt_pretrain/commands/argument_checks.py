@@ -90,7 +90,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
 
 
 def _lookalike_problem(override: str, check: Callable[[str], Iterable[str]]) -> Iterator[str]:
-    """Yield the problem of an override that would have none with the characters of a keyboard."""
+    """Yield a problem if an override is right once its lookalike characters are replaced by those of a keyboard."""
     words = plain_characters(override).split(" ")
     if words != [override] and all("=" in word and not list(check(word)) for word in words):
         names = name_lookalikes(override)

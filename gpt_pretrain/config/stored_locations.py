@@ -124,7 +124,7 @@ def _known_urls() -> frozenset[str]:
 
 
 def _is_below(path: Path, root: Path) -> bool:
-    """Return whether an absolute path is that of a folder, or of something in it to which no link leads."""
+    """Return whether an absolute path is a folder or lies in it, without a link on the way."""
     on_the_way = [one for one in (path, *path.parents) if len(one.parts) > len(root.parts)]
     return path.is_relative_to(root) and len(on_the_way) <= MAX_PARTS and not any(one.is_symlink() for one in on_the_way)
 
@@ -135,7 +135,7 @@ def _has_few_files_and_no_link(path: Path) -> bool:
 
 
 def _links_of_files(path: Path) -> Iterator[bool]:
-    """Yield whether it is a link, for all that a path matches as a glob and for everything in the folders among it."""
+    """Yield, for each path that a glob matches and each entry of the folders among them, whether it is a link."""
     matches = [str(path)] if path.exists() else glob.iglob(str(path))
     for match in matches:
         yield os.path.islink(match)

@@ -126,7 +126,7 @@ class NativeStep:
         )
 
     def _rotate_up_to(self, longest: int) -> None:
-        """Have the rotations of this many positions in memory, not of a whole context, which weights may state of any length."""
+        """Compute the rotations of at least this many positions; a file of weights may state a context of any length."""
         if self._config.kind != "modern" or (self._rotation and longest <= len(self._rotation[0])):
             return
         positions = torch.arange(min(max(2 * longest, FEWEST_POSITIONS), self._config.context_length))

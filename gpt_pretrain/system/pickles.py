@@ -245,7 +245,7 @@ class _StackMachine:
         self._repeat(self._stack[-1])
 
     def _repeat(self, value: Any) -> None:
-        """Put a value on the stack once more. A long text, which the file has once, is then read once more by others."""
+        """Push a value that the file holds once. A long text counts each time, since its readers go through it each time."""
         if isinstance(value, str | bytes) and len(value) > FREE_KEY:
             self._spend(len(value) // MAX_REPEATED)
         self._stack.append(value)

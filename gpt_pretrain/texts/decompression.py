@@ -178,7 +178,7 @@ def _contents(member: Decompressor, data: bytes, form: str) -> Iterator[bytes]:
 
 
 def _decompressors(form: str) -> Callable[[], Decompressor]:
-    """Return what makes the decompressors of a file, one after the other: it may consist of a million compressed ones."""
+    """Return a function that makes a decompressor; a file may consist of a million compressed parts, and each needs its own."""
     if form == "gz":
         return partial(zlib.decompressobj, wbits=31)
     if form == "bz2":

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class RealPaths:
-    """Return paths without links, as `os.path.realpath` does, which would look at all folders on the way for each file anew."""
+    """Resolves links in paths as `os.path.realpath` does, but looks at each folder on the way only once."""
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}

@@ -130,7 +130,7 @@ class _Reader:
         """Return the structs in a list, and the position after it.
 
         Args:
-            place: The depth and the field of the list, which tell of which type its elements must be if Arrow reads it.
+            place: The depth and the field of the list. They determine the type of the elements of a list that Arrow reads.
         """
         count, kind = self._data[position] >> 4, self._data[position] & 15
         position += 1
