@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.kernels.chunks import chunk_rows, gradient_rows, loss_block_rows, query_blocks
+from gpt_pretrain.model.kernels.chunks import chunk_rows, gradient_rows, keeps_weights, loss_block_rows, query_blocks
 
 TensorShape = tuple[int, int]  # rows, numbers in each row
 
@@ -232,7 +232,7 @@ def block_activation_bytes(config: GPTConfig, *, batch_size: int, precision: str
 
     The block keeps the residual stream at its two norms. In the dtype of matrix products it keeps the input of each of its four
     matrices (D, D, D, 4 D), the queries, keys and values (3 D) and the input of GELU (4 D); with autocast also a copy of the
-    matrices. Dropout keeps its masks. On a CPU the masks are numbers, and attention keeps its weights as well.
+    matrices. Dropout keeps its masks. On a CPU the masks are numbers, and attention keeps its weights too if windows are short.
     """
     D, H = config.emb_dim, config.n_heads
     wide, narrow = dtype_bytes(precision)
@@ -243,7 +243,10 @@ def block_activation_bytes(config: GPTConfig, *, batch_size: int, precision: str
     if config.drop_rate > 0:
         uses_keep_mask = device == "cpu"  # PyTorch's own dropout keeps one byte per element.
         token += 2 * D * (narrow if uses_keep_mask else 1)
-        token += round(2 * H * _mean_attended_keys(config.context_length)) * narrow - 4 * H if uses_keep_mask else 0
+        if uses_keep_mask:
+            token -= 4 * H  # that the fused kernel keeps
+        if uses_keep_mask and keeps_weights(config.context_length, config.drop_rate):
+            token += round(2 * H * _mean_attended_keys(config.context_length)) * narrow
     return weight_copies + batch_size * config.context_length * token
 
 

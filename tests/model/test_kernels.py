@@ -209,6 +209,25 @@ def test_attention_with_dropout_equals_plain_attention_with_the_same_masks(
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_computed_again_have_the_same_dropout(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [torch.randn(2, 3, chunks.QUERY_BLOCK + 3, 4, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+    def results(kept_queries: int) -> tuple[list[Tensor], int]:
+        monkeypatch.setattr(chunks, "KEPT_QUERIES", kept_queries)
+        saved: list[int] = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one.numel()) or one, lambda one: one):
+            context = attention.causal_attention(*inputs, drop_rate=0.3)
+        later = torch.rand(1)  # another layer draws numbers between the two passes
+        found = torch.autograd.grad((context * torch.linspace(-1, 1, 4)).sum(), inputs)
+        return [context, later, *found, torch.rand(1)], sum(saved)
+
+    (kept, most), (again, least) = results(chunks.QUERY_BLOCK + 3), results(chunks.QUERY_BLOCK + 2)
+    assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
+    assert least < most / 4
+
+
 @pytest.mark.parametrize("n_tokens", [2, 5, chunks.QUERY_BLOCK, chunks.QUERY_BLOCK + 1, 2 * chunks.QUERY_BLOCK + 3])
 @pytest.mark.parametrize("masked", ["no mask", "one mask", "a mask for each text"])
 @pytest.mark.parametrize("autocast", [False, True])

@@ -6,6 +6,7 @@ Shapes: B batch, H heads, T queries, S keys, K head_dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gpt_pretrain.model.kernels.chunks import query_blocks
-from gpt_pretrain.model.kernels.dropout import keep_mask, use_keep_mask
+from gpt_pretrain.model.kernels.chunks import keeps_weights, query_blocks
+from gpt_pretrain.model.kernels.dropout import keep_mask
 
 
 def causal_attention(
@@ -33,13 +34,9 @@ def causal_attention(
     Returns:
         (B, H, T, K).
     """
-    # PyTorch has no fused kernel for dropout on a CPU.
-    if drop_rate > 0 and use_keep_mask(queries):
-        context: Tensor = _DropoutAttention.apply(queries, keys, values, mask, drop_rate)  # type: ignore[no-untyped-call]
+    if _use_blocks(queries, keys, drop_rate):
+        context: Tensor = _BlockAttention.apply(queries, keys, values, mask, drop_rate)  # type: ignore[no-untyped-call]
         return context
-    if drop_rate == 0 and _use_blocks(queries, keys):
-        in_blocks: Tensor = _BlockAttention.apply(queries, keys, values, mask)  # type: ignore[no-untyped-call]
-        return in_blocks
     return F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, dropout_p=drop_rate, is_causal=mask is None and queries.shape[2] > 1
     )
@@ -67,10 +64,15 @@ def single_query_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Ten
     return torch.bmm(weights, v).to(queries.dtype).view(queries.shape)
 
 
-def _use_blocks(queries: Tensor, keys: Tensor) -> bool:
-    """Return whether `_BlockAttention` is faster than PyTorch's fused kernel: in bf16, whose backward pass is slow on a CPU."""
+def _use_blocks(queries: Tensor, keys: Tensor, drop_rate: float) -> bool:
+    """Return whether `_BlockAttention` is faster than PyTorch's kernels.
+
+    On a CPU these have no fused dropout, and the backward pass of the fused kernel is slow in bf16.
+    """
+    if queries.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
     is_training = queries.requires_grad and queries.shape[2] == keys.shape[2] > 1
-    return is_training and queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+    return drop_rate > 0 or (is_training and queries.dtype == torch.bfloat16)
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, *, start: int, end: int) -> Tensor:
@@ -92,64 +94,59 @@ def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, *, start: int,
     return torch.softmax(scores, dim=-1)
 
 
-class _BlockAttention(torch.autograd.Function):
-    """Causal attention for T = S that computes its weights again in the backward pass, one block of queries at a time."""
+def _weights_by_block(
+    q: Tensor, k: Tensor, mask: Tensor | None, drop_rate: float, *, random_state: Tensor | None = None
+) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
+    """Yield the start and end of each block of queries, its weights, and the mask that dropout multiplies them with.
 
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (x.flatten(0, 1) for x in (queries * queries.shape[3] ** -0.5, keys, values))  # (B * H, T, K)
-        context = torch.empty_like(q)
-        with torch.autocast("cpu", enabled=False):  # as in the backward pass, whose weights must be the same
-            for start, end in query_blocks(q.shape[1]):
-                weights = _attention_weights(q, k, mask, start=start, end=end)
-                context[:, start:end] = torch.bmm(weights, v[:, :end])
-        ctx.save_for_backward(q, k, v, mask)
-        return context.view(queries.shape)  # (B, H, T, K)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, d_context: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, mask = ctx.saved_tensors
-        d_out = d_context.flatten(0, 1)  # (B * H, T, K)
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    Args:
+        random_state: State of the random generator to draw the masks from; it is restored at the end. None means the present one.
+    """
+    with torch.random.fork_rng(devices=[], enabled=random_state is not None):
+        if random_state is not None:
+            torch.set_rng_state(random_state)
         for start, end in query_blocks(q.shape[1]):
-            weights, d_block = _attention_weights(q, k, mask, start=start, end=end), d_out[:, start:end]
-            d_v[:, :end].baddbmm_(weights.transpose(1, 2), d_block)
-            d_weights = torch.bmm(d_block, v[:, :end].transpose(1, 2))  # (B * H, end - start, end)
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_q[:, start:end] = torch.bmm(d_scores, k[:, :end])
-            d_k[:, :end].baddbmm_(d_scores.transpose(1, 2), q[:, start:end])
-        d_q *= q.shape[2] ** -0.5
-        shape = d_context.shape  # (B, H, T, K)
-        return d_q.view(shape), d_k.view(shape), d_v.view(shape), None
+            weights = _attention_weights(q, k, mask, start=start, end=end)
+            yield start, end, weights, keep_mask(weights.shape, drop_rate, dtype=weights.dtype) if drop_rate > 0 else None
 
 
-class _DropoutAttention(torch.autograd.Function):
-    """Causal attention with dropout for T = S; each block of queries computes scores only for the keys up to its end."""
+class _BlockAttention(torch.autograd.Function):
+    """Causal attention for T = S, one block of queries at a time, each with the keys up to its end.
+
+    The weights are computed again in the backward pass, since keeping them would take memory in proportion to T squared. Dropout
+    draws the same numbers again. With dropout and short windows, weights and masks are kept, which is faster.
+    """
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, drop_rate: float) -> Tensor:
         q, k, v = (x.flatten(0, 1) for x in (queries * queries.shape[3] ** -0.5, keys, values))  # (B * H, T, K)
         context = torch.empty_like(q)
-        saved = []
-        for start, end in query_blocks(q.shape[1]):
-            weights = _attention_weights(q, k, mask, start=start, end=end)
-            kept = keep_mask(weights.shape, drop_rate, dtype=weights.dtype)
-            context[:, start:end] = torch.bmm(weights * kept, v[:, :end])
-            saved += [weights, kept]
-        ctx.save_for_backward(q, k, v, *saved)
+        ctx.drop_rate, ctx.random_state = drop_rate, torch.get_rng_state() if drop_rate > 0 else None
+        kept = []
+        with torch.autocast("cpu", enabled=False):  # as in the backward pass, whose weights must be the same
+            for start, end, weights, dropout in _weights_by_block(q, k, mask, drop_rate):
+                context[:, start:end] = torch.bmm(weights if dropout is None else weights * dropout, v[:, :end])
+                if keeps_weights(q.shape[1], drop_rate):
+                    kept += [weights, dropout]
+        ctx.save_for_backward(q, k, v, mask, *kept)
         return context.view(queries.shape)  # (B, H, T, K)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, d_context: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, *saved = ctx.saved_tensors
+        q, k, v, mask, *kept = ctx.saved_tensors
         d_out = d_context.flatten(0, 1)  # (B * H, T, K)
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (start, end), weights, kept in zip(query_blocks(q.shape[1]), saved[::2], saved[1::2], strict=True):
+        blocks = _weights_by_block(q, k, mask, ctx.drop_rate, random_state=ctx.random_state)
+        if kept:
+            pairs = zip(kept[::2], kept[1::2], strict=True)
+            blocks = ((*block, *pair) for block, pair in zip(query_blocks(q.shape[1]), pairs, strict=True))
+        for start, end, weights, dropout in blocks:
             d_block = d_out[:, start:end]
-            d_v[:, :end].baddbmm_((weights * kept).transpose(1, 2), d_block)
-            d_weights = torch.bmm(d_block, v[:, :end].transpose(1, 2)).mul_(kept)  # (B * H, end - start, end)
+            d_v[:, :end].baddbmm_((weights if dropout is None else weights * dropout).transpose(1, 2), d_block)
+            d_weights = torch.bmm(d_block, v[:, :end].transpose(1, 2))  # (B * H, end - start, end)
+            if dropout is not None:
+                d_weights *= dropout
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             d_q[:, start:end] = torch.bmm(d_scores, k[:, :end])
             d_k[:, :end].baddbmm_(d_scores.transpose(1, 2), q[:, start:end])

@@ -8,6 +8,7 @@ BLOCK_BYTES = 1 << 21  # of fp32 logits that a CPU passes over several times; mo
 GRADIENT_ROWS = 4096  # of the output head's gradient that a CPU computes at a time in half precision
 # Queries in a block of attention on a CPU. Smaller blocks skip more of the masked half but launch more kernels.
 QUERY_BLOCK = 128
+KEPT_QUERIES = 1024  # the longest window whose attention weights are kept with dropout: their memory grows with its square
 
 
 def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
@@ -36,3 +37,8 @@ def gradient_rows(vocab_size: int, device: str) -> int:
 def query_blocks(n_queries: int) -> list[tuple[int, int]]:
     """Return the start and end of each block of queries."""
     return [(start, min(start + QUERY_BLOCK, n_queries)) for start in range(0, n_queries, QUERY_BLOCK)]
+
+
+def keeps_weights(n_queries: int, drop_rate: float) -> bool:
+    """Return whether attention on a CPU keeps its weights and their dropout for the backward pass."""
+    return drop_rate > 0 and n_queries <= KEPT_QUERIES
