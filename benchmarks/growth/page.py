@@ -32,12 +32,16 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return exponent
 
 
+def _slope_text(points: Sequence[tuple[float, float]]) -> str:
+    return f"{round(slope(points), 2) + 0.0:.2f}"  # 0.00 rather than -0.00
+
+
 def table(unit: str, points: Points) -> list[list[str]]:
     """Return the rows of a table, with the slopes in the last one."""
     names = [*points[min(points)]]
     shown = {size: {name: _number(_three_digits(costs[name])) for name in names} for size, costs in points.items()}
     rows = [[unit, *names]] + [[f"{size:,}", *(_three_digits(points[size][name]) for name in names)] for size in sorted(points)]
-    return [*rows, [SLOPE, *(f"{slope(last_points(shown, name)):.2f}" for name in names)]]
+    return [*rows, [SLOPE, *(_slope_text(last_points(shown, name)) for name in names)]]
 
 
 def _three_digits(value: float) -> str:
@@ -105,7 +109,7 @@ def _draw(axes: Axes, points: Points, ending: str) -> None:
     """Draw the costs with this ending over the sizes, both on logarithmic scales, and a line of slope 1."""
     sizes, names = sorted(points), [name for name in points[min(points)] if name.endswith(ending)]
     for name, color in zip(names, COLORS, strict=False):
-        label = f"{re.sub(ending + '$', '', name)}, slope {slope(last_points(points, name)):.2f}"
+        label = f"{re.sub(ending + '$', '', name)}, slope {_slope_text(last_points(points, name))}"
         axes.plot(sizes, [points[size][name] for size in sizes], "o-", color=color, markersize=3, label=label)
     for start, end in _proportional(points, names):
         axes.plot(*zip(start, end, strict=True), ":", color="#999999", linewidth=1)
