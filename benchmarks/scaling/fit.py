@@ -9,14 +9,14 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
-from benchmarks.scaling.trials import PILOT_BYTES, batch_of, regularization_of
+from benchmarks.scaling.trials import PILOTS, SHAPES, VOCAB, batch_of, regularization_of
 from gpt_pretrain.training.budget import law as law_module
 from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 
@@ -28,7 +28,8 @@ FREE = ("ngrams", "vocabulary")
 ROBUST = 0.02  # residuals beyond this count less
 PRIOR = 0.02  # pull of the logarithms towards their first values, where the results leave them open
 RESAMPLES = 40
-NINE_OF_TEN = 0.9
+NINE_OF_TEN, GOAL = 0.9, 0.04
+PILOT_SHAPE = (SHAPES["xs"][0], VOCAB, batch_of(PILOTS[0]))
 Row = dict[str, Any]
 
 
@@ -46,45 +47,46 @@ def main() -> None:
     """Fit, check and perhaps write."""
     cases = read_cases()
     law = fit(cases)
-    print(f"{len(cases)} trainings")
+    print(f"{len({(case.text, case.training) for case in cases})} trainings, most of them predicted from two pilots")
     for name, (low, high) in spread(cases).items():
         print(f"{name:11}{law.constants[name]:8.3f}  (80% of resamples: {low:.3f} to {high:.3f})")
-    inside = np.abs(errors(law, cases))
-    print(f"in the fit: median error {np.median(inside):.1%}, nine of ten within {np.quantile(inside, 0.9):.1%}")
     left_out = leave_texts_out(cases)
-    for text, found in left_out.items():
-        print(f"{text} left out: " + ", ".join(f"{error:+.1%}" for error in found))
-    outside = np.abs(np.concatenate(list(left_out.values())))
-    print(f"texts left out: median error {np.median(outside):.1%}, nine of ten within {np.quantile(outside, NINE_OF_TEN):.1%}")
-    counts = ", ".join(f"{text} {inside} of {all_of_it}" for text, (inside, all_of_it) in held(cases).items())
-    print(f"results within the interval of a law that was fitted without the text: {counts}")
+    for length in PILOTS:
+        print(f"pilots of {length / 1000:g} kB, each text left out of the fit")
+        found = {text: own for text in left_out if (own := left_out[text][_has_pilot(cases, text, length)]).size}
+        for text, own in found.items():
+            print(f"  {text}: " + ", ".join(f"{error:+.1%}" for error in own))
+        outside = np.abs(np.concatenate([*found.values()]))
+        within = f"{np.sum(outside < GOAL)} of {len(outside)} within {GOAL:.0%}"
+        print(f"  median error {np.median(outside):.1%}, nine of ten within {np.quantile(outside, NINE_OF_TEN):.1%}, {within}")
     if "--write" in sys.argv:
         content = {
             "constants": {name: round(value, 4) for name, value in law.constants.items()},
-            "error": round(width(left_out), 4),
+            "errors": {str(length): round(width(cases, left_out, length), 4) for length in PILOTS},
             "largest": dict(law.largest),
         }
         TABLE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_cases() -> list[Case]:
-    """Return the results with the usual batch, rates and regularization for their length, without the pilots."""
+    """Return the results with the usual batch, rates and regularization for their length, once for each pilot on their text."""
     rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     content = json.loads(TEXTS.read_text(encoding="utf-8"))
-    pilots = {(row["text"], row["unique_bytes"]): row for row in rows if _is_pilot(row)}
     cases = []
-    for row in rows:
-        pilot = pilots.get((row["text"], row["unique_bytes"]))
-        if pilot is None or row is pilot or not _is_usual(row):
-            continue
-        ngrams = {int(size): bits for size, bits in content[row["text"]][str(row["unique_bytes"])].items()}
+    for pilot in filter(_is_pilot, rows):
+        ngrams = {int(size): bits for size, bits in content[pilot["text"]][str(pilot["unique_bytes"])].items()}
         difficulty = Difficulty(_training(pilot), pilot["bits_per_byte"], ngrams)
-        cases.append(Case(row["text"], _training(row), difficulty, row["bits_per_byte"]))
+        for row in rows:
+            is_same_text = (row["text"], row["unique_bytes"]) == (pilot["text"], pilot["unique_bytes"])
+            is_further = row is not pilot and row["trained_bytes"] >= pilot["trained_bytes"]
+            if is_same_text and is_further and _is_usual(row):
+                cases.append(Case(row["text"], _training(row), difficulty, row["bits_per_byte"]))
     return cases
 
 
 def _is_pilot(row: Row) -> bool:
-    return bool(row["width"] == 64 and row["trained_bytes"] == PILOT_BYTES and row["seed"] == 1)
+    shape = (row["width"], row["vocab_size"], row["batch"], row["regularization"], row["rate"], row["seed"])
+    return bool(shape == (*PILOT_SHAPE, "none", 1.0, 1) and row["trained_bytes"] in PILOTS)
 
 
 def _is_usual(row: Row) -> bool:
@@ -114,7 +116,7 @@ def _law(values: np.ndarray, cases: Sequence[Case]) -> Law:
         name: float(value) if name in FREE else math.exp(min(value, 20.0)) for name, value in zip(START, values, strict=True)
     }
     names = ("matrices", "unique_bytes", "trained_bytes")
-    return Law(constants, 0.0, {name: max(getattr(case.training, name) for case in cases) for name in names})
+    return Law(constants, {}, {name: max(getattr(case.training, name) for case in cases) for name in names})
 
 
 def errors(law: Law, cases: Sequence[Case]) -> np.ndarray:
@@ -131,20 +133,15 @@ def leave_texts_out(cases: Sequence[Case]) -> dict[str, np.ndarray]:
     }
 
 
-def width(left_out: Mapping[str, np.ndarray]) -> float:
+def _has_pilot(cases: Sequence[Case], text: str, length: float) -> np.ndarray:
+    """Return for each case of a text whether its pilot has read this many bytes."""
+    return np.array([case.difficulty.pilot.trained_bytes == length for case in cases if case.text == text])
+
+
+def width(cases: Sequence[Case], left_out: Mapping[str, np.ndarray], length: float) -> float:
     """Return the error that nine of ten results of the worst text are within: the next text may be as far from all others."""
-    return max(float(np.quantile(np.abs(found), NINE_OF_TEN)) for found in left_out.values())
-
-
-def held(cases: Sequence[Case]) -> dict[str, tuple[int, int]]:
-    """Return for each text how many of its results are within the interval of a law without it, and how many there are."""
-    found = {}
-    for text in dict.fromkeys(case.text for case in cases):
-        others, own = [case for case in cases if case.text != text], [case for case in cases if case.text == text]
-        law = replace(fit(others), error=width(leave_texts_out(others)))
-        bounds = [law.interval(case.training, case.difficulty) for case in own]
-        found[text] = (sum(low <= case.bits <= high for case, (low, high) in zip(own, bounds, strict=True)), len(own))
-    return found
+    found = [errors[_has_pilot(cases, text, length)] for text, errors in left_out.items()]
+    return max(float(np.quantile(np.abs(own), NINE_OF_TEN)) for own in found if own.size)
 
 
 def spread(cases: Sequence[Case]) -> dict[str, tuple[float, float]]:

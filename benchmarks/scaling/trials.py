@@ -11,7 +11,7 @@ SHAPES = {"xs": (64, 2), "s": (96, 3), "m": (128, 4), "l": (192, 4), "xl": (256,
 K = 1000
 LARGE, SMALL = 900 * K, 100 * K  # of a text, in bytes
 VOCAB = 1024
-PILOT_BYTES = 125 * K
+PILOTS = (125 * K, 500 * K)  # bytes that pilots read; on a slow machine, a budget has a short one
 
 # What a budget of one to five minutes on two cores chooses, and smaller models: text, kB of it, shape, kB to read, vocabulary.
 BUDGETS = (
@@ -21,7 +21,7 @@ BUDGETS = (
     *(("quotes", 300, "xs", 1000, 2048), ("quotes", 900, "s", 2000, 2048), ("quotes", 2000, "s", 4000, 4096)),
     *(("vim", 5000, "s", 2000, 2048), ("vim", 5000, "xs", 4000, 2048), ("vim", 900, "s", 2000, 2048)),
     *(("french", 900, "s", 2000, 2048), ("french", 300, "xs", 2000, 2048), ("vim", 200, "xs", 2000, 2048)),
-    *(("code", 300, "s", 2000, 2048), ("code", 2000, "s", 2000, 4096)),
+    *(("code", 300, "s", 2000, 2048), ("code", 2000, "s", 2000, 4096), ("german", 900, "s", 2000, 2048)),
 )
 
 
@@ -56,11 +56,11 @@ def work(trial: Trial) -> float:
 
 
 def pilots() -> list[Trial]:
-    """Train the smallest model for a moment on each text, which says how hard the text is."""
+    """Train the smallest model for a moment on each text, as a budget does to learn how hard the text is."""
     texts = ("manual", "code", "german", "bible", "play")
     sizes = [(text, unique) for text in texts for unique in (LARGE, SMALL) if unique == SMALL or text != "play"]
     sizes += [(text, unique * K) for text, unique, *_ in BUDGETS]
-    return [base(text, "xs", PILOT_BYTES, unique) for text, unique in sizes]
+    return [replace(base(text, "xs", n, unique), regularization="none") for text, unique in sizes for n in PILOTS]
 
 
 def size_and_tokens() -> list[Trial]:

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from benchmarks.scaling.texts import python_code, split_text
@@ -39,13 +40,16 @@ def test_the_study_takes_files_that_every_python_has() -> None:
 @pytest.mark.slow
 def test_the_interval_holds_nine_of_ten_results_of_texts_that_the_law_has_not_seen() -> None:
     pytest.importorskip("scipy")
-    from benchmarks.scaling.fit import leave_texts_out, read_cases, width
+    from benchmarks.scaling.fit import PILOTS, leave_texts_out, read_cases, width
 
-    left_out = leave_texts_out(read_cases())
-    error = fitted_law().error
-    assert width(left_out) == pytest.approx(error, abs=0.005)
-    inside = [abs(one) <= error for found in left_out.values() for one in found]
-    assert sum(inside) >= 0.9 * len(inside)
+    cases = read_cases()
+    left_out = leave_texts_out(cases)
+    found = np.abs(np.concatenate([*left_out.values()]))
+    read = np.array([case.difficulty.pilot.trained_bytes for text in left_out for case in cases if case.text == text])
+    for pilot in PILOTS:
+        error = fitted_law().errors[pilot]
+        assert width(cases, left_out, pilot) == pytest.approx(error, abs=0.005)
+        assert np.mean(found[read == pilot] <= error) >= 0.9
 
 
 def test_the_fit_finds_the_law_that_made_the_losses() -> None:
@@ -62,7 +66,7 @@ def test_the_fit_finds_the_law_that_made_the_losses() -> None:
         "ngrams": 0.6,
         "vocabulary": 0.01,
     }
-    law = Law(constants, 0.0, {})
+    law = Law(constants, {}, {})
     cases = []
     for level in (2.0, 2.6):
         difficulty = Difficulty(

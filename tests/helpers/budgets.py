@@ -7,7 +7,7 @@ from gpt_pretrain.training.budget.speed import Speed
 
 LAW = Law(
     {"a": 0.06, "alpha": 0.24, "b": 0.12, "beta": 0.2, "repeats": 3.5, "capacity": 60.0, "ngrams": 0.68, "vocabulary": 0.0},
-    error=0.07,
+    errors={125_000: 0.07},
     largest={"matrices": 1e6, "unique_bytes": 1e6, "trained_bytes": 1e6},
 )
 DIFFICULTY = Difficulty(Training(98_304, 1024, 1e6, 125_000), 2.6, {20_000: 4.1, 125_000: 3.0, 500_000: 2.5})

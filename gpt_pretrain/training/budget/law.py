@@ -84,12 +84,12 @@ class Law:
 
     Args:
         constants: Constants of the law by name; see `bits_per_byte`.
-        error: The logarithm of the factor that nine of ten measurements are within.
+        errors: The logarithm of the factor that nine of ten measurements are within, by the bytes that the pilot has read.
         largest: The largest number of parameters, unique bytes and read bytes that were measured.
     """
 
     constants: Mapping[str, float]
-    error: float
+    errors: Mapping[float, float]
     largest: Mapping[str, float]
 
     def bits_per_byte(self, training: Training, text: Difficulty) -> float:
@@ -118,13 +118,18 @@ class Law:
         lasting = self.constants["repeats"]
         return training.fresh_bytes * (1.0 + lasting * (1.0 - math.exp(-passes / lasting)))
 
+    def error(self, pilot: Training) -> float:
+        """Return the error after a pilot, interpolated over the logarithm of the bytes that it has read."""
+        lengths = sorted(self.errors)
+        return float(np.interp(math.log(pilot.trained_bytes), np.log(lengths), [self.errors[length] for length in lengths]))
+
     def reaches(self, training: Training) -> bool:
         """Return whether a training is near enough to those of the fit for an extrapolation."""
         return all(getattr(training, name) <= LARGEST_FACTOR * most for name, most in self.largest.items())
 
     def interval(self, training: Training, text: Difficulty) -> tuple[float, float]:
         """Return the bounds that should hold the loss in nine of ten cases, wider where nothing was measured."""
-        expected, error = self.bits_per_byte(training, text), self.error
+        expected, error = self.bits_per_byte(training, text), self.error(text.pilot)
         error *= 1.0 + sum(max(math.log2(getattr(training, name) / most), 0.0) for name, most in self.largest.items()) / 2
         return expected * math.exp(-error), expected * math.exp(error)
 
@@ -133,4 +138,4 @@ class Law:
 def fitted_law() -> Law:
     """Return the law of this version."""
     content = json.loads(resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8"))
-    return Law(content["constants"], content["error"], content["largest"])
+    return Law(content["constants"], {float(length): error for length, error in content["errors"].items()}, content["largest"])

@@ -20,10 +20,10 @@ from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gra
 from gpt_pretrain.training.schedule import lr_at
 
 WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 2, 2, 128, 4
-TRAINED_BYTES = 125_000
+TRAINED_BYTES = 500_000
 VOCAB_SIZE = 1024
 MOST_PASSES = 4
-FIRST_STEPS, FEWEST_STEPS = 3, 16  # that say how long a step takes, and of the shortest pilot
+MEASURED_STEPS, FEWEST_STEPS = 3, 16  # after the first one, which is slow, to time a step; and steps of the shortest pilot
 SEED = 1
 OPTIMIZER = OptimizerSettings(
     name="muon",
@@ -62,8 +62,10 @@ def run_pilot(
         rates = [group["lr"] for group in optimizer.param_groups]
         windows, start, step = _windows(tokens), time.monotonic(), 0
         while step < steps:
-            if step == FIRST_STEPS:  # the rate is still constant, so a shorter schedule goes on without a jump
-                affordable = seconds * FIRST_STEPS / max(time.monotonic() - start, 1e-9)
+            if step == 1:
+                start = time.monotonic()
+            if step == 1 + MEASURED_STEPS:  # the rate is still constant, so a shorter schedule goes on without a jump
+                affordable = seconds * MEASURED_STEPS / max(time.monotonic() - start, 1e-9)
                 steps = int(min(steps, max(affordable, FEWEST_STEPS)))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr_at(step, lr=rate, settings=SCHEDULE, total_steps=steps)

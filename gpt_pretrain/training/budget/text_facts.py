@@ -22,9 +22,9 @@ from gpt_pretrain.training.budget.ngrams import frequency_bits, ngram_bits
 SAMPLE_BYTES, HELD_OUT_BYTES = 500_000, 60_000  # of the training set, and of the validation set
 FEWEST_CHARACTERS = 16
 PARTS = 16  # of each of them
-COUNTED_BYTES = (20_000, pilot.TRAINED_BYTES, SAMPLE_BYTES)  # of the n-gram models
-COUNTING_SHARE = 0.25  # of the time for describing a text, which one n-gram model may take
-ENCODED_BYTES, PILOT_BYTES = 100_000, 250_000  # to measure bytes per token, and to draw the pilot's windows from
+COUNTED_BYTES = (20_000, 125_000, SAMPLE_BYTES)  # of the n-gram models
+COUNTING_SHARE, PILOT_SHARE = 0.25, 0.4  # of the time for describing a text, which one n-gram model and the pilot may take
+ENCODED_BYTES = 100_000  # to measure bytes per token
 
 
 def describe_text(
@@ -75,10 +75,10 @@ def text_facts(
     small_tokenizer = tokenizers.get(pilot.VOCAB_SIZE, tokenizers[max(tokenizers)])
     training, bits = pilot.run_pilot(
         small_tokenizer,
-        spread(sample, PILOT_BYTES),
+        sample,
         held_out,
         unique_bytes=unique_bytes,
-        seconds=seconds - (time.monotonic() - start),
+        seconds=min(seconds - (time.monotonic() - start), PILOT_SHARE * seconds),
     )
     if not math.isfinite(bits):  # the pilot has diverged
         bits = min(ngrams.values())
