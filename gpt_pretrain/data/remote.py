@@ -15,6 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from gpt_pretrain.config.schema import RemoteSettings
 from gpt_pretrain.data.fetching import StoppedError, pause
 from gpt_pretrain.data.files import FILE_NAME
+from gpt_pretrain.data.web import why_unreachable
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import check_url, hide_secrets, secret_parts, without_secrets
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 class RemoteFiles:
     """The files of a folder behind a URL. Requests that fail or take too long are repeated.
 
+    A server that cannot be reached is waited for only if it has answered before: otherwise the URL or the network is the cause.
+
     Args:
         url: The folder.
         settings: Time limit, number of retries and fsspec's options.
@@ -52,6 +55,7 @@ class RemoteFiles:
         self._opened: tuple[int, Any, str] | None = None  # process id, fsspec's file system, and the folder's path in it
         self._sizes: dict[str, int] = {}
         self._names: list[str] | None = None
+        self._has_answered = False
 
     def names(self) -> list[str]:
         if self._names is None:
@@ -69,7 +73,7 @@ class RemoteFiles:
         can_list = not self.location.startswith("http")  # HTTP servers often do not list their folders
         if name not in self._sizes and not (can_list and name not in self.names()):
             with suppress(FileNotFoundError):
-                size = self._retry(lambda: self._fs.info(self._path(name))["size"], name)
+                size = self._retry(lambda: self._stated_size(name), name)
                 if size is None:
                     raise UserError(f"{self.location}/{name}: the server does not state its size. Copy it to a local disk.")
                 self._sizes[name] = int(size)
@@ -94,6 +98,16 @@ class RemoteFiles:
         entries = self._fs.ls(self._path(""), detail=True)
         return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
 
+    def _stated_size(self, name: str) -> int | None:
+        try:
+            return self._fs.info(self._path(name))["size"]  # type: ignore[no-any-return]
+        except FileNotFoundError as error:
+            # fsspec's file system of web servers raises this error for all others too (fsspec 2026.9).
+            cause = error.__cause__
+            if cause is None or isinstance(cause, FileNotFoundError) or 400 <= getattr(cause, "status", 0) < 500:
+                raise
+            raise cause
+
     def _read_range(self, name: str, start: int, end: int) -> bytes:
         data: bytes = self._fs.cat_file(self._path(name), start=start, end=end)
         if len(data) > end - start:
@@ -117,7 +131,7 @@ class RemoteFiles:
             sleep=pause,
             stop=stop_after_attempt(self.settings.retries + 1),
             wait=wait_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE),
-            retry=retry_if_exception(_is_temporary),
+            retry=retry_if_exception(self._may_recover),
             before_sleep=partial(self._log_failure, location),
             retry_error_callback=partial(self._give_up, location),
         )
@@ -125,20 +139,27 @@ class RemoteFiles:
             result: Result = retrying(
                 run_with_timeout, self._bounded(job), seconds=self.settings.timeout, setting="data.remote.timeout"
             )
+            self._has_answered = True
             return result
         # A cause would show the whole URL in a traceback.
         except PermissionError as error:
             reason = self._hide(error).rstrip(".") or "access denied"
             raise UserError(f"{location} may not be read: {reason}. Check its permissions and your keys.") from None
         except FileNotFoundError:
+            self._has_answered = True
             raise FileNotFoundError(location) from None
         except Exception as error:
+            if not self._has_answered and (reason := why_unreachable(error)) is not None:
+                raise UserError(f"{location}: {reason}. Check the URL and the network of this machine.") from None
             if _lacks_credentials(error):
                 raise UserError(
                     f"{location}: {self._hide(error)}. To read public data without credentials, add "
                     "+data.remote.options.anon=true"
                 ) from None
             raise
+
+    def _may_recover(self, error: BaseException) -> bool:
+        return _is_temporary(error) and (self._has_answered or why_unreachable(error) is None)
 
     def _bounded(self, job: Callable[[], Result]) -> Callable[[], Result]:
         """Return a job that receives no more of an answer than it has asked for; other file systems than hf have own clients."""

@@ -17,7 +17,7 @@ from urllib3.exceptions import HTTPError
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.private_cache import create_private, open_cache, open_own, temporary_cache
-from gpt_pretrain.data.web import download_file
+from gpt_pretrain.data.web import download_file, why_unreachable
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_cache_folder, user_path
 from gpt_pretrain.system.files import replacing
@@ -105,7 +105,7 @@ def download(url: str, *, sha256: str | None, cache_dir: Path) -> Path:
                 f"{shown} could not be downloaded: the server answers {answer.status_code} {_truncate(str(answer.reason))}. "
                 "Check data.url=, or give a text of your own with data.path=FILE."
             ) from None
-        reason = _truncate(hide_secrets(str(error), known=secret_parts(url))).rstrip(".")
+        reason = why_unreachable(error) or _truncate(hide_secrets(str(error), known=secret_parts(url))).rstrip(".")
         is_url_wrong = isinstance(error, ValueError)
         remedy = "Check data.url=" if is_url_wrong else "Without a network, give a text of your own with data.path=FILE"
         raise UserError(f"{shown} could not be downloaded ({reason}). {remedy}, or use data=sample.") from None

@@ -6,6 +6,7 @@ are often not protected because nobody outside of it can ask for them.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
@@ -30,6 +31,26 @@ LENGTH = re.compile("[0-9]{1,18}")
 RANGE = re.compile("bytes=([0-9]+)-([0-9]+)")
 MAX_ANSWER_BYTES = 1 << 24  # of an answer to a request that does not name a length, such as one for the list of a folder's files
 LOCAL, THIS_MACHINE, THIS_LINK = 1, 2, 3  # how far inside an address is; those of the internet are 0
+NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
+MAX_CAUSES = 10
+
+
+def why_unreachable(error: BaseException | None) -> str | None:
+    """Return why a server could not be reached at all; None for an error of another kind.
+
+    Each HTTP library wraps the error of the operating system in others of its own.
+    """
+    for _ in range(MAX_CAUSES):
+        if error is None:
+            break
+        if isinstance(error, socket.gaierror):
+            return f"the name of the server has no address here ({error.strerror})"
+        if isinstance(error, OSError) and error.errno == errno.ECONNREFUSED:
+            return "nothing answers at this address (connection refused)"
+        if isinstance(error, OSError) and error.errno in NO_NETWORK:
+            return f"the network is not connected ({error.strerror})"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def check_redirect(origin: str, target: str) -> None:

@@ -1,16 +1,18 @@
 """Shards behind a URL and their cache: a file system that fails, and several processes."""
 
+import errno
 import hashlib
 import itertools
 import multiprocessing
 import os
 import pickle
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fsspec
 import numpy as np
@@ -48,6 +50,8 @@ class FailingFileSystem(LocalFileSystem):
         failure = next(FailingFileSystem.failures)
         if failure == "error":
             raise ConnectionResetError("connection lost")
+        if failure == "refused":
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
         if failure == "slow":
             time.sleep(1.0)
         if failure == "forbidden":
@@ -100,6 +104,31 @@ def test_a_read_that_keeps_failing_is_reported(tmp_path: Path, corpus: Path, fai
         UserError, match=r"corpus/train-[0-9]+\.bin: connection lost\. All 3 attempts failed \(data\.remote\.retries=2\)"
     ):
         rows_of(data)
+
+
+@pytest.mark.parametrize("files", ["manifest.json", ""])
+def test_a_server_that_was_never_reached_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, files: str) -> None:
+    def look_up(*_arguments: object, **_options: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(remote_module, "FIRST_PAUSE", 60.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    refusing = RemoteFiles(f"http://127.0.0.1:{port}/corpus", remote_settings(retries=6, timeout=5.0))
+    with pytest.raises(UserError, match=r"/corpus.*: nothing answers at this address \(connection refused\)\. Check the URL"):
+        refusing.size(files) if files else refusing.names()
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    unknown = RemoteFiles("http://corpus.example/corpus", remote_settings(retries=6, timeout=5.0))
+    with pytest.raises(UserError, match=r"the name of the server has no address here \(Temporary failure in name resolution\)"):
+        unknown.size(files) if files else unknown.names()
+
+
+def test_a_server_that_has_answered_is_waited_for(failing: type[FailingFileSystem], corpus: Path) -> None:
+    failing.failures = itertools.chain(["", "refused", "refused"], itertools.repeat(""))
+    files = RemoteFiles(f"failing://{corpus}", remote_settings(retries=3))
+    first = files.read("train-00000.bin", 0, 10)
+    assert files.read("train-00000.bin", 0, 10) == first
+    assert failing.reads == 4
 
 
 def test_pauses_between_attempts_grow(
