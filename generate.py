@@ -6,14 +6,21 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import hydra
-from omegaconf import DictConfig
+try:
+    import hydra
+    from omegaconf import DictConfig
 
-from gpt_pretrain.commands.generate import generate_texts
-from gpt_pretrain.commands.script import hydra_script
+    from gpt_pretrain.commands.generate import generate_texts
+    from gpt_pretrain.commands.script import hydra_script
+    from gpt_pretrain.system.checkout import CONF
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"generate.py: {error}. Use the Python that has gpt-pretrain installed, such as .venv/bin/python. A copy of generate.py "
+        "outside of the source folder works only there."
+    ) from None
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="generate")
 def main(config: DictConfig) -> None:
     """Print continuations of a prompt."""
     generate_texts(config)

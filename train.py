@@ -6,14 +6,21 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import hydra
-from omegaconf import DictConfig
+try:
+    import hydra
+    from omegaconf import DictConfig
 
-from gpt_pretrain.commands.script import hydra_script
-from gpt_pretrain.commands.train import train
+    from gpt_pretrain.commands.script import hydra_script
+    from gpt_pretrain.commands.train import train
+    from gpt_pretrain.system.checkout import CONF
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"train.py: {error}. Use the Python that has gpt-pretrain installed, such as .venv/bin/python. A copy of train.py "
+        "outside of the source folder works only there."
+    ) from None
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(config: DictConfig) -> float:
     """Train, and return the best validation loss in nats per token."""
     return train(config)

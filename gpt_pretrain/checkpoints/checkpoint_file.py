@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -38,6 +38,7 @@ RESUME_FIELDS = {
     "text_sha256": str,
 }
 STEP = re.compile(r"[0-9]{1,15}")  # in metrics.csv
+PERIODIC = re.compile(r"step-[0-9]{1,15}\.ckpt")
 MAX_SETTINGS = 2000  # nodes in the stored settings; a run has fewer than 200
 
 log = logging.getLogger(__name__)
@@ -89,17 +90,41 @@ def newest_readable(name: str, read: Callable[[Path], Result]) -> Result:
         UserError: If there is no checkpoint, or `read` rejects all of them.
     """
     paths = find_checkpoints(name)
-    path, result = first_readable(paths, lambda path: (path, read(path)))
+    path, result = first_readable(_newest_first(paths), lambda path: (path, read(path)))
     if not user_path(name).is_file() and (paths[0].name == BEST or paths[0].name.startswith("step-")):
         _warn_of_missing_last(path)
     return result
 
 
-def _warn_of_missing_last(used: Path) -> None:
-    content, metrics = read_torch_file(used), used.parent.parent / METRICS
+def _newest_first(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield checkpoints in their order, but best.ckpt before those of earlier steps; it is read only after last.ckpt."""
+    best = next((path for path in paths if path.name == BEST), None)
+    if best is None or len(paths) == 1:
+        yield from paths
+        return
+    others = [path for path in paths if path is not best]
+    if others[0].name == LAST:
+        yield others.pop(0)
+    steps = _stored_steps(best)
+    is_older = [PERIODIC.fullmatch(path.name) is not None and int(path.stem[5:]) < steps for path in others]
+    at = is_older.index(True) if True in is_older else len(others)
+    yield from [*others[:at], best, *others[at:]]
+
+
+def _stored_steps(path: Path) -> int:
+    """Return the number of optimizer steps that a checkpoint states; -1 if it cannot be read."""
+    try:
+        content = read_torch_file(path)
+    except UserError:
+        return -1
     steps = content.get("global_step") if isinstance(content, dict) else None
+    return steps if isinstance(steps, int) else -1
+
+
+def _warn_of_missing_last(used: Path) -> None:
+    steps, metrics = _stored_steps(used), used.parent.parent / METRICS
     reached = max((int(row["step"]) for row in read_rows(metrics) if STEP.fullmatch(row.get("step", ""))), default=None)
-    if not isinstance(steps, int) or reached is None:
+    if steps < 0 or reached is None:
         lost = "What the run learned after it is lost."
     elif reached >= steps:
         lost = f"It is of step {steps - 1:,}, and {metrics} goes up to step {reached:,}: {reached + 1 - steps:,} steps are lost."

@@ -2,3 +2,23 @@
 
 This is the top room: it may use all others, and no other room imports it.
 """
+
+import sys
+from pathlib import Path
+
+
+def _module_started_alone() -> str | None:
+    """Return the name of the module of this room that Python has been told to run by itself; None otherwise."""
+    started = next(iter(sys.argv), "")
+    if started == "-m" and "-m" in sys.orig_argv:  # the packages of a module are imported before it
+        room, _, name = sys.orig_argv[sys.orig_argv.index("-m") + 1].rpartition(".")
+        return name if room == __name__ else None
+    file = Path(started).resolve()
+    return file.stem if file.suffix == ".py" and file.parent == Path(__file__).resolve().parent else None
+
+
+if (_module := _module_started_alone()) is not None:
+    from gpt_pretrain.commands.main import COMMANDS, ENTRY_SCRIPTS
+
+    _typed = f"gpt-pretrain {_module} and its settings" if _module in ENTRY_SCRIPTS | COMMANDS else "gpt-pretrain --help"
+    sys.exit(f"{_module}.py is a part of gpt-pretrain and does nothing by itself. Type {_typed}.")

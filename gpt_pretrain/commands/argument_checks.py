@@ -19,7 +19,16 @@ from hydra.errors import HydraException
 from omegaconf import MISSING
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.commands.command_words import CONFIGS, NO_RUN, OPEN_BRACKET, OTHER_CONFIGS, Arguments, explain_stray, schema_of
+from gpt_pretrain.commands.command_words import (
+    COMPLETION,
+    CONFIGS,
+    NO_RUN,
+    OPEN_BRACKET,
+    OTHER_CONFIGS,
+    Arguments,
+    explain_stray,
+    schema_of,
+)
 from gpt_pretrain.commands.custom_options import custom_groups, is_custom_field
 from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.config.conversion import to_settings
@@ -41,7 +50,7 @@ from gpt_pretrain.config.setting_names import (
     set_checked,
 )
 from gpt_pretrain.config.train_rules import broken_train_rules, train_problems
-from gpt_pretrain.system.checkout import CONF
+from gpt_pretrain.system.checkout import CONF, IS_COMMAND
 from gpt_pretrain.system.lookalikes import name_lookalikes, plain_characters
 from gpt_pretrain.system.shell import join_words, quote_word
 from gpt_pretrain.system.typed_paths import output_problem
@@ -79,7 +88,12 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         problems.append(
             "-p selects a part of the settings for --cfg, and has no effect without it. A prompt is typed as prompt=TEXT."
         )
-    if {"-sc", "--shell-completion"}.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
+    if COMPLETION & set(arguments.flags) and IS_COMMAND:
+        problems.append(
+            f"gpt-pretrain {script}: Hydra cannot complete commands of two words. In the source folder, it completes python "
+            f'{script}.py: eval "$(python {script}.py -sc install=bash)"'
+        )
+    if COMPLETION.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)
         for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):

@@ -3,7 +3,7 @@
 Usage: gpt-pretrain compare RUN RUN ... [out=compare.png]
 
   RUN  run folder, checkpoint in one, or latest for the newest run in outputs/
-  out  picture to write: .png, .pdf or .svg (default: compare.png)
+  out  picture to write: .png, .pdf or .svg (default: compare.png); an earlier comparison there is replaced, other files are not
 
 The curves are drawn over the tokens seen, so that runs with different batch sizes can be compared. The losses and the settings
 that differ are printed. If the tokenizers or the texts differ, the losses cannot be compared: a warning says so, and the picture
@@ -28,6 +28,7 @@ from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import print_escaped
 
 FORMATS = (".png", ".pdf", ".svg")
+CREATOR, MARKED_BYTES = "gpt-pretrain compare", 100_000  # in the pictures, at their beginning or, in a PDF, at its end
 IGNORED_SETTINGS = ("run_dir", "resume", "resume_force", "data.cache_dir")  # they do not affect the result
 MAX_CELL_CHARACTERS = 40
 MAX_LEGEND_SETTINGS = 3
@@ -101,6 +102,10 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
         problems.append(f"{format_count(len(names), 'run')} given, but a comparison needs at least two. --help shows the usage.")
     if out.suffix.lower() not in FORMATS:
         problems.append(f"out={out}: must end in one of {', '.join(FORMATS)}.")
+    elif out.is_file() and not _is_own_picture(out):
+        problems.append(
+            f"out={out}: this file exists already, and it is no comparison of runs. Choose another name, or delete it."
+        )
     for name in names:
         try:
             folders.append(find_run_folder(name))
@@ -115,6 +120,17 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
     if problems:
         raise UserError(problems)
     return runs
+
+
+def _is_own_picture(file: Path) -> bool:
+    """Return whether this command has written a picture; one that cannot be read counts as somebody else's."""
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(MARKED_BYTES)
+            stream.seek(max(0, file.stat().st_size - MARKED_BYTES))
+            return CREATOR.encode() in start + b" " + stream.read()
+    except OSError:
+        return False
 
 
 def _draw(runs: Sequence[RunContents], out: Path, *, bits_per_byte: bool) -> None:
@@ -134,7 +150,7 @@ def _draw(runs: Sequence[RunContents], out: Path, *, bits_per_byte: bool) -> Non
         training = [run.series("eval/train_loss", "train/loss") for run in runs]
         figure = curves.overlay_figure({"validation": validation, "training": training}, labels)
     try:
-        drawing.save_figure(figure, out)
+        drawing.save_figure(figure, out, creator=CREATOR)
     except OSError as error:
         raise UserError(f"out={out}: this file cannot be written ({error.strerror or error}). Choose another path.") from error
 

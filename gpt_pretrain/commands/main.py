@@ -66,10 +66,19 @@ def run_command(arguments: list[str]) -> int | None:
         run_script(f"{name}.py", rest)
         return None
     if name not in COMMANDS:
-        raise UserError(f"{name}: there is no such command. Choose from {', '.join([*ENTRY_SCRIPTS, *COMMANDS])}.")
+        raise _no_such_command(name)
     module = importlib.import_module(f"gpt_pretrain.commands.{name}")
     code: int | None = getattr(module, f"{name}_command")(rest)
     return code
+
+
+def _no_such_command(name: str) -> UserError:
+    from gpt_pretrain.config.setting_names import nearest  # it loads the types of all settings
+
+    known = [*ENTRY_SCRIPTS, *COMMANDS]
+    close = nearest(name.lower().replace("-", "_").removesuffix(".py"), known)
+    remedy = f"Did you mean {' or '.join(close)}?" if close else f"Choose from {', '.join(known)}."
+    return UserError(f"{name}: there is no such command. {remedy}")
 
 
 def _usage() -> str:

@@ -106,7 +106,7 @@ class RemoteFiles:
             cause = error.__cause__
             if cause is None or isinstance(cause, FileNotFoundError) or 400 <= getattr(cause, "status", 0) < 500:
                 raise
-            raise cause
+            raise cause from cause.__cause__
 
     def _read_range(self, name: str, start: int, end: int) -> bytes:
         data: bytes = self._fs.cat_file(self._path(name), start=start, end=end)

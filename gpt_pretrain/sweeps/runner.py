@@ -15,10 +15,12 @@ from gpt_pretrain.runs.folder import REPORT, WRITTEN_BY_RUNS, check_folder_name,
 from gpt_pretrain.runs.metadata import (
     COMPLETE,
     INTERRUPTED,
+    MAX_LISTED,
     PRUNED,
     RUNNING,
     is_running,
     metadata_section,
+    metadata_texts,
     read_metadata,
     stored_overrides,
     update_metadata,
@@ -193,7 +195,11 @@ def _summarize_generations(jobs: Sequence[Job], folder: Path) -> list[str]:
     rows = results.generation_rows(sorted(jobs, key=lambda job: str(job.metadata.get("started"))))
     results.write_generations(rows, folder)
     table = format_table([[_shorten_cell(cell) for cell in row] for row in rows])
-    return ["", table, "", f"The complete texts are in {display_path(folder / SUMMARY)}."]
+    summary = display_path(folder / SUMMARY)
+    if all(len(metadata_texts(job.metadata, "texts")) < MAX_LISTED for job in jobs):
+        return ["", table, "", f"The complete texts are in {summary}."]
+    first = f"{summary} has the first {MAX_LISTED:,} texts of each job."
+    return ["", table, "", f"{first} All of them are in samples.txt in the jobs' folders."]
 
 
 def _shorten_cell(cell: str) -> str:

@@ -7,16 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gpt_pretrain.system.shell import quote_word
+
 CHECKOUT = Path(__file__).parents[2]
 _COPIES = Path(__file__).parents[1] / "scripts"  # made by gpt_pretrain/system/packaging.py
 IS_INSTALLED = (_COPIES / "train.py").is_file()  # without its source folder
 SCRIPTS = _COPIES if IS_INSTALLED else CHECKOUT
 CONF = SCRIPTS / "conf"
+_TYPED = Path(next(iter(sys.argv), ""))  # what the user has started, before run_script replaces it
+IS_COMMAND = IS_INSTALLED or _TYPED.name == "gpt-pretrain" or _TYPED.parts[-2:] == ("gpt_pretrain", "__main__.py")
 
 
 def script_command(script: str) -> str:
-    """Return what starts an entry script such as train.py: `python train.py`, or `gpt-pretrain train` in an installed program."""
-    return f"gpt-pretrain {script.removesuffix('.py')}" if IS_INSTALLED else f"python {script}"
+    """Return what starts an entry script such as train.py in the way in which the user has started this program.
+
+    That is `gpt-pretrain train`, or `python train.py`, with the path of the script if the user has typed one.
+    """
+    if IS_COMMAND:
+        return f"gpt-pretrain {script.removesuffix('.py')}"
+    if _TYPED.suffix != ".py" or not (SCRIPTS / _TYPED.name).is_file() or _TYPED.parent == Path():
+        return f"python {script}"
+    beside = _TYPED.with_name(script)
+    return f"python {quote_word(str(beside if beside.is_file() else SCRIPTS / script))}"
 
 
 def run_script(script: str, arguments: list[str]) -> None:
@@ -27,7 +39,10 @@ def run_script(script: str, arguments: list[str]) -> None:
 
 def completion_hint(script: str) -> str:
     """Return how the shell completes the settings of an entry script; Hydra cannot do it for a command of two words."""
-    return "" if IS_INSTALLED else f'Shell completion: eval "$(python {script} -sc install=bash)"; '
+    if IS_INSTALLED:
+        return ""
+    in_folder = f" in the source folder, for python {script}" if IS_COMMAND else ""
+    return f'Shell completion{in_folder}: eval "$(python {script} -sc install=bash)"; '
 
 
 def git_revision() -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from gpt_pretrain.commands.compare import comparison_warnings, differing_settings, format_comparison
 from gpt_pretrain.runs.charts import curves, drawing
@@ -163,3 +164,19 @@ def test_the_table_of_settings_has_an_end(tmp_path: Path) -> None:
         (tmp_path / name / "config.yaml").write_text("".join(f"{name}{number}: 1\n" for number in range(2000)))
     lines = format_comparison([read_run(tmp_path / name) for name in ("a", "b")]).splitlines()
     assert "and 3,500 more" in [line.strip() for line in lines] and len(lines) < 550
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_only_an_earlier_comparison_is_replaced(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b")
+    for _ in range(2):
+        command("a", "b", f"out=both.{kind}")
+    drawing.save_figure(Figure(), tmp_path / f"holiday.{kind}")
+    before = (tmp_path / f"holiday.{kind}").read_bytes()
+    with pytest.raises(SystemExit):
+        command("a", "b", f"out=holiday.{kind}")
+    assert f"out=holiday.{kind}: this file exists already, and it is no comparison of runs" in capsys.readouterr().err
+    assert (tmp_path / f"holiday.{kind}").read_bytes() == before

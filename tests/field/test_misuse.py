@@ -383,7 +383,3 @@ def test_values_are_shown_as_they_are_typed(words: list[str], message: str) -> N
     with pytest.raises(UserError) as caught:
         check_arguments(sort_arguments(words), script="train")
     assert message in str(caught.value)
-
-
-def test_shell_completion_is_installed_as_the_help_says() -> None:
-    check_arguments(sort_arguments(["-sc", "install=bash"]), script="train")

@@ -38,6 +38,14 @@ def test_what_is_typed_stays_and_the_rest_is_chosen(train: Train, tmp_path: Path
     assert "model.drop_rate=" not in shown.partition("same as")[0]
 
 
+def test_a_typed_size_is_kept_where_the_tokenizer_is_left_to_the_program(train: Train, tmp_path: Path, base: list[str]) -> None:
+    sample = ["data=sample", *(one for one in base if not one.startswith(("data=", "data.path=")))]
+    train("budget=12000 tokens", "tokenizer=auto", "tokenizer.vocab_size=384", base=sample)
+    settings = read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path)
+    assert settings["tokenizer"]["vocab_size"] == 384
+    assert checkpoint(tmp_path / "run")["architecture"]["vocab_size"] == 384
+
+
 def test_a_resumed_run_equals_an_undisturbed_one(train: Train, tmp_path: Path, base: list[str]) -> None:
     train("budget=12000 tokens", base=base, run_dir=tmp_path / "whole")
     with machine_going_away(at_step=12):

@@ -20,6 +20,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from gpt_pretrain.runs.metadata import read_metadata, update_metadata
 from gpt_pretrain.sweeps.folder import job_folder_name
 from gpt_pretrain.sweeps.results import read_sweep, swept_keys
+from gpt_pretrain.sweeps.runner import print_sweep_summary
 from gpt_pretrain.system.checkout import CONF
 from hydra_plugins.gpt_pretrain_sweepers import SearchSweeper
 from tests.conftest import TINY_RUN
@@ -337,6 +338,17 @@ def test_damaged_run_metadata_count_as_missing(tmp_path: Path) -> None:
     assert job.state == "unknown"
     update_metadata(tmp_path / "a", result={"best_val_loss": 2.5, "note": "na\u00efve"})
     assert json.loads((tmp_path / "a" / "run.json").read_text(encoding="utf-8"))["result"]["best_val_loss"] == 2.5
+
+
+@pytest.mark.parametrize("count", [999, 1000])
+def test_the_summary_says_where_all_texts_are(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        update_metadata(tmp_path / name, state="finished", texts=["text"] * (count if name == "a" else 1), measures={})
+    print_sweep_summary(tmp_path, script="generate.py")
+    shown = capsys.readouterr().out
+    assert ("The complete texts are in " in shown) == (count < 1000)
+    assert ("summary.csv has the first 1,000 texts of each job. All of them are in samples.txt" in shown) == (count == 1000)
 
 
 def test_generated_texts_are_compared_in_one_table(script: Script, train: Callable[..., Any], tmp_path: Path) -> None:

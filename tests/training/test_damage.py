@@ -76,6 +76,29 @@ def test_a_missing_last_checkpoint_is_reported_with_the_steps_that_are_lost(
     assert "What the run learned after it is lost." in caplog.text
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_without_the_last_checkpoint_the_one_of_the_latest_step_is_resumed(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: bool
+) -> None:
+    run = tmp_path / "run"
+    train(*SETTINGS, "checkpoint.every_n_steps=4", "checkpoint.keep=9", "trainer.max_steps=10", run_dir=run)
+    folder = run / "checkpoints"
+    last = (folder / "last.ckpt").read_bytes()
+    (folder / "step-00000010.ckpt").unlink(missing_ok=True)
+    (folder / "best.ckpt").unlink()
+    (folder / "best.ckpt").write_bytes(last)
+    (folder / "last.ckpt").unlink()
+    if damaged:
+        (folder / "last.ckpt").write_bytes(last[: len(last) // 2])
+    assert newest_checkpoint(run)[0] == folder / "best.ckpt"
+    said = "The newest intact checkpoint is {}." if damaged else "is missing, so {} is used."
+    assert damaged == (said.format(folder / "best.ckpt") in caplog.text), "no step is lost, so nothing is said"
+    (folder / "best.ckpt").unlink()
+    shutil.copy(folder / "step-00000004.ckpt", folder / "best.ckpt")
+    assert newest_checkpoint(run)[0] == folder / "step-00000008.ckpt"
+    assert said.format(folder / "step-00000008.ckpt") in caplog.text
+
+
 @contextmanager
 def after_saving(at_step: int, act: Callable[[], object]) -> Iterator[None]:
     """Call a function after the checkpoint of a step has been written, or writing it has failed."""

@@ -35,15 +35,20 @@ NATS = "loss (nats per token)"
 SVG_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "gpt-pretrain"}
 
 
-def save_figure(figure: Figure, *files: Path) -> None:
+def save_figure(figure: Figure, *files: Path, creator: str | None = None) -> None:
     """Write a figure to files. Their names determine the format.
+
+    Args:
+        creator: The program that the files name as their creator; None for matplotlib.
 
     Raises:
         OSError: If a file cannot be written.
     """
     for file in files:
+        kind = file.suffix[1:].lower()
+        metadata = None if creator is None else {"Software" if kind == "png" else "Creator": creator}
         with replacing(file, durable=False) as scratch:
-            figure.savefig(scratch, dpi=150, format=file.suffix[1:].lower())
+            figure.savefig(scratch, dpi=150, format=kind, metadata=metadata)
 
 
 def to_svg(figure: Figure) -> str:

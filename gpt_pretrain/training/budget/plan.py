@@ -17,7 +17,7 @@ from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
+from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
 from gpt_pretrain.training.budget.law import fitted_law
@@ -87,6 +87,8 @@ def plan_budget(settings: TrainSettings, overridden: Set[str], *, began: float) 
     """
     assert settings.budget is not None
     budget = parse_budget(settings.budget)
+    if settings.tokenizer.name == AUTOMATIC_NAME:  # which leaves the choice to the budget, also if it is typed
+        overridden = overridden - {"tokenizer", "tokenizer.name"}
     plain = ranks.broadcast(_decide_here(settings, overridden, budget, began) if ranks.is_main() else None)
     for name, value in plain["settings"].items():
         _set(settings, name, value)

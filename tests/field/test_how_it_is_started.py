@@ -1,0 +1,113 @@
+"""Ways to start the program: links to its scripts and copies of them, modules by themselves, mistyped commands."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.commands import argument_checks
+from gpt_pretrain.commands.command_words import sort_arguments
+from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.commands.main import run_command
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system import checkout
+from gpt_pretrain.system.checkout import completion_hint, script_command
+from tests.conftest import ROOT
+
+
+def started(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["train.py", "my-training.py"])
+def test_a_link_to_a_script_works_in_any_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(ROOT / "train.py")
+    done = started(name, "--cfg", "all", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\n    name: train\n" in done.stdout, "the log is train.log whatever the link is called"
+
+
+def test_a_script_without_its_modules_says_which_python_has_them(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "train.py", tmp_path)
+    done = started("-I", "-S", "train.py", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("train.py: No module named 'hydra'. Use the Python that has gpt-pretrain installed, such as")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_module_of_a_command_says_what_to_type(tmp_path: Path) -> None:
+    for words in (["-m", "gpt_pretrain.commands.prepare"], [str(ROOT / "gpt_pretrain" / "commands" / "prepare.py")]):
+        done = started(*words, "book.txt", folder=tmp_path)
+        assert done.returncode == 1
+        assert (
+            done.stderr
+            == "prepare.py is a part of gpt-pretrain and does nothing by itself. Type gpt-pretrain prepare and its settings.\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("typed", "remedy"),
+    [
+        ("verify-resume", "Did you mean verify_resume?"),
+        ("PREPARE", "Did you mean prepare?"),
+        ("generate.py", "Did you mean generate?"),
+        ("leaderbord", "Did you mean leaderboard?"),
+        ("xyzzy", "Choose from train, generate, "),
+    ],
+)
+def test_a_mistyped_command_is_answered_with_the_nearest_one(typed: str, remedy: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run_command([typed])
+    assert str(caught.value).startswith(f"{typed}: there is no such command. {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "command"),
+    [
+        ("train.py", "python generate.py"),
+        ("../train.py", "python ../generate.py"),
+        ("my folder/evaluate.py", "python 'my folder/generate.py'"),
+        ("", "python generate.py"),
+        ("pytest", "python generate.py"),
+    ],
+)
+def test_printed_commands_have_the_path_that_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, command: str
+) -> None:
+    for folder in ("here", "here/my folder"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "generate.py").touch()
+    (tmp_path / "generate.py").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(checkout, "_TYPED", Path(typed))
+    assert script_command("generate.py") == command
+
+
+def test_printed_commands_beside_a_single_link_have_the_path_of_the_source_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    monkeypatch.setattr(checkout, "_TYPED", tmp_path / "train.py")
+    assert script_command("train.py") == f"python {tmp_path / 'train.py'}"
+    assert script_command("generate.py") == f"python {ROOT / 'generate.py'}"
+
+
+def test_a_command_prints_commands(tmp_path: Path) -> None:
+    for words in (["-m", "gpt_pretrain"], [str(tmp_path / "gpt-pretrain")]):
+        (tmp_path / "gpt-pretrain").write_text("from gpt_pretrain.__main__ import run\nrun()\n")
+        done = started(*words, "generate", folder=tmp_path)
+        assert done.returncode == 2
+        assert "gpt-pretrain train model=tiny" in done.stderr
+
+
+def test_completion_is_for_the_scripts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_arguments(sort_arguments(["-sc", "install=bash"]), script="train")
+    monkeypatch.setattr(argument_checks, "IS_COMMAND", True)
+    monkeypatch.setattr(checkout, "IS_COMMAND", True)
+    with pytest.raises(UserError, match=r'In the source folder, it completes python train\.py: eval "\$\(python train\.py -sc'):
+        check_arguments(sort_arguments(["-sc", "install=bash"]), script="train")
+    assert completion_hint("train.py").startswith("Shell completion in the source folder, for python train.py: eval ")
