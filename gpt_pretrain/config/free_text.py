@@ -1,8 +1,9 @@
 """Texts, paths and names on a command line: quoted for Hydra, so that they mean what they say, and written as users type them.
 
 The rule, without and with -m: a text or a path is typed as it is, whatever is in it. In a sweep, commas separate paths and names,
-as they separate numbers, unless the whole is the name of an existing file. Commas in a text separate nothing: several texts are
-typed in quotation marks of their own, `prompt='One, two','Three'`.
+as they separate numbers, unless the whole is the name of an existing file, or quotation marks stand around the comma:
+`data.path="a, b.txt",c.txt`. Commas in a text separate nothing: several texts are typed in quotation marks of their own,
+`prompt='One, two','Three'`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ ONE_QUOTED, SEVERAL_QUOTED = (re.compile(text, re.DOTALL) for text in (QUOTED, r
 HYDRA_FUNCTION = re.compile(r"(?:choice|shuffle|tag|glob)\(.*\)", re.DOTALL)
 # What Hydra reads as the same text without quotation marks.
 PLAIN = re.compile(r"(?!(?:true|false|null|inf|nan)\Z)(?:[A-Za-z_/]|\.\.?/)[\w./:@%+-]*", re.ASCII | re.IGNORECASE)
-# Commas that separate names; the one in ${a,b} does not.
-NAMES = re.compile(r"(?:\$\{[^}$]*\}|[^,])+")
+# Names between commas; a comma in quotation marks or in ${a,b} separates none.
+NAMES = re.compile(rf"\s*+{QUOTED}\s*+(?=,|\Z)|(?:\$\{{[^}}$]*\}}|[^,])+", re.DOTALL)
 ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # as Hydra writes a text of a sweep's job
 
 

@@ -79,6 +79,8 @@ def test_paths_and_names_are_swept_unless_the_whole_exists(tmp_path: Path, monke
     Path("a, b=c's.txt").write_text("x")
     assert values("data.path=a, b=c's.txt", sweep=True) == ["a, b=c's.txt"]
     assert values("data.path=données/a.txt,b's.txt", sweep=True) == ["données/a.txt", "b's.txt"]
+    assert values('data.path="b,c.txt",b.txt', sweep=True) == ["b,c.txt", "b.txt"]
+    assert values("data.path=a.txt, 'x, y.txt' ,it's.txt", sweep=True) == ["a.txt", "x, y.txt", "it's.txt"]
     assert values("checkpoint=outputs/a=1,outputs/a=2", sweep=True) == ["outputs/a=1", "outputs/a=2"]
     assert values("pretrained=gpt2,gpt2-medium", sweep=True) == ["gpt2", "gpt2-medium"]
     assert values("tokenizer.name=byte,gpt2", sweep=True) == ["byte", "gpt2"]
