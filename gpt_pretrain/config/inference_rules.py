@@ -56,8 +56,9 @@ SERVE_RULES: list[Rule] = [
     ("timeline", lambda count: 0 <= count <= 100, "must be between 0 and 100 checkpoints"),
     (
         "host",
-        lambda host: re.fullmatch(r"[\w.:-]{1,255}", host, re.ASCII) is not None,
-        "must be a name or an address of this machine",
+        lambda host: re.fullmatch(r"[\w.-]{1,255}|(?=.*:.*:)[0-9a-fA-F:.]{2,45}", host, re.ASCII) is not None,
+        "must be a name or an address of this machine without http://, brackets or a port, such as localhost or ::1; 0.0.0.0 "
+        "stands for all addresses, and port= names the port",
     ),
     ("port", lambda port: 0 <= port <= 65535, "must be between 0 and 65535; 0 takes any free port"),
     (

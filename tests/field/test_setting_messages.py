@@ -53,7 +53,10 @@ CASES = {
         "optimizer that suits it, such as model=modern_tiny or model=modern_124m.",
     ),
     "batch": (("train.py", "data.batch_size=0"), "data.batch_size=0: must be at least 1 sequence, or null for the usual number."),
-    "host": (("serve.py", "host=my server"), "host=my server: must be a name or an address of this machine."),
+    "host": (
+        ("serve.py", "host=my server"),
+        "host=my server: must be a name or an address of this machine without http://, brackets",
+    ),
     "text_field": ((*PREPARE, "text_field="), "text_field=: must name the field that holds the text, such as text."),
     "tasks": ((*PREPARE, "executor=local", "tasks=0"), "tasks=0: must be at least 1 task, or null for one task per file."),
     "unknown_option": (("-m", "gpt_pretrain", "report", "--xyzzy"), "--help shows how to use this command."),

@@ -134,3 +134,23 @@ def test_a_time_line_belongs_to_a_run() -> None:
     assert problem.startswith("timeline=3 adds checkpoints of the run that checkpoint= names.")
     (problem,) = serve_problems(serve_settings(timeline=-1))
     assert problem == "timeline=-1: must be between 0 and 100 checkpoints."
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"),
+    [
+        *(
+            ("localhost", True),
+            ("::1", True),
+            ("::", True),
+            ("0.0.0.0", True),
+            ("my-host.example", True),
+            ("::ffff:127.0.0.1", True),
+        ),
+        *(("[::1]", False), ("http://localhost", False), ("localhost:8001", False), ("*", False), ("", False), ("a b", False)),
+    ],
+)
+def test_a_host_is_a_name_or_an_address_alone(host: str, is_one: bool) -> None:
+    problems = serve_problems(serve_settings(host=host))
+    assert (problems == []) == is_one
+    assert is_one or "without http://, brackets or a port, such as localhost or ::1; 0.0.0.0 stands for all" in problems[0]
