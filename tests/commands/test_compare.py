@@ -73,7 +73,7 @@ def test_runs_with_different_tokenizers_are_compared_by_bits_per_byte(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    monkeypatch.setattr(drawing, "save_figure", lambda figure, *files: written.append(figure))
+    monkeypatch.setattr(drawing, "save_figure", lambda figure, *files, **_options: written.append(figure))
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", tokenizer="byte", config=CONFIG.replace("gpt2", "byte"))
     command("a", "b")
