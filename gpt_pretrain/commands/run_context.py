@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import start_info
 from gpt_pretrain.errors import AlreadyCompleteError
-from gpt_pretrain.runs.folder import check_no_links
+from gpt_pretrain.runs.folder import METRICS, check_no_links
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata, track_run, update_metadata
 from gpt_pretrain.runs.report.saving import report_at_end
 from gpt_pretrain.training.distributed.ranks import explain_lost_ranks
@@ -42,3 +43,7 @@ def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
                 raise
             if writes:
                 update_metadata(run_dir, result=metadata_section(read_metadata(run_dir), "result") | complete.result)
+        except KeyboardInterrupt:
+            if writes and not (run_dir / METRICS).exists():
+                print("\nStopped by Ctrl-C before the training began.", file=sys.stderr)
+            raise

@@ -149,8 +149,8 @@ class RemoteFiles:
             self._has_answered = True
             raise FileNotFoundError(location) from None
         except Exception as error:
-            if not self._has_answered and (reason := why_unreachable(error)) is not None:
-                raise UserError(f"{location}: {reason}. Check the URL and the network of this machine.") from None
+            if not self._has_answered and (unreachable := why_unreachable(error)) is not None:
+                raise UserError(f"{location}: {unreachable}. Check the URL and the network of this machine.") from None
             if _lacks_credentials(error):
                 raise UserError(
                     f"{location}: {self._hide(error)}. To read public data without credentials, add "

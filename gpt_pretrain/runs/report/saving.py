@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import REPORT, checkpoint_dir, display_path, list_checkpoints
-from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata
+from gpt_pretrain.runs.folder import METRICS, REPORT, checkpoint_dir, display_path, list_checkpoints
+from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata, was_interrupted
 from gpt_pretrain.system.files import write_text
 
 SIGNS_OF_A_RUN = (METADATA_FILE, "config.yaml", "metrics.csv")
@@ -61,8 +61,10 @@ def report_at_end(folder: Path) -> Iterator[None]:
         if not resumed or _outcome(folder) != before:
             _save_at_end(folder)
         raise
-    except BaseException:
-        _save_at_end(folder)
+    except BaseException as error:
+        # Nothing has been trained, and whoever interrupts does not want to wait for matplotlib.
+        if not was_interrupted(error) or resumed or (folder / METRICS).exists():
+            _save_at_end(folder)
         raise
     _save_at_end(folder)
 
