@@ -1,4 +1,7 @@
-"""Bound nested values of files before they are used: how many they are, how deep, and how long if they are written out."""
+"""Limit nested values that come from a file: their number, their depth, and their length when they are written out.
+
+A file of a few bytes can stand for far more, since it may name a value again that it holds once.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ from typing import Any
 from gpt_pretrain.system.reading import DamagedFileError
 
 CONTAINERS = (dict, list, tuple, set)
-MAX_VALUES = 2_000_000  # In one file, each counted as often as an alias repeats it. An empty list takes 64 bytes of memory.
-MAX_DEPTH = 100  # Of nested containers. The settings of a run have five levels.
-MAX_REPEATED, FREE_CHARACTERS = 20, 1_000_000  # Times that a file's texts and names may be repeated when they are written out.
-FEW_VALUES = 8  # Of a container without others in it, whose count is not kept.
+MAX_VALUES = 2_000_000  # values of one file, counted once for each alias; an empty list takes 64 bytes of memory
+MAX_DEPTH = 100  # levels of nested containers; the settings of a run have five
+# Written out, a file's texts and names may have FREE_CHARACTERS, and MAX_REPEATED more for each byte of the file.
+MAX_REPEATED, FREE_CHARACTERS = 20, 1_000_000
+FEW_VALUES = 8  # A flat container with so few values is counted again each time, which is as fast as remembering it.
 
 
 def expand_aliases(value: Any, *, max_values: int = MAX_VALUES) -> Any:
     """Copy nested lists and dicts so that no part is shared.
 
     Raises:
-        DamagedFileError: If the copy would have more than max_values values, as one of a few aliases of aliases may have, or the
-            value is nested too deeply or contains itself.
+        DamagedFileError: If the copy would have more than max_values values, or if the value is nested too deeply or contains
+            itself.
     """
     check_values(value, max_values=max_values)
     return _copy(value)
@@ -33,7 +37,7 @@ def _copy(value: Any) -> Any:
 
 
 def check_values(value: Any, *, max_values: int) -> None:
-    """Check that nested containers are not too deep, and stand for at most max_values values if nothing in them is shared.
+    """Check that containers are not nested too deeply, and that a copy in which nothing is shared has at most max_values.
 
     Raises:
         DamagedFileError: If not.
@@ -43,7 +47,9 @@ def check_values(value: Any, *, max_values: int) -> None:
 
 
 def count_values(value: Any) -> int:
-    """Count the values in nested containers, and those of a shared container once for each reference, without visiting it again.
+    """Count the values in nested containers.
+
+    The values of a shared container count once for each reference, although it is visited only once.
 
     Raises:
         DamagedFileError: If containers are nested too deeply or contain themselves.
@@ -52,7 +58,7 @@ def count_values(value: Any) -> int:
 
 
 def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """Return the number of values and of levels; each shared container is visited once."""
+    """Return the number of values and the number of levels. `measured` has both for the containers visited so far."""
     if not isinstance(value, CONTAINERS):
         return 1, 0
     if (found := measured.get(id(value))) is None:
@@ -67,7 +73,7 @@ def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tu
                 part_count, part_height = _measure(part, measured, depth + 1)
                 count, height = count + part_count, max(height, part_height)
         found = count, height + 1
-        if height or count > FEW_VALUES:  # Others are as soon counted again; a file of 3 MB may hold a million of them.
+        if height or count > FEW_VALUES:  # A file of 3 MB may hold a million smaller ones.
             measured[id(value)] = found
     count, height = found
     if depth + height - 1 > MAX_DEPTH:
@@ -76,13 +82,14 @@ def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tu
 
 
 def check_written_length(value: Any, size: int, *, with_groups: bool = True) -> None:
-    """Check that the values of a file are not far longer than the file, with the names of all groups before each of them.
+    """Check that the values of a file do not become far longer than the file when they are written out.
 
     Args:
-        with_groups: Whether the names of the groups count.
+        size: Bytes of the file.
+        with_groups: Whether the names of all groups around a value are written before it.
 
     Raises:
-        DamagedFileError: If they are.
+        DamagedFileError: If they do.
     """
     limit = FREE_CHARACTERS + MAX_REPEATED * size
     if isinstance(value, CONTAINERS) and written_length(value, limit, with_groups=with_groups) > limit:
@@ -90,9 +97,10 @@ def check_written_length(value: Any, size: int, *, with_groups: bool = True) -> 
 
 
 def written_length(value: Any, limit: int, *, with_groups: bool = True) -> int:
-    """Return the characters of all texts and dotted names in nested values, up to the first number beyond the limit.
+    """Count the characters of all texts and dotted names in nested values. Stop counting beyond the limit.
 
-    A file needs few bytes for many of them: the name of a group stands before each of its settings, and an alias repeats a text.
+    A few bytes of a file may become many characters: the name of a group is repeated before each of its settings, and an alias
+    repeats a text.
     """
     total, waiting = 0, [(value, 0)]
     while waiting and total <= limit:

@@ -1,37 +1,38 @@
-"""Limit the keys of a stranger's dicts that could be chosen so that each of them searches the places of many others.
+"""Limit the keys in dicts from a stranger's file that could be chosen to collide, which would make a dict very slow.
 
-Python gives texts and bytes secret hashes, but not numbers. Equal hashes are only the simplest choice: where a number goes if its
-place is taken follows from its bits, so that small numbers too can be sent along all places that others have filled.
+Python mixes a secret into the hashes of texts and bytes, but not into those of numbers. So the writer of a file can choose large
+numbers with equal hashes. Small numbers can collide too: their bits alone decide which slots of the dict are tried for them.
 """
 
 from __future__ import annotations
 
 from gpt_pretrain.system.reading import DamagedFileError
 
-# Whole numbers beyond the first could all be given the same hash, those beyond the second in several ways.
-MAX_KEY, SMALL_KEY = 1 << 60, 1 << 31
-MAX_ODD_KEYS = 1000  # that could all have the same hash
-FEW_KEYS = 256  # of a dict in which every search is short
-# Small numbers beyond those, in one file, that neither are new nor follow one another from 0 or 1 on. Each searches half of them.
+MAX_KEY = 1 << 60  # No whole number beyond this is accepted as a key: many of them have the same hash.
+SMALL_KEY = 1 << 31  # Whole numbers beyond this can be chosen so that they collide in several ways.
+MAX_ODD_KEYS = 1000  # tuples, fractions and large numbers in one file, which could all have the same hash
+FEW_KEYS = 256  # keys of a dict in which every search is short
+# Small numbers in one file that repeat a key, or do not follow one another from 0 or 1 on. Each of them could search half of the
+# others.
 MAX_UNORDERED_KEYS = 10_000
-MAX_PARTS = 20  # Of a tuple, all of which are looked at each time that it is a key.
+MAX_PARTS = 20  # parts of a tuple; all of them are hashed each time that the tuple is a key
 
 
 class KeyCounter:
-    """Counts the keys of the dicts, and the items of the sets, of one file."""
+    """Counts the keys of all dicts, and the items of all sets, in one file."""
 
     def __init__(self) -> None:
         self._odd = self._unordered = 0
 
     def add(self, key: object, n_before: int, *, is_new: bool = True) -> None:
-        """Count a key that is put into a dict, or an item of a set.
+        """Count a key that is put into a dict, or an item that is put into a set.
 
         Args:
-            n_before: The number of keys that the dict has.
-            is_new: Whether the dict does not have this one.
+            n_before: The number of keys in the dict before.
+            is_new: Whether this key was not among them.
 
         Raises:
-            DamagedFileError: If there are too many that could collide.
+            DamagedFileError: If too many keys could collide.
         """
         if isinstance(key, tuple | float) or (isinstance(key, int) and abs(key) > SMALL_KEY):
             self._odd += 1

@@ -1,4 +1,4 @@
-"""The rules by which a pickle is read, and the objects that take the place of what it would import, call or build."""
+"""The rules for reading a pickle, and the harmless objects that stand for what it would import, call or build."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gpt_pretrain.system.formatting import shorten_middle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.terminal import escape_line
 
-MAX_NAME = 200  # characters in a message
+MAX_NAME = 200  # characters of a name in a message
 
-# Modules and functions that an attack needs, and that honest data does not.
+# Modules and functions that attacks use and honest data never needs.
 ATTACKS = {
     *("os", "posix", "nt", "subprocess", "shutil", "socket", "sys", "importlib", "runpy", "pty", "ctypes", "webbrowser", "code"),
     *(f"builtins.{name}" for name in ("eval", "exec", "compile", "__import__", "open", "input", "breakpoint", "globals")),
@@ -25,7 +25,7 @@ class RefusedNameError(DamagedFileError):
     """A pickle needs something that is not plain data.
 
     Attributes:
-        name: What it would import, such as "os.system".
+        name: The name that it would import, such as "os.system".
     """
 
     def __init__(self, name: str) -> None:
@@ -49,13 +49,13 @@ class PickledReference:
 
 @dataclass
 class InertObject:
-    """Stands for an object of a class that is not imported.
+    """Stands for an object whose class is not imported.
 
     Args:
         name: The class, or the function that would build the object.
-        arguments: The arguments of that call.
+        arguments: The arguments of that class or function.
         state: The attributes that the pickle would set.
-        items: The items of a subclass of dict or list.
+        items: The items, if the class is a kind of dict or list.
     """
 
     name: str
@@ -66,15 +66,14 @@ class InertObject:
 
 @dataclass(frozen=True)
 class PickleRules:
-    """Everything that a pickle may hold besides plain values, lists, tuples and dicts.
+    """What a pickle may hold besides plain values, lists, tuples and dicts.
 
     Args:
-        calls: For each function that it may call, a stand-in that gets the same arguments.
-        names: Other names that it may mention, but not call.
-        references: It may refer to something outside of itself.
+        calls: The functions that it may call, each with a stand-in that gets the same arguments.
+        names: Further names that it may mention, but not call.
+        references: Whether it may refer to something outside of itself.
         build: Gets an object and the state that the pickle would give it.
-        inert: It may mention and call anything else too, and an `InertObject` takes the place of the result. Only names that
-            no file has an honest use for are refused.
+        inert: Whether it may also name and call anything else, except for `ATTACKS`. An `InertObject` stands for each result.
     """
 
     calls: Mapping[str, Call]
@@ -85,8 +84,8 @@ class PickleRules:
 
 
 def inert_object(function: Any, arguments: tuple[Any, ...]) -> InertObject:
-    """Return the object that takes the place of a call's result."""
-    # These two build an object of the class that is their first argument.
+    """Return the object that stands for the result of a call."""
+    # The first argument of these two functions is the class of the object.
     if isinstance(function, PickledName) and function.name in ("copyreg._reconstructor", "copyreg.__newobj__") and arguments:
         function, *rest = arguments
         arguments = tuple(rest)

@@ -1,4 +1,4 @@
-"""Read regular files that anybody may have written, and never more than their size allows."""
+"""Read regular files that anybody may have written: no devices, no links out of a folder, no more bytes than a limit."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
-MAX_BYTES = 20_000_000  # A config.json has about 1,000 bytes, the index of a sharded model about 100,000.
+MAX_BYTES = 20_000_000  # For comparison: a config.json has about 1,000 bytes, the index of a sharded model about 100,000.
 
 
 class DamagedFileError(ValueError):
-    """A file is not what its name says, or is far too large. The message does not name the file."""
+    """A file is not what its name says, or is far too large. The message leaves out the name, which the caller adds."""
 
 
 def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
-    """Open a regular file for reading; a device or a FIFO, which could wait or go on forever, is refused.
+    """Open a regular file for reading.
+
+    Devices and pipes are refused, since reading them could block or never end.
 
     Args:
-        within: The folder that the file must be in after all links are followed; None allows any.
+        within: The folder that must contain the file after all links are followed. None allows any folder.
 
     Raises:
-        OSError: If there is no such file, or it is not regular, or a link leads out of the folder.
+        OSError: If the file does not exist, is not regular, or a link leads out of the folder.
     """
     if within is not None and not path.resolve().is_relative_to(within.resolve()):
         raise _leads_out(path)
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError:
-        if path.is_socket():  # for which the system's reason is that there is no such device
+        if path.is_socket():  # The system's own message speaks of a missing device.
             raise not_regular(path, stat.S_IFSOCK) from None
         raise
     if within is not None and not _is_inside(handle, path, within):
@@ -44,7 +46,10 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
 
 
 def _is_inside(handle: int, path: Path, folder: Path) -> bool:
-    """Return whether an open file is the one in a folder: the owner of the folder may have put a link there for a moment."""
+    """Return whether an open file still is the one that its path names in a folder.
+
+    The owner of the folder may have put a link there just for the moment of opening.
+    """
     opened, real = os.fstat(handle), path.resolve()
     try:
         named = os.lstat(real)
@@ -55,7 +60,11 @@ def _is_inside(handle: int, path: Path, folder: Path) -> bool:
 
 
 def not_regular(path: Path, mode: int) -> OSError:
-    """Return the error about a path that names no regular file, by its mode."""
+    """Return the error that says what a path names in place of a regular file.
+
+    Args:
+        mode: The mode of the file, as `os.stat` returns it.
+    """
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     remedy = ". Save its content to a file first" * (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
     return OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(mode), 'a socket')}, not a regular file{remedy}", str(path))
@@ -66,10 +75,14 @@ def _leads_out(path: Path) -> OSError:
 
 
 def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = None) -> bytes:
-    """Read a regular file that has at most max_bytes.
+    """Read a whole regular file.
+
+    Args:
+        max_bytes: The largest size that is accepted.
+        within: See `open_regular`.
 
     Raises:
-        OSError: As `open_regular` does.
+        OSError: If `open_regular` refuses the file.
         DamagedFileError: If the file is larger.
     """
     with open_regular(path, within=within) as stream:
@@ -80,7 +93,7 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = 
 
 
 def read_lines(stream: BufferedReader, *, max_line_bytes: int, max_bytes: int) -> Iterator[str]:
-    """Yield the lines of a text file with their ends, up to the first line that is too long, or to the largest size."""
+    """Yield the lines of a text file with their ends. Stop before a line that is too long, or once max_bytes are read."""
     left = max_bytes
     while left > 0 and (line := stream.readline(max_line_bytes + 1)):
         if len(line) > max_line_bytes:

@@ -1,6 +1,6 @@
-"""List and read the files in tar and zip archives one after another, without unpacking them.
+"""Read the files in tar and zip archives one after another, without unpacking them.
 
-Tar archives are read here as a stream. Python's tarfile keeps a record of each member, and takes names of any length into memory.
+Python's tarfile is not used: it keeps a record of each member, and reads names of any length into memory.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from typing import BinaryIO
 
 from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError, PackedFileError
 
-RECORD = 512  # Bytes of a header in a tar archive; contents are padded to a multiple of it.
+RECORD = 512  # bytes of a header in a tar archive, and the unit to which contents are padded
 LONGEST_NAME = 1 << 16
 REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
 LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
 DIGITS = re.compile("[0-9]{1,18}")
-MAX_FIELDS = 1000  # Of one extended header. Those of a file with many attributes are a few dozen.
+MAX_FIELDS = 1000  # fields of one extended header; a file with many attributes has a few dozen
 EXTENDED_LINE = re.compile(rb"(\d{1,7}) ")
 ZIP_DAMAGE = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
-    *(RuntimeError, ValueError, LookupError, OverflowError),  # also by zipfile itself, which trusts most fields
+    *(RuntimeError, ValueError, LookupError, OverflowError),  # zipfile trusts most fields and stumbles over wrong ones
 )
 NO_DIRECTORY = "File is not a zip file"  # zipfile's words for an archive without its end
-# Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory, and may be a thousand times as
-# large as a compressed file that has it. In a large archive, the list may also be this part of the archive.
+# The list of a zip archive's members takes up to fifteen times its size in memory. Inside of a compressed file, it can expand a
+# thousandfold. So it may have this many bytes, or one third of the size of the archive if that is more.
 MAX_DIRECTORY, DIRECTORY_PART = 1 << 22, 3
 
 Members = Iterator[tuple[str, Iterator[bytes]]]
 
 
 def read_tar(blocks: Iterable[bytes]) -> Members:
-    """Yield the name and the content of each regular file in a tar archive. A content must be read before the next is asked for.
+    """Yield the name and the content of each regular file in a tar archive.
+
+    Each content must be read before the next file is asked for.
 
     Raises:
         DamagedArchiveError: If the archive is truncated or a header is damaged.
@@ -44,7 +46,7 @@ def read_tar(blocks: Iterable[bytes]) -> Members:
     extended: dict[str, str] = {}
     while header := reader.read(RECORD, at_end=True):
         if not header.strip(b"\0"):
-            continue  # The end of an archive, after which another may follow.
+            continue  # The archive ends here, and another one may follow.
         name, kind, size = _parse_header(header, reader.position)
         if kind in LONG_NAME + EXTENDED:
             content = reader.read(min(size, LONGEST_NAME))
@@ -70,7 +72,7 @@ def read_zip(stream: BinaryIO, *, size: int) -> Members:
     """Yield the name and the content of each regular file in a zip archive, which must be seekable.
 
     Args:
-        size: Bytes of the file that the archive is, or is in.
+        size: Bytes of the file on the disk: the archive itself, or the file that contains it.
 
     Raises:
         DamagedArchiveError: If the archive is truncated or damaged.
@@ -88,7 +90,7 @@ def read_zip(stream: BinaryIO, *, size: int) -> Members:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a member is one of those that are skipped in a folder too: hidden files, and what macOS adds to archives."""
+    """Return whether a member is skipped: a hidden file, as in folders, or what macOS adds to archives."""
     return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
 
 
@@ -134,7 +136,7 @@ class _ByteReader:
             yield part
 
     def skip(self, count: int) -> None:
-        """Skip the next `count` bytes, as `blocks` yields them."""
+        """Skip the next `count` bytes."""
         for _ in self.blocks(count):
             pass
 
@@ -201,12 +203,12 @@ def _text(field: bytes) -> str:
 
 
 def _check_directory(stream: BinaryIO, size: int) -> None:
-    """Check that the list of a zip archive's members, which zipfile reads as a whole, is not too large.
+    """Check that the list of a zip archive's members is not too large. zipfile would read it as a whole.
 
     Raises:
-        PackedFileError: If it is.
+        PackedFileError: If it is too large.
     """
-    # There are two records of the list's size. zipfile itself must say which of them it will use.
+    # The archive states the size of the list in two places. zipfile's own function returns the one that zipfile uses.
     end = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
     if end is not None and end[zipfile._ECD_SIZE] > MAX_DIRECTORY + size // DIRECTORY_PART:  # type: ignore[attr-defined]
         raise PackedFileError("it contains too many files to be read as an archive; unpack it first")
@@ -216,7 +218,7 @@ def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[
     if member.flag_bits & 1:
         raise PackedFileError(f"{member.filename} is encrypted; unpack the archive first")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # zipfile decompresses these a few kilobytes at a time, which may expand to gigabytes.
+        # zipfile decompresses a few kilobytes of such a member at once, and they may expand to gigabytes.
         raise PackedFileError(f"{member.filename} is compressed with a rare method; unpack the archive first")
     try:
         with archive.open(member) as content:

@@ -1,4 +1,4 @@
-"""Take the first blocks of a stream and hand all of them on."""
+"""Look at the first blocks of a stream, and hand on the stream as if nobody had."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def read_stream(stream: BinaryIO, start: int = 0) -> Iterator[bytes]:
 
 
 def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """Return the first HEAD bytes, and all bytes; an error in the first ones is raised after them when they are read."""
+    """Return the first HEAD bytes, and a stream of all bytes. It raises an error where the original stream does."""
     taken, blocks = look_ahead(blocks, lambda first: take(first, HEAD))
     return taken[:HEAD], blocks
 
 
 def take(blocks: Iterator[bytes], size: int) -> bytes:
-    """Return the first blocks until they have a size in bytes."""
+    """Return the first blocks, joined, until they have at least `size` bytes."""
     taken, length = list[bytes](), 0
     while length < size and (block := next(blocks, None)) is not None:
         taken.append(block)
@@ -35,10 +35,10 @@ def take(blocks: Iterator[bytes], size: int) -> bytes:
 
 
 def look_ahead(blocks: Iterator[bytes], look: Callable[[Iterator[bytes]], T]) -> tuple[T, Iterator[bytes]]:
-    """Return what a function makes of the first bytes, and all bytes.
+    """Return the result of a function that looks at the first bytes, and a stream of all bytes.
 
     Args:
-        look: The function. Where the bytes are damaged, it sees their end; the error is raised when they are read.
+        look: The function. If the bytes are damaged, the stream just ends for it. The stream that is returned raises the error.
     """
     taken, errors = list[bytes](), list[DamagedArchiveError]()
 

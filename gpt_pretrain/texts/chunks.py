@@ -9,19 +9,19 @@ from typing import Any
 from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.encodings import is_blank
 
-# Bytes of a line, or characters of a text in a table. Several of them are in memory at a time.
-LONGEST_RECORD = 1 << 26
-MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
-BATCH = 1 << 20  # Bytes of text that a worker gets in one job.
+LONGEST_RECORD = 1 << 26  # bytes of a line, or characters of a text in a table; several records are in memory at a time
+MAX_LINES = 8192  # lines of a chunk; a rejected line takes 500 bytes of memory, and as little as two in its file
+BATCH = 1 << 20  # bytes of text that a worker gets in one job
 
-FIELD_MISSING = "field missing"  # A reason for rejecting a record that the user gets advice on.
+# Reasons for rejecting a record.
+FIELD_MISSING = "field missing"
 NOT_UTF8 = "not UTF-8"
-TASK_ITEM = "question of a task"  # Another one: it has the fields that evaluate.py reads.
+TASK_ITEM = "question of a task"  # The record has the fields that evaluate.py reads.
 TASK_ADVICE = (
     "This is a file of questions, not a text to train on. To score a model on them: "
     f"{script_command('evaluate.py')} checkpoint=RUN tasks.path={{}}"
 )
-# Reasons for which a whole file cannot be read to its end. Its loss is not that of a record.
+# Reasons for which a file cannot be read to its end. More than a single record is lost then.
 DAMAGED_ARCHIVE, UNREADABLE, NOT_UTF8_FILE, CUT_OFF = "damaged file", "read error", "not a text in UTF-8", "cut off"
 NOTHING_TO_READ, NOT_UNPACKED = "nothing to read", "not unpacked"
 FILE_FAILURES = (
@@ -44,7 +44,7 @@ class ReadPosition:
         offset: Bytes of the file's content, or rows of a table, before the position.
         record: Documents, lines or rows before the position.
         in_document: Whether the position is inside a document.
-        member: Contents of the file before the current one, for an archive. Offset and record are those of the current one.
+        member: Number of an archive's contents before the current one. Offset and record count within the current one.
         blank: Whether the document has been only white space so far.
     """
 
@@ -82,11 +82,11 @@ class RejectedRecord:
 
 @dataclass(frozen=True)
 class Documents:
-    """Text in UTF-8: whole documents, which have not been looked at yet, or a part of one.
+    """Undecoded text: several whole documents, or a part of one document.
 
     Args:
-        data: The documents, with a separator behind each of them, or the part.
-        separators: In UTF-8; none if it is a part.
+        data: The documents, with a separator after each of them; or the part.
+        separators: The possible separators in UTF-8; empty for a part of a document.
     """
 
     data: bytes
@@ -100,8 +100,8 @@ class Chunk:
     Args:
         file: Name of the file.
         first: Number of the first record, from 1.
-        content: JSON lines as bytes, documents or a part of one, text as `divide_documents` gives it, values of a table column,
-            or a rejected record.
+        content: JSON lines as bytes; values of a table's column; documents or a part of one; the text of one document or part,
+            from `divide_documents`; or a rejected record.
         end: The position after the chunk.
         bytes_read: Bytes read so far from all files.
         begins: Whether a document begins with the chunk, if the content is text or a rejected record.
@@ -142,7 +142,7 @@ class Cursor:
         bytes_read: Returns the number of bytes read so far from all files.
 
     Attributes:
-        bytes_of_file: Bytes read from a file that `bytes_read` does not count, because another program reads it.
+        bytes_of_file: Bytes read from a file by a library, which `bytes_read` does not count.
     """
 
     def __init__(self, file: str, position: ReadPosition, *, bytes_read: Callable[[], int]) -> None:
@@ -153,13 +153,13 @@ class Cursor:
         self.bytes_of_file = 0
 
     def records(self, content: bytes | list[Any], *, size: int, count: int) -> Chunk:
-        """Return the next `count` records, which are `size` bytes or rows long."""
+        """Return the next `count` records as a chunk. `size` is their length in bytes, or the number of their rows."""
         first = self.record + 1
         self.offset, self.record = self.offset + size, self.record + count
         return self._chunk(first, content)
 
     def documents(self, data: bytes, separators: tuple[bytes, ...], *, count: int) -> Chunk:
-        """Return the next `count` documents as a whole, each with a separator behind it."""
+        """Return the next `count` whole documents as a chunk. In `data`, a separator follows each of them."""
         first = self.record + 1
         self.offset, self.record = self.offset + len(data), self.record + count
         return self._chunk(first, Documents(data, separators))

@@ -6,14 +6,14 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 
-# Of the columns that a message names.
-MAX_NAMED, LONGEST_NAME = 50, 100
-# Types of columns with one text in each row. Bytes may be UTF-8. Texts of a fixed length, and lists, may be of any size.
+MAX_NAMED, LONGEST_NAME = 50, 100  # columns that a message names, and characters of a name
+# Arrow's types of columns with one text in each row; bytes may be text in UTF-8. Lists and texts of a fixed length are not among
+# them, since a single value may have any size.
 TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
 
 def find_column(text_field: str, schema: Any, name: str) -> list[str]:
-    """Return the column of a field and the fields of structs that lead to it from there.
+    """Return the name of a field's column, followed by the names of the fields in structs that lead to it.
 
     Raises:
         UserError: If there is no such column, or it contains no text.
@@ -34,17 +34,17 @@ def find_column(text_field: str, schema: Any, name: str) -> list[str]:
 
 
 def find_leaf(path: list[str], schema: Any, name: str) -> int:
-    """Return the number of the column in a Parquet file whose values are those of a field.
+    """Return the index of the column in a Parquet file that stores a field.
 
     Args:
-        path: From `find_column`.
-        schema: Parquet's own, which counts the fields of structs as columns.
+        path: The path of the field, from `find_column`.
+        schema: Parquet's own schema, in which each field of a struct is a column.
 
     Raises:
-        UserError: If the file stores something else there than its schema for Arrow says.
+        UserError: If Parquet's schema has something else there than Arrow's.
     """
     joined = ".".join(path)
-    # One path at a time: all of them repeat the names of the groups that they are in, which may be long.
+    # One path at a time: each path repeats the names of its groups, which may be long.
     same = [number for number in range(len(schema)) if _is_within(schema.column(number).path, joined)]
     column = schema.column(same[0])
     # Arrow writes a column without any values as numbers.
@@ -58,10 +58,10 @@ def _is_within(path: str, group: str) -> bool:
 
 
 def _check_is_text(text_field: str, kind: Any, schema: Any, name: str) -> None:
-    """Check that a column's type is text, also as a dictionary; one that is null everywhere may be anything.
+    """Check that a column holds text, plain or as a dictionary. A column of nothing but nulls passes.
 
     Raises:
-        UserError: If not.
+        UserError: If it holds something else.
     """
     stored = getattr(kind, "storage_type", kind)  # of an extension of Arrow, such as JSON
     stored = stored.value_type if str(stored).startswith("dictionary") else stored
@@ -74,7 +74,7 @@ def _check_is_text(text_field: str, kind: Any, schema: Any, name: str) -> None:
 
 
 def column_paths(fields: Any, prefix: str = "") -> list[str]:
-    """Return the first names of columns, and those of the fields in structs."""
+    """Return the names of the first columns. For a struct, return the dotted names of its fields."""
     paths = list[str]()
     for field in fields:
         path = f"{prefix}{field.name[:LONGEST_NAME]}"
@@ -86,10 +86,10 @@ def column_paths(fields: Any, prefix: str = "") -> list[str]:
 
 
 def check_column(text_field: str, columns: list[str], name: str) -> None:
-    """Check that a table has a column, and only one of this name.
+    """Check that a table has exactly one column of a name.
 
     Raises:
-        UserError: If not.
+        UserError: If it has none or several.
     """
     if text_field not in columns:
         listed = ", ".join(column[:LONGEST_NAME] for column in columns[:MAX_NAMED])

@@ -1,7 +1,7 @@
-"""Open files as the contents that documents are read from: the file itself, or what is in it if it is compressed or an archive.
+"""Open the contents of a file: the file itself, its decompressed bytes, or the members of an archive.
 
-An archive may contain compressed files and further archives. Nothing is unpacked to the disk, except for a table or a zip archive
-inside of another file, which cannot be read as a stream.
+An archive may contain compressed files and further archives. Nothing is unpacked to the disk, with one exception: a table or a zip
+archive inside of another file needs a temporary copy, since neither can be read as a stream.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, 
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.missing_text import find_missing_column, find_missing_text
 
-LONGEST_LABEL = 500  # Characters of a member's name that are shown. Each rejected record is listed with the name of its file.
-MAX_LAYERS = 6  # Archives and compressed files inside of one another: a .tar.xz of .xz files with one .tar each has four.
+LONGEST_LABEL = 500  # characters of a member's name; each rejected record repeats the name
+MAX_LAYERS = 6  # archives and compressed files inside of one another; a .tar.xz of .tar.xz files has four
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Content:
 
     Args:
         name: Path of the file and, inside of an archive, the member's name.
-        kind: Its kind, one that is read.
-        bytes_from_start: Its bytes, for a single use.
-        limit: Of what the file that it is in expands to.
-        stream: The same bytes as a file that can seek, if there is one.
+        kind: Its kind.
+        bytes_from_start: Its bytes, which can be read once.
+        limit: Limits what the whole file expands to.
+        stream: The same bytes as a seekable file, if there is one.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Content:
     stream: BinaryIO | None = None
 
     def blocks(self, start: int = 0) -> Iterator[bytes]:
-        """Yield the content from an offset on, as UTF-8 if it is text in another encoding; offsets count the yielded bytes.
+        """Yield the content from an offset on. Text in another encoding is yielded as UTF-8, and offsets count its bytes.
 
         Raises:
-            DamagedArchiveError: If an archive or a text in UTF-16 or UTF-32 is damaged, after everything before the damage.
+            DamagedArchiveError: If an archive, or a text in UTF-16 or UTF-32, is damaged. Everything before is yielded first.
         """
         if self.kind.encoding.name != "utf-8":
             return drop_bytes(_transcode(self.bytes_from_start, self.kind.encoding.name), start)
@@ -57,10 +57,10 @@ class Content:
 
     @contextmanager
     def seekable(self, limit: ContentLimit) -> Iterator[BinaryIO]:
-        """Open the content as a file that can seek: a temporary one if it is inside of another file.
+        """Open the content as a seekable file. Inside of another file, this is a temporary copy.
 
         Args:
-            limit: Of the size of the temporary file.
+            limit: Limits the size of the copy.
         """
         if self.stream is not None:
             yield self.stream
@@ -75,15 +75,15 @@ class Content:
 def open_contents(
     name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, as_text: bool = False, text_field: str | None = None
 ) -> Iterator[Content]:
-    """Yield the contents of a file in order. Each must be read before the next is asked for, or it is skipped.
+    """Yield the contents of a file in order. A content is skipped if it has not been read when the next is asked for.
 
     Args:
         name: Path of the file.
-        stream: The opened file. Its position shows how much of it has been read.
-        size: Of the file in bytes. It limits what its archives may expand to.
+        stream: The open file. Its position shows how much of it has been read.
+        size: Bytes of the file, which limit what it may expand to.
         left_out: Collects the members of archives that are not text.
         as_text: See `recognize`.
-        text_field: Members of archives that are JSON or tables without this field are left out; None keeps them.
+        text_field: Members that are JSON or tables without this field are left out. None keeps all.
 
     Raises:
         DamagedArchiveError: If an archive is damaged, contains nothing that can be read, or expands too far.
@@ -99,12 +99,10 @@ def open_contents(
 
 @dataclass(frozen=True)
 class _Opener:
-    """Opens a file layer by layer: what is compressed, and the members of archives.
+    """Opens a file layer by layer: decompresses it, and opens the members of archives in turn.
 
     Args:
-        limit: What all layers together may expand to.
-
-    The others are the arguments of `open_contents`.
+        limit: Limits what all layers together expand to. The other arguments are those of `open_contents`.
     """
 
     size: int
@@ -123,13 +121,13 @@ class _Opener:
         stream: BinaryIO | None = None,
         is_member: bool = False,
     ) -> Iterator[Content]:
-        """Yield the contents of a file or a member.
+        """Yield the contents of a file, or of a member of an archive.
 
         Args:
-            name: Its own name.
-            label: The name for messages: path of the file, and the names of the archives around a member.
-            layers: How many archives and compressed files are around it.
-            stream: The file itself, if nothing is around it.
+            name: The name by which its kind is recognized.
+            label: The name for messages: the path of the file, followed by the names of members.
+            layers: The number of archives and compressed files around it.
+            stream: The file itself, if it is not inside of another one.
         """
         head, blocks = peek(blocks)
         kind = recognize(name, head, as_text=self.as_text)
@@ -161,8 +159,8 @@ class _Opener:
                 yield from self.contents(name, f"{label}/{_shorten(name)}", blocks, layers + 1, is_member=True)
 
     def _with_text(self, name: str, content: Content, text_field: str) -> Iterator[Content]:
-        """Yield a member of an archive, unless it consists of JSON or a table without the field that contains the text."""
-        limit = ContentLimit(self.size)  # of a temporary copy
+        """Yield a member of an archive, unless it is JSON or a table without the field for the text."""
+        limit = ContentLimit(self.size)  # for the temporary copy
         with content.seekable(limit) if content.kind.form == PARQUET else nullcontext() as copy:
             if copy is not None:
                 missing, content = find_missing_column(copy, text_field), replace(content, stream=copy)

@@ -20,7 +20,7 @@ from gpt_pretrain.checkpoints.sharded import _read_index
 from gpt_pretrain.checkpoints.torch_pickles import _encode, _plain, _StorageSizes, check_torch_zip
 from gpt_pretrain.config.checkpoint_settings import read_stored_settings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system import hub_transfer, number_keys, pickles
+from gpt_pretrain.system import hub_transfer, number_keys, pickle_limits, pickle_machine
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.pickle_rules import PickledName, PickledReference, PickleRules
 from gpt_pretrain.system.pickles import read_pickle
@@ -63,7 +63,7 @@ LONG_KEY = b"X" + struct.pack("<I", 100_000) + b"x" * 100_000 + b"q\x00"  # a te
 )
 def test_what_a_pickle_may_not_do(monkeypatch: pytest.MonkeyPatch, data: bytes, message: str) -> None:
     for name, most in {"MAX_CONTAINERS": 50, "MAX_CALLS": 20, "FREE_COPIES": 1000}.items():
-        monkeypatch.setattr(pickles, name, most)
+        monkeypatch.setattr(pickle_limits, name, most)
     monkeypatch.setattr(number_keys, "MAX_ODD_KEYS", 10)
     with pytest.raises(DamagedFileError, match=message):
         read_pickle(io.BytesIO(data), HARMLESS, size=len(data))
@@ -72,7 +72,7 @@ def test_what_a_pickle_may_not_do(monkeypatch: pytest.MonkeyPatch, data: bytes, 
 def test_a_pickle_has_a_limited_number_of_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"](" + b"N" * 200 + b"e."
     assert len(read_pickle(io.BytesIO(data), size=len(data))) == 200
-    monkeypatch.setattr(pickles, "MAX_OPCODES", 100)
+    monkeypatch.setattr(pickle_machine, "MAX_OPCODES", 100)
     with pytest.raises(DamagedFileError, match="more than 100 opcodes"):
         read_pickle(io.BytesIO(data), size=len(data))
 
