@@ -1,7 +1,7 @@
 """Open the contents of a file: the file itself, its decompressed bytes, or the members of an archive.
 
-An archive may contain compressed files and further archives. Nothing is unpacked to the disk, with one exception: a table or a zip
-archive inside of another file needs a temporary copy, since neither can be read as a stream.
+An archive may contain compressed files and further archives. Nothing is unpacked to the disk but a table or a zip archive inside of
+another file: these cannot be read as a stream, so they get a temporary copy.
 """
 
 from __future__ import annotations

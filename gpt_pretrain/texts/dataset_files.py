@@ -1,7 +1,8 @@
 """Check what a dataset says about itself before the package datasets acts on it.
 
 The state.json of a saved dataset lists its files, and datasets 5.2 opens every path in this list. If a column is declared as
-images or sounds, datasets opens the path or URL in each of its rows. The content becomes part of the corpus.
+images or sounds, datasets opens the path or URL in each of its rows. Without a check, any file of this machine could become part
+of the corpus.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gpt_pretrain.texts.columns import TEXT_TYPES
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 SAVED = (STATE, SPLITS)  # A folder written by save_to_disk contains one of these.
-SAVED_NAME = re.compile(r"\w[\w.+=@ -]*")  # Of a split's folder or a file, neither of which may be a path or a URL.
+SAVED_NAME = re.compile(r"\w[\w.+=@ -]*")  # A plain name of a split's folder or of a file, never a path or a URL.
 
 
 def check_saved_dataset(folder: Path) -> None:
@@ -48,10 +49,10 @@ def check_saved_dataset(folder: Path) -> None:
 
 
 def check_is_text(text_field: str, features: Mapping[str, Any], name: str) -> None:
-    """Check that a column's declared type is text, which datasets hands over without opening anything.
+    """Check that a column is declared as text, since datasets opens nothing for text.
 
     Raises:
-        UserError: If not.
+        UserError: If it is declared as something else.
     """
     if _is_text(features[text_field]):
         return

@@ -1,9 +1,10 @@
-"""Keep the package datasets to the files of the dataset that it reads, and what they expand to within limits.
+"""Keep the package datasets to the files of the dataset that it reads, and limit what they expand to.
 
-datasets 5.2 and fsspec open whatever a name says. A name may come from the README.md of a dataset, from a list of its files, or
-from the table of contents of an archive in it; it may be a path or a URL, and with `::` a chain of file systems, one of which
-(`reference:`) reads templates that can see environment variables. So each name is checked when it is opened, for as long as
-the dataset is read, and file systems that no dataset needs do not exist in the meantime.
+datasets 5.2 and fsspec open whatever a name says. Such a name may come from the README.md of a dataset, from a list of its files,
+or from the table of contents of an archive in it. It may be a path or a URL. With `::` it is a chain of file systems, and one of
+them (`reference:`) reads templates that can see environment variables.
+
+So while a dataset is read, each name is checked before it is opened, and file systems that no dataset needs are turned off.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from gpt_pretrain.texts.field_limits import limit_fields, limit_fields_of_exampl
 HUB = "hf://datasets/"
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
 PROTOCOLS = frozenset(("file", "local", "hf", *ARCHIVES))
-# The readers of datasets that open files only as streams, which is where names and sizes are checked. The one of HDF5, for
-# example, opens paths by itself, and such a file may name further ones; the one of tar files decompresses what is in them.
+# The readers of the package datasets that open files only as streams, where names and sizes are checked. Others are refused: the
+# reader of HDF5 opens paths by itself, and an HDF5 file may name further ones; the reader of tar files decompresses their members.
 READERS = ("arrow", "cache", "conll", "csv", "json", "parquet", "text", "xml")
 
 SHOWN = frozenset(("arrow", "csv", "json", "parquet", "text"))  # in messages
-SLOW_ENCODINGS = ("punycode", "idna")  # which take quadratic time
-# What a description may set as it likes. Others say how much is read at a time, or by which program.
+SLOW_ENCODINGS = ("punycode", "idna")  # They take quadratic time.
+# The options of a reader that a description may set to any value. Others choose how much is read at a time, or by which program.
 HARMLESS = frozenset(
     [
         *("name", "version", "data_dir", "data_files", "description", "features", "encoding", "encoding_errors", "field"),
@@ -48,15 +49,17 @@ HARMLESS = frozenset(
         "comment_prefix",
     ]
 )
-SEPARATORS = ("sep", "delimiter")  # of several characters, pandas takes for a regular expression
-OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets
+SEPARATORS = ("sep", "delimiter")  # pandas takes a separator of several characters for a regular expression
+OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets that open files
 
 Function = Callable[..., Any]
 
 
 @contextmanager
 def own_files_only(name: str, *, read_tables: Function = read_text_column) -> Iterator[None]:
-    """Have datasets refuse, during the block, to list or open what is not the dataset's own. There is one such block at a time.
+    """Make the package datasets refuse, during the block, to list or open anything but the dataset's own files.
+
+    Functions of datasets and fsspec are replaced meanwhile, so only one such block can be active at a time.
 
     Args:
         name: The dataset's name on the hub, or its folder or file on this machine.
@@ -84,14 +87,14 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
 
 
 def check_reader(builder: Any, name: str, *, readers: Collection[str] = READERS) -> None:
-    """Check that datasets reads this kind of file as a stream of bytes.
+    """Check that the reader of a dataset opens files only as streams, with options that are safe.
 
     Args:
         builder: What `datasets.load_dataset_builder` returns.
-        readers: The kinds that are read.
+        readers: The names of the readers that are accepted.
 
     Raises:
-        UserError: If not.
+        UserError: If it does not.
     """
     reader = str(builder.__module__).rpartition(".")[2]
     if builder.__module__ != f"datasets.packaged_modules.{reader}.{reader}" or reader not in readers:
@@ -117,7 +120,7 @@ def check_reader(builder: Any, name: str, *, readers: Collection[str] = READERS)
 
 
 class _OwnFiles:
-    """Knows which paths and URLs are files of a dataset, and wraps functions that open others."""
+    """Knows which paths and URLs belong to a dataset, and wraps functions so that they refuse all others."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -137,7 +140,7 @@ class _OwnFiles:
     def check_url(self, prepare: Function) -> Function:
         def checked(urlpath: str, *arguments: Any, **options: Any) -> Any:
             *hops, file = urlpath.split("::")
-            # fsspec takes a word for a protocol if another one stands before it.
+            # After another protocol, fsspec takes a plain word for a protocol too.
             is_named_fully = not hops or file.startswith((os.sep, HUB, _hub_endpoint()))
             is_in_archive = len(hops) <= 1 and all(hop.startswith(tuple(f"{form}://" for form in ARCHIVES)) for hop in hops)
             if not (is_named_fully and is_in_archive and self.includes(file)):
@@ -174,7 +177,7 @@ class _OwnFiles:
             name = f"dataset={self.name}"
             try:
                 stated = get(*arguments, **options)
-            except EntryNotFoundError as error:  # which is noted in the cache, for the commit that the hub states
+            except EntryNotFoundError as error:  # The cache notes a missing file, under the commit that the hub states.
                 answer = getattr(error, "response", None)
                 if answer is not None and (commit := answer.headers.get("X-Repo-Commit")) is not None:
                     check_hub_commit(name, commit)
@@ -195,7 +198,7 @@ class _OwnFiles:
         return checked
 
     def includes(self, path: str) -> bool:
-        """Return whether a path, which may be a pattern, or a URL leads only to files of the dataset."""
+        """Return whether a path, a pattern or a URL leads only to files of the dataset."""
         if "::" in path or ".." in Path(path).parts:
             return False
         if self.folder is not None:
@@ -214,11 +217,11 @@ class _OwnFiles:
 
 
 class _LimitedStream(io.RawIOBase):
-    """A file in an archive, which cannot be read beyond the largest believable content.
+    """A decompressed file that cannot be read beyond a limit.
 
     Args:
         stream: The decompressed file.
-        limit: Its largest believable size in bytes.
+        limit: The largest size in bytes that its archive explains.
     """
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
@@ -241,7 +244,7 @@ class _LimitedStream(io.RawIOBase):
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END or offset > self.limit:  # for which all of it would be decompressed
+        if whence == io.SEEK_END or offset > self.limit:  # All of it would be decompressed.
             raise io.UnsupportedOperation("a compressed file has no known end")
         return self.stream.seek(offset, whence)
 
@@ -279,10 +282,13 @@ def _hub_endpoint() -> str:
 
 @contextmanager
 def _wrapped(place: str, name: str, wrap: Callable[[Function], Function]) -> Iterator[None]:
-    """Replace a function of a module, or of a class after a colon, during the block.
+    """Replace a function during the block.
+
+    Args:
+        place: Its module, or "module:Class".
 
     Raises:
-        AttributeError: If there is none, so that no newer release is read without its check.
+        AttributeError: If a newer release has no such function, so that nothing is read without the check.
     """
     module, _, class_name = place.partition(":")
     owner = importlib.import_module(module)

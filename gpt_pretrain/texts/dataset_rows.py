@@ -1,4 +1,4 @@
-"""Read the column of text from the Parquet files of a dataset in place of datasets 5.2, which reads whole row groups."""
+"""Read the column of text from the Parquet files of a dataset, a few rows at a time. datasets 5.2 would read whole row groups."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gpt_pretrain.texts.parquet_rows import read_few_rows
 
 
 def read_text_column(_: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace the method that reads Parquet files. It reads the one column that the settings of the builder name."""
+    """Return a replacement for the method of datasets that reads Parquet files. It reads only the builder's one column."""
 
     def generate_tables(builder: Any, files: Any, row_groups_list: Any) -> Iterator[Any]:
         import pyarrow as pa
         from datasets.builder import Key
 
-        opened = vars(sys.modules[type(builder).__module__]).get("open", open)  # that of datasets, for URLs and archives
+        opened = vars(sys.modules[type(builder).__module__]).get("open", open)  # datasets has its own, for URLs and archives
         (text_field,) = builder.config.columns
         for file_index, (file, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
             with opened(file, "rb") as stream:
@@ -33,7 +33,7 @@ def read_text_column(_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _read_column(stream: BinaryIO, row_groups: Any, text_field: str, name: str) -> Iterator[Any]:
-    """Yield the rows of some row groups, or all, of an open file."""
+    """Yield the rows of the given row groups of an open file. None stands for all row groups."""
     import pyarrow.parquet as pq
 
     kept = _KeptRange(stream)
@@ -49,7 +49,7 @@ def _read_column(stream: BinaryIO, row_groups: Any, text_field: str, name: str) 
 
 
 class _KeptRange(io.RawIOBase):
-    """A file of which one part is kept in memory, where Arrow has it anyway, so that nothing is downloaded twice."""
+    """A file that keeps one part of its content in memory, so that nothing is downloaded twice."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._position = stream, 0
@@ -57,7 +57,7 @@ class _KeptRange(io.RawIOBase):
         self._start, self._kept = 0, b""
 
     def keep(self, start: int, length: int) -> None:
-        """Read a part of the file, and forget the part before."""
+        """Read a part of the file, and keep it in place of the part kept so far."""
         self._start, self._kept = start, b""
         if 0 <= start < self._size and length > 0:
             self._stream.seek(start)

@@ -1,4 +1,4 @@
-"""Decompress content of any size with at most a few megabytes in memory, and within a limit that follows from the file's size."""
+"""Decompress files of any size with a few megabytes of memory, up to a limit that depends on the size of the file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 from gpt_pretrain.texts.extras import missing_extra
 
-BLOCK = 1 << 20  # Bytes read at a time from a plain file, and yielded at a time from any file.
-# The content of an archive may be this many bytes, or this many times as large as the archive; text is at most a hundred times.
+BLOCK = 1 << 20  # bytes read at a time from a plain file, and yielded at a time from any file
+# The content of an archive may have ALWAYS_READ bytes, or MAX_EXPANSION times the size of the archive. Text expands at most a
+# hundredfold.
 ALWAYS_READ, MAX_EXPANSION = 1 << 28, 250
-# Bytes read at a time from an archive. Four bytes may expand to 128 KiB, the largest block of the zstandard format.
+# Bytes read at a time from an archive. This is little, since four bytes may expand to 128 KiB, zstandard's largest block.
 COMPRESSED_BLOCK = 1 << 12
-# Memory for the window of a file. It is allocated as a whole, but touched only as far as there is content.
+# Memory for a decompressor's window. It is allocated as a whole, but the system provides only what the content touches.
 MAX_XZ_MEMORY, MAX_ZSTD_WINDOW = 1 << 31, 1 << 31
 EXPANDED = f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it first"
 DAMAGE = (zlib.error, lzma.LZMAError, EOFError, OSError)
@@ -27,15 +28,15 @@ class DamagedArchiveError(Exception):
 
 
 class PackedFileError(DamagedArchiveError):
-    """Raised for a whole archive that is packed in a way that is not read here: encrypted, or by a rare method."""
+    """Raised for an archive that is packed in a way that is not supported, such as encryption or a rare method."""
 
 
 class NothingToReadError(DamagedArchiveError):
-    """Raised for a whole archive that contains no text."""
+    """Raised for an archive that contains no text."""
 
 
 class Decompressor(Protocol):
-    """The common interface of decompressors; `decompress` returns all or, with a limit, the next bytes of the content."""
+    """The common interface of decompressors. `decompress` returns the content, or its next bytes if there is a limit."""
 
     @property
     def eof(self) -> bool: ...
@@ -57,10 +58,10 @@ class ContentLimit:
         self._left = max_content(size)
 
     def apply(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield blocks up to the largest believable content.
+        """Yield blocks as long as the limit allows.
 
         Raises:
-            DamagedArchiveError: If there is more.
+            DamagedArchiveError: If there are more.
         """
         for block in blocks:
             self.take(len(block), EXPANDED)
@@ -69,8 +70,11 @@ class ContentLimit:
     def take(self, n_bytes: int, problem: str) -> None:
         """Count bytes.
 
+        Args:
+            problem: The message of the error.
+
         Raises:
-            DamagedArchiveError: If there are too many, with the problem as its message.
+            DamagedArchiveError: If the limit is exceeded.
         """
         self._left -= n_bytes
         if self._left < 0:
@@ -78,19 +82,19 @@ class ContentLimit:
 
 
 def max_content(size: int) -> int:
-    """Return the largest believable content of a compressed file of this size, both in bytes."""
+    """Return how many bytes a compressed file of this size may expand to."""
     return max(ALWAYS_READ, MAX_EXPANSION * size)
 
 
 def decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
-    """Yield the content of a compressed file, which may consist of several concatenated ones, in blocks of about BLOCK bytes.
+    """Yield the content of a compressed file in blocks of about BLOCK bytes. The file may be several files joined together.
 
     Args:
         blocks: The bytes of the compressed file.
         form: gz, bz2, xz or zst.
 
     Raises:
-        DamagedArchiveError: If the file is truncated or damaged, after everything before the damage.
+        DamagedArchiveError: If the file is truncated or damaged. Everything before the damage is yielded first.
     """
     yield from _join_blocks(_decompress(_split_blocks(blocks), form))
 
@@ -110,7 +114,7 @@ def _split_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _join_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Join small blocks until they reach BLOCK bytes; the bytes before an error are yielded before it is raised."""
+    """Join small blocks until they reach BLOCK bytes. If an error follows, the bytes before it are yielded first."""
     waiting, size = list[bytes](), 0
     try:
         for block in blocks:
@@ -151,14 +155,14 @@ def _decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
 
 
 def _contents(member: Decompressor, data: bytes, form: str) -> Iterator[bytes]:
-    """Yield what a few compressed bytes expand to, in blocks of at most BLOCK bytes.
+    """Decompress a few bytes, and yield the result in blocks of at most BLOCK bytes.
 
     Raises:
-        DamagedArchiveError: If they are damaged.
+        DamagedArchiveError: If the bytes are damaged.
     """
     try:
         if isinstance(member, bz2.BZ2Decompressor | lzma.LZMADecompressor):
-            # Forty bytes may expand to 46 MB.
+            # Without a limit, forty bytes could expand to 46 MB at once.
             yield member.decompress(data, BLOCK)
             while not member.eof and not member.needs_input:
                 yield member.decompress(b"", BLOCK)
@@ -166,19 +170,19 @@ def _contents(member: Decompressor, data: bytes, form: str) -> Iterator[bytes]:
         content = member.decompress(data)
     except DAMAGE as error:
         raise DamagedArchiveError(str(error)) from error
-    except Exception as error:  # Of zstandard, which has its own and may not be installed.
+    except Exception as error:  # zstandard has an exception of its own, which cannot be named if it is not installed.
         if form != "zst":
             raise
         if "ictionary" in str(error):
             raise PackedFileError("it was compressed with a dictionary; decompress it first: zstd -d -D DICTIONARY") from error
         raise DamagedArchiveError(str(error)) from error
-    # A few bytes may expand to 128 MB. Such a block would be copied once for each of its parts further on.
+    # A few bytes may expand to 128 MB. Readers would copy such a block once for each part that they take from it.
     for start in range(0, len(content), BLOCK):
         yield content[start : start + BLOCK]
 
 
 def _decompressors(form: str) -> Callable[[], Decompressor]:
-    """Return a function that makes a decompressor; a file may consist of a million compressed parts, and each needs its own."""
+    """Return a function that makes a decompressor. Each compressed part of a file needs a new one."""
     if form == "gz":
         return partial(zlib.decompressobj, wbits=31)
     if form == "bz2":

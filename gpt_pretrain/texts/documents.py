@@ -1,4 +1,4 @@
-"""Whole documents of a text, taken from it together and divided by the workers."""
+"""Find whole documents in a text. The reader finds where they end, and the workers divide them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MARKER = END_OF_TEXT.encode()
 
 
 class Separators:
-    """Finds what divides the documents of a text, also where one separator begins like another one.
+    """Finds the separators between the documents of a text.
 
     Args:
-        separators: In UTF-8. Of two that begin at the same position, the longer one counts.
+        separators: The separators in UTF-8. If two of them match at the same position, the longer one counts.
     """
 
     def __init__(self, separators: Sequence[bytes]) -> None:
@@ -40,7 +40,7 @@ class Separators:
 
     def whole_documents(self, data: bytes, begin: int, end: int) -> tuple[int, int]:
         """Return the number of separators that begin between two positions, and the end of the last one."""
-        if self.separators == (MARKER,):  # No part of it begins another one.
+        if self.separators == (MARKER,):  # Two markers cannot overlap.
             last = data.rfind(MARKER, begin, end + len(MARKER) - 1)
             return (0, begin) if last < 0 else (data.count(MARKER, begin, last) + 1, last + len(MARKER))
         count, last = 0, begin
@@ -59,10 +59,10 @@ class Separators:
 
 
 def divide_documents(chunk: Chunk, invalid: InvalidTexts | None = None) -> Iterator[Chunk]:
-    """Yield a chunk with text for each document of a chunk, or for the part that it is; any other chunk is yielded as it is.
+    """Divide a chunk of documents, or of a part of one, into chunks with the decoded text. Yield any other chunk unchanged.
 
     Args:
-        invalid: Explains documents that are not UTF-8, here and in other chunks.
+        invalid: Explains documents that are not UTF-8. One object serves all chunks.
     """
     if not isinstance(chunk.content, Documents):
         yield chunk
@@ -80,7 +80,7 @@ def divide_documents(chunk: Chunk, invalid: InvalidTexts | None = None) -> Itera
 
 
 def _decode(document: bytes, position: int, file: str, number: int, invalid: InvalidTexts) -> tuple[str | RejectedRecord, bool]:
-    """Return the text of a document and whether it is blank, or why it is left out."""
+    """Return the text of a document, or the record that says why it is left out; and whether the text is blank."""
     try:
         text = document.decode()
     except UnicodeDecodeError as error:

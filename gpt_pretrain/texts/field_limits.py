@@ -1,7 +1,7 @@
-"""Limit the number of different fields in the JSON of a dataset, before pyarrow or pandas make a column for each of them.
+"""Limit the number of different fields in the JSON of a dataset, before pyarrow or pandas make a column for each.
 
-A column has a value in every row. So the time and memory grow with the square of a file in which each row has a field of its own:
-145 kB took pyarrow (26.0) half a minute, and more memory than any other file of a few megabytes.
+A column has a value in every row. If each row has a field of its own, time and memory grow with the square of the file's size:
+145 kB took pyarrow (26.0) half a minute.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 
-MAX_FIELDS = 2000  # with those within objects, at any depth
+MAX_FIELDS = 2000  # fields at any depth
 
 _DECODER = json.JSONDecoder()
 
 
 def limit_fields(read: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function that reads JSON from a stream in memory."""
+    """Wrap a function that reads JSON from a stream in memory, so that the fields are counted first."""
 
     def limited(source: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(source, io.BytesIO | io.StringIO):
@@ -31,7 +31,7 @@ def limit_fields(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def limit_fields_of_examples(look_at: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the function with which datasets looks at the first records, which looks at all of them for each outer field."""
+    """Wrap a function of datasets that goes through the first records once for each field, so that the fields are counted first."""
 
     def limited(examples: list[Any], *arguments: Any, **options: Any) -> Any:
         _check_count(len({name for example in examples if isinstance(example, dict) for name in example}))
@@ -41,10 +41,10 @@ def limit_fields_of_examples(look_at: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_fields(text: str) -> None:
-    """Check that JSON, or the lines of JSON in a text, have at most MAX_FIELDS different fields together.
+    """Check that a JSON text, or all lines of JSON in it together, have at most MAX_FIELDS different fields.
 
     Raises:
-        UserError: If not.
+        UserError: If there are more.
     """
     known: dict[str, Any] = {}
     count = 0
@@ -54,7 +54,7 @@ def check_fields(text: str) -> None:
             try:
                 value, position = _DECODER.raw_decode(line, position)
                 count += _add_fields(value, known)
-            except (ValueError, RecursionError):  # what pyarrow may read all the same
+            except (ValueError, RecursionError):  # pyarrow may read it nevertheless
                 count += line.count(":", position)
                 position = len(line)
             while line[position : position + 1].isspace():
@@ -71,7 +71,7 @@ def _check_count(count: int) -> None:
 
 
 def _add_fields(value: Any, known: dict[str, Any]) -> int:
-    """Add the fields of nested objects to a tree of those that are known, and return how many were not."""
+    """Add the fields of nested objects to a tree of known fields, and return the number of new ones."""
     count, waiting = 0, [(value, known)]
     while waiting:
         part, fields = waiting.pop()
