@@ -73,12 +73,12 @@ def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: st
 def _training_rows(training: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts about the training in a checkpoint, by label, as Markdown; those of wrong types are left out."""
     data = _mapping(settings.get("data"))
-    place, initial = _text(data.get("path")) or _text(data.get("url")), _text(settings.get("init_from"))
+    path, initial = _text(data.get("path")) or _text(data.get("url")), _text(settings.get("init_from"))
     own = _text(_mapping(_mapping(settings.get(CUSTOM)).get("data")).get("class"))
     included = (
         f"{_markdown_text(own or _text(data.get('name')) or 'unknown')} ({'own class' if own else 'included in gpt-pretrain'})"
     )
-    rows = {"data": _markdown_text(place) if place else included}
+    rows = {"data": _markdown_text(path) if path else included}
     if initial:
         rows["initial weights"] = _markdown_text(initial)
     for label, key in (("tokens seen", "tokens_seen"), ("optimizer steps", "global_step")):

@@ -32,8 +32,8 @@ from gpt_pretrain.texts.field_limits import limit_fields, limit_fields_of_exampl
 HUB = "hf://datasets/"
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
 PROTOCOLS = frozenset(("file", "local", "hf", *ARCHIVES))
-# The readers of the package datasets that open files only as streams, where names and sizes are checked. Others are refused: the
-# reader of HDF5 opens paths by itself, and an HDF5 file may name further ones; the reader of tar files decompresses their members.
+# The readers of datasets that open files only as streams, where names and sizes are checked. Others are refused. For example, the
+# reader of HDF5 opens paths by itself, and such a file may name further ones; the reader of tar files decompresses their members.
 READERS = ("arrow", "cache", "conll", "csv", "json", "parquet", "text", "xml")
 
 SHOWN = frozenset(("arrow", "csv", "json", "parquet", "text"))  # in messages
@@ -67,7 +67,7 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
     """
     own = _OwnFiles(name)
     with ExitStack() as stack:
-        for place, function, wrap in (
+        for owner, function, wrap in (
             ("datasets.data_files", "resolve_pattern", own.check_pattern),
             *((f"datasets.{module}", "_prepare_path_and_storage_options", own.check_url) for module in OPENERS),
             ("fsspec.core", "get_filesystem_class", own.check_protocol),
@@ -82,7 +82,7 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
             ("pyarrow.json", "read_json", limit_fields),
             ("pandas", "read_json", limit_fields),
         ):
-            stack.enter_context(_wrapped(place, function, wrap))
+            stack.enter_context(_wrapped(owner, function, wrap))
         yield
 
 
@@ -281,16 +281,16 @@ def _hub_endpoint() -> str:
 
 
 @contextmanager
-def _wrapped(place: str, name: str, wrap: Callable[[Function], Function]) -> Iterator[None]:
+def _wrapped(owner: str, name: str, wrap: Callable[[Function], Function]) -> Iterator[None]:
     """Replace a function during the block.
 
     Args:
-        place: Its module, or "module:Class".
+        owner: Its module, or "module:Class".
 
     Raises:
         AttributeError: If a newer release has no such function, so that nothing is read without the check.
     """
-    module, _, class_name = place.partition(":")
+    module, _, class_name = owner.partition(":")
     owner = importlib.import_module(module)
     owner = getattr(owner, class_name) if class_name else owner
     original = getattr(owner, name)

@@ -31,7 +31,7 @@ def limit_fields(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def limit_fields_of_examples(look_at: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function of datasets that goes through the first records once for each field, so that the fields are counted first."""
+    """Wrap a function of datasets that visits the first records once for each field, so that the fields are counted first."""
 
     def limited(examples: list[Any], *arguments: Any, **options: Any) -> Any:
         _check_count(len({name for example in examples if isinstance(example, dict) for name in example}))

@@ -22,7 +22,7 @@ from gpt_pretrain.system.terminal import escape_line
 
 RECURSIVE = "**"
 CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, such as that of the tokens; see https://bford.info/cachedir/
-# Folders of tables that have a log. Their files also hold rows that were deleted since.
+# The folder by which a table with a log is recognized, and the program. The files of such a table also hold deleted rows.
 TABLE_LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ def match_files(name: str) -> tuple[list[str], bool]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the visible files in a folder and in those below it; the folders that links lead to come last.
+    """Yield the visible files in a folder and below. The folders that links lead to come last.
 
-    Below the folder, those of runs, sweeps and caches are left out: their logs, samples and reports are not the text.
+    Folders of runs, sweeps and caches below the folder are left out: their logs, samples and reports are not the text.
 
     Raises:
         UserError: If a folder cannot be listed, or is a table whose files must not be read one by one.
@@ -108,14 +108,14 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def explain_empty_folder(folder: Path) -> str:
-    """Return what is said of a folder in which no file is found."""
+    """Return a clause that says why no file is found in a folder."""
     if any(names for _, _, names in os.walk(folder)):
         return "the folder has no files that are read: hidden files, and the folders of runs, sweeps and caches, are left out"
     return "the folder has no files"
 
 
 def _match_glob(path: Path) -> list[str]:
-    """Return the files that a glob matches. Brackets may also stand for themselves."""
+    """Return the files that a glob matches. Brackets are also tried as part of a name."""
     parts = path.parts
     n_literal = next(number for number in range(len(parts), -1, -1) if Path(*parts[:number]).is_dir())
     base, pattern = Path(*parts[:n_literal]), parts[n_literal:]
@@ -191,10 +191,10 @@ def _is_circle(link: str) -> bool:
 
 
 def _check_no_table(folder: Path) -> None:
-    """Check that a folder is no table whose log says which rows are current.
+    """Check that a folder is not a table with a log, which says which rows are current.
 
     Raises:
-        UserError: If they are those of a table with a log.
+        UserError: If it is.
     """
     program = next((program for log, program in TABLE_LOGS.items() if (folder / log).is_dir()), None)
     if program is None and (folder / "data").is_dir() and any((folder / "metadata").glob("*.metadata.json")):

@@ -20,7 +20,7 @@ from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.missing_files import explain_missing_file
 from gpt_pretrain.texts.recognition import recognize_file, recognize_without_text
 
-ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # In document_separator.
+ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # in the setting document_separator
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class InputFile:
 
     Args:
         path: As the user typed it, or as it was found below a directory that the user named.
-        kind: What it is. Of a compressed file whose content is not read, what the content is.
+        kind: The kind of the file. For a compressed file whose content is not read, the kind of the content.
         size: In bytes.
         changed: Time of the last modification, in nanoseconds.
     """
@@ -42,7 +42,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class FileStamp:
-    """The size and the time of a file, which tell whether it has changed; None if there is no such file.
+    """The size and the modification time of a file, which show whether it has changed. Both are None if there is no file.
 
     Args:
         size: In bytes.
@@ -74,7 +74,7 @@ class CorpusInputs:
         separator: The string between the documents of a text file; None if each file is one document.
         as_text: Whether tables, JSON and HTML are read as plain text.
         source: Description of the inputs for the manifest.
-        stamps: The same with modification times, to detect changes while the corpus is being prepared.
+        stamps: The description with modification times, to detect changes while the corpus is being prepared.
     """
 
     files: list[InputFile]
@@ -109,17 +109,17 @@ def find_inputs(settings: InputSettings, *, out: Path) -> CorpusInputs:
 
 
 def find_input_files(names: Iterable[str], *, out: Path, text_field: str = "text", as_text: bool = False) -> list[InputFile]:
-    """Find the named files, in the given order; the files of a directory or a glob are sorted, and none is listed twice.
+    """Find the named files, in the given order. The files of a directory or a glob are sorted, and no file is listed twice.
 
     Args:
-        names: Files, directories and globs. What is no text is left out of a directory or a glob; a file that is named itself
-            must be one that can be read.
+        names: Files, directories and globs. In a directory or a glob, files that are not text are left out. A file that is named
+            itself must be readable.
         out: The corpus folder. Its files are skipped, and must not be named.
         text_field: The field of a record that contains the text.
         as_text: See `recognize`.
 
     Raises:
-        UserError: If a name matches no file that can be read; lists all of them.
+        UserError: If some names match no file that can be read. The message lists all of them.
     """
     problems: list[str] = []
     found: dict[str, InputFile] = {}
@@ -141,12 +141,12 @@ def find_input_files(names: Iterable[str], *, out: Path, text_field: str = "text
 def select_files(
     name: str, paths: Iterable[str], *, is_named: bool, text_field: str, as_text: bool
 ) -> tuple[list[InputFile], list[str]]:
-    """Select the files that can be read, and say which ones of a folder are left out.
+    """Select the files that can be read, and log which ones of a folder are left out.
 
     Args:
-        name: What was typed, for messages.
+        name: The path as it was typed, for messages.
         paths: The files that it names.
-        is_named: Whether it is the name of a file, which must not be left out.
+        is_named: Whether it names a single file, which must not be left out.
 
     Returns:
         The files, and a message for each one that cannot be read.
@@ -211,7 +211,7 @@ def stamp_file(path: str) -> FileStamp:
 
 
 def unescape_separator(separator: str | None) -> str | None:
-    """Replace the escapes \\n, \\t and \\r in a separator by the characters they stand for."""
+    """Replace the escapes \\n, \\t and \\r in a separator by the characters that they stand for."""
     for escape, character in ESCAPES.items():
         separator = separator and separator.replace(escape, character)
     return separator
@@ -235,7 +235,7 @@ def _describe_dataset(dataset: StreamedDataset) -> tuple[dict[str, Any], dict[st
 
 def _match(name: str, problems: list[str]) -> tuple[list[str], bool]:
     """Return the files that a name matches, and whether it names a file; append a message to `problems` if there are none."""
-    if not name.strip():  # It would name the current folder.
+    if not name.strip():  # An empty name would mean the current folder.
         problems.append(f"{name!r} names no input. Give a file, a directory or a glob.")
         return [], False
     if is_url(name) and name.startswith("file:"):

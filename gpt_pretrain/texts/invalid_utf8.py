@@ -13,19 +13,19 @@ from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.old_encodings import convert_command, decodes, likely_encodings, quote_path
 from gpt_pretrain.texts.blocks import read_stream
 
-BEFORE, AFTER = 2000, 4000  # Bytes around the first one that is not UTF-8 from which the encoding is guessed.
-SURROUNDINGS = 1 << 16  # Bytes on each side that tell whether the rest is UTF-8.
-LARGEST_CHECKED = 1 << 30  # Bytes of a file that is decoded as a whole to check a guess.
-# A text is damaged UTF-8 if it has this many times as many characters of several bytes as invalid bytes, or partly UTF-8.
+BEFORE, AFTER = 2000, 4000  # The encoding is guessed from this many bytes before and after the first invalid one.
+SURROUNDINGS = 1 << 16  # bytes on each side that show whether the rest is UTF-8
+LARGEST_CHECKED = 1 << 30  # bytes of a file that is decoded as a whole to check a guess
+# Characters of several bytes for each invalid byte: with MOSTLY or more, a text is damaged UTF-8; with SOME, it is partly UTF-8.
 MOSTLY, SOME = 5, 0.1
 HARDLY_UTF8 = ("cp1252", "cp1250", "cp1254")  # Text in these encodings is hardly ever valid UTF-8 by chance.
-# Pairs become the characters that they stand for, and halves of pairs the replacement character.
+# Surrogate pairs become the characters that they stand for. Single surrogates become the replacement character.
 MEND_SURROGATES = (
     "python -c \"import sys; text = open(sys.argv[1], encoding='utf-8', errors='surrogatepass', newline='').read(); "
     "sys.stdout.buffer.write(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode())\" {path} > new.txt"
 )
-FEW = 20  # So few characters besides ASCII leave the encoding open.
-MAX_EXPLAINED = 10  # Files, or members of an archive, that are looked at to tell how they are converted.
+FEW = 20  # With fewer characters beyond ASCII, the encoding is only a guess.
+MAX_EXPLAINED = 10  # files or members of archives whose encoding is guessed
 JAVA_NUL = b"\xc0\x80"
 DROP_NULS = (
     "python -c \"import sys; data = open(sys.argv[1], 'rb').read(); sys.stdout.buffer.write(data.replace(b'\\xc0\\x80', b''))\" "
@@ -34,27 +34,27 @@ DROP_NULS = (
 
 
 class InvalidTexts:
-    """Explains texts that are not UTF-8, of which there may be any number. Each of the first files is looked at once."""
+    """Explains texts that are not UTF-8. Only the first files are looked at, each once, since there may be any number of them."""
 
     def __init__(self) -> None:
         self._advice: dict[str, str] = {}
 
     def explain(self, block: bytes, error: UnicodeDecodeError, position: int, path: str) -> str:
-        """Return in sentences what `explain_invalid_utf8` returns, which has the same arguments."""
+        """Return where a text is not UTF-8 and how to convert it, in one text. See `explain_invalid_utf8`."""
         if path not in self._advice and len(self._advice) < MAX_EXPLAINED:
             self._advice[path] = explain_invalid_utf8(block, error, position, path)[1]
-        return ". ".join(filter(None, (_place(error, position), self._advice.get(path))))
+        return ". ".join(filter(None, (_invalid_position(error, position), self._advice.get(path))))
 
 
 def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int, path: str) -> tuple[str, str]:
-    """Return where a text is not UTF-8, and how to convert it if that can be told.
+    """Return where a text is not UTF-8, and how to convert it; the second is empty if the encoding cannot be guessed.
 
     Args:
-        block: The part of the text that has been decoded.
-        position: Of the block in the text.
-        path: Of the file, or the name of a member of an archive, for which there is no command.
+        block: The part of the text that was being decoded.
+        position: The offset of the block in the text.
+        path: The path of the file, or the label of a member of an archive, for which no command is given.
     """
-    where = _place(error, position)
+    where = _invalid_position(error, position)
     is_file = content_name(path) == path and os.path.isfile(path)
 
     def advice(text: str, command: str) -> tuple[str, str]:
@@ -86,36 +86,36 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     if valid_share > SOME and guesses[0] in HARDLY_UTF8:
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
     told_by = sum(character > "\x7f" for character in sample.decode(guesses[0], errors="ignore"))
-    is_guess = told_by < FEW and guesses[0] not in EBCDIC  # All letters of EBCDIC tell it.
+    is_guess = told_by < FEW and guesses[0] not in EBCDIC  # EBCDIC shows in each letter.
     few = f" (a guess from only {format_count(told_by, 'character')}, so check the result)" * is_guess
     return advice(f"It looks like {name}{few}", convert_command(path, guesses[0]))
 
 
-def _place(error: UnicodeDecodeError, position: int) -> str:
+def _invalid_position(error: UnicodeDecodeError, position: int) -> str:
     return f"{error.reason} near byte {position + error.start}"
 
 
 def encoding_advice(path: str) -> str:
-    """Return how to convert a file of JSON or a table that is not UTF-8, or nothing if that cannot be told."""
+    """Return how to convert a file of JSON or a table that is not UTF-8, or "" if the encoding cannot be guessed."""
     if not os.path.isfile(path):
         return ""
     with open(path, "rb") as stream:
         kind = recognize(path, stream.read(HEAD))
     if kind.form not in (LINES, ARRAY, OBJECTS, ROWS) or decodes(_blocks_of(path), "utf-8"):
         return ""
-    unknown = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid byte")  # Where it is does not matter.
+    unknown = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid byte")  # The position does not matter here.
     return explain_invalid_utf8(b"", unknown, 0, path)[1]
 
 
 def _valid_share(block: bytes) -> float:
-    """Return how many characters of several bytes there are for each invalid byte."""
+    """Return the number of characters of several bytes for each invalid byte."""
     text = block.decode(errors="replace")
     invalid = text.count("\ufffd")
     return (sum(character > "\x7f" for character in text) - invalid) / max(invalid, 1)
 
 
 def _ends_in_character(rest: bytes) -> bool:
-    """Return whether bytes that are not UTF-8 are the beginning of a character, and nothing follows."""
+    """Return whether bytes end within a character that begins as UTF-8 does."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(rest)
     except UnicodeDecodeError:
@@ -132,7 +132,7 @@ def _is_utf8_with_surrogates(block: bytes) -> bool:
 
 
 def _is_utf8_of_java(block: bytes) -> bool:
-    """Return whether nothing but NULs of two bytes, and perhaps surrogates, keeps a text from being UTF-8."""
+    """Return whether a text is UTF-8 but for NULs of two bytes and perhaps surrogates, as Java writes it."""
     try:
         block[: block.rfind(b"\n") + 1 or len(block)].replace(JAVA_NUL, b"").decode(errors="surrogatepass")
     except UnicodeDecodeError:
@@ -141,7 +141,7 @@ def _is_utf8_of_java(block: bytes) -> bool:
 
 
 def _around_first_invalid(path: str) -> tuple[bytes, int]:
-    """Return the bytes around the first one in a file that is not UTF-8, and its position among them."""
+    """Return the bytes around the first invalid byte of a file, and the position of that byte among them."""
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
     for block in _blocks_of(path):
         try:

@@ -1,4 +1,4 @@
-"""Count the files of a folder or an archive that are left out because they are not text, and note what is odd about others."""
+"""Count the files of a folder or an archive that are not text and so are left out; note warnings about files that are read."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
 
 SHOWN_KINDS = 6
-MAX_LINES, MAX_KINDS = 5, 1000  # Of warnings that are logged, and that are noted.
+MAX_LINES, MAX_KINDS = 5, 1000  # warnings that are logged, and warnings that are noted
 
 log = logging.getLogger(__name__)
 
 
 class FileWarnings:
-    """The warnings about files that are read nevertheless, each with the first file and the number of others that it is about."""
+    """Warnings about files that are read. Each is noted once, with its first file and the number of others."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[str, str]] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, kind: FileKind, path: str) -> None:
-        """Note the warning of a file's kind, if it has one. The file may be a member of an archive."""
+        """Note the warning of a file's kind, if it has one. A member of an archive counts as a file."""
         if kind.warning and (kind.warning in self._counts or len(self._counts) < MAX_KINDS):
             in_command = quote_path(path) if kind.form not in COMPRESSED and os.path.isfile(path) else "FILE"
             self._first.setdefault(kind.warning, (path, in_command))
@@ -58,12 +58,12 @@ class LeftOut:
     def add(self, kind: FileKind, path: str) -> None:
         """Count a file."""
         self._advice = self._advice or (kind.advice if " without a " in kind.name else "")
-        kind = FileKind(kind.name)  # Without its encoding, so that each name is counted once.
+        kind = FileKind(kind.name)  # Kinds that differ only in their encoding count as one.
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._first.setdefault(kind, PurePath(path).name)
 
     def described(self) -> str:
-        """Return ": 2 PNG images (a.png, ...), 1 empty file (b.txt)", or nothing if there are none."""
+        """Return a list such as ": 2 PNG images (a.png, ...), 1 empty file (b.txt)", or "" if nothing was left out."""
         parts = [
             f"{kind.counted(count)} ({self._first[kind]}{', ...' * (count > 1)})"
             for kind, count in sorted(self._counts.items(), key=lambda item: -item[1])[:SHOWN_KINDS]
@@ -72,11 +72,11 @@ class LeftOut:
         return f": {', '.join(parts)}{more}" if parts else ""
 
     def advice(self) -> str:
-        """Return how to read JSON or tables that were left out because their text has another name, or nothing."""
+        """Return how to read JSON or tables that were left out because their text is in another field, or ""."""
         return f". {self._advice.rstrip('.')}" if self._advice else ""
 
     def report(self, where: str) -> None:
-        """Log what was left out of a folder or an archive, if anything was, and what is odd about what was read."""
+        """Log the warnings, and what was left out of a folder or an archive."""
         self.warnings.report()
         if self._counts:
             total = format_count(sum(self._counts.values()), "file")

@@ -1,4 +1,4 @@
-"""Explain why a path names no file, by the way it was typed or by the names of other files."""
+"""Explain why there is no file at a path: it was typed in another form, or another file has nearly this name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gpt_pretrain.system.typed_paths import explain_typed_path
 
 FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(/[^/].*)")
 ENOUGH_ALIKE = 0.8
-MOST_NAMES = 10_000  # In a folder, that are compared.
+MOST_NAMES = 10_000  # names of a folder that are compared
 
 
 def explain_missing_file(name: str) -> str:
-    """Return a sentence on the likely reason why there is no such file, or nothing."""
+    """Return a sentence on the likely reason why there is no such file, or "" if none is found."""
     if name == "-":
         return "Standard input is not read: save the text to a file first."
     if (local := FILE_URL.fullmatch(name)) is not None:
@@ -33,7 +33,7 @@ def explain_missing_file(name: str) -> str:
 
 
 def _nearest_file(path: Path) -> str | None:
-    """Return the file or folder beside a path whose name differs least, or None if all differ much."""
+    """Return the file or folder with the most similar name in the same folder, or None if no name is similar."""
     try:
         names = os.listdir(path.parent)[:MOST_NAMES]
     except OSError:
@@ -44,5 +44,5 @@ def _nearest_file(path: Path) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """Return a name without what is easily typed otherwise: case, quotation marks, spaces around it, composed letters."""
+    """Return a name in a form that ignores what is easily typed differently: case, quotation marks, spaces, composed letters."""
     return unicodedata.normalize("NFC", name).casefold().strip(" '\"")

@@ -1,4 +1,4 @@
-"""Recognize JSON and tables that lie beside texts but contain none, such as settings or a list of the texts."""
+"""Recognize JSON and tables without text, which often lie beside texts: settings, or a list of the texts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.records import InvalidRecordError, find_field
 from gpt_pretrain.texts.rows import read_columns
 
-LARGEST_JSON = 1 << 22  # Bytes of JSON that is looked into.
-LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")  # Of files that nobody writes for settings.
-# Of a string that is a text and not a name; Chinese and Japanese do not divide words by spaces.
+LARGEST_JSON = 1 << 22  # bytes; larger files are taken for texts without being parsed
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")  # Settings are never stored in such files.
+# A string counts as text, not as a name, if it has this many words. Chinese and Japanese have no spaces between words, so their
+# characters are counted.
 FEWEST_WORDS, FEWEST_IDEOGRAPHS, FIRST_IDEOGRAPHIC = 3, 8, "\u2e80"
-MAX_NAMED = 10  # Fields that a message names.
+MAX_NAMED = 10  # fields that a message names
 
 
 def find_missing_text(
     name: str, kind: FileKind, blocks: Iterator[bytes], text_field: str
 ) -> tuple[FileKind | None, Iterator[bytes]]:
-    """Return what a content without text is called, or None if it may have some, and all bytes of the content."""
+    """Return the kind of a content without text, or None if it may have text; and all bytes of the content."""
 
     def look(first: Iterator[bytes]) -> FileKind | None:
         try:
@@ -47,7 +48,7 @@ def find_missing_text(
 
 
 def find_missing_column(source: BinaryIO, text_field: str) -> FileKind | None:
-    """Return what a Parquet file without the column is called, or None if it has it or cannot be read."""
+    """Return the kind of a Parquet file without the column for the text, or None if it has the column or cannot be read."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -68,7 +69,7 @@ def find_missing_column(source: BinaryIO, text_field: str) -> FileKind | None:
 
 
 def _json_without(text_field: str, data: bytes) -> FileKind | None:
-    """Return what JSON is called if it is one object, or one array, in which no record has the field."""
+    """Return the kind of JSON in which no record has the field for the text, or None if one has it. See `FileKind`."""
     if len(data) > LARGEST_JSON:
         return None
     check_json_values(data, max_values=MAX_VALUES)
@@ -78,18 +79,18 @@ def _json_without(text_field: str, data: bytes) -> FileKind | None:
         return None
     fields = dict.fromkeys(field for record in records[:MAX_NAMED] if isinstance(record, dict) for field in record)
     return FileKind(
-        f"JSON {'array' if isinstance(value, list) else 'object'} without a field {text_field}", advice=_choice(fields)
+        f"JSON {'array' if isinstance(value, list) else 'object'} without a field {text_field}", advice=_field_advice(fields)
     )
 
 
 def _are_texts(records: list[Any]) -> bool:
-    """Return whether the elements of an array are texts themselves, not names, such as those of languages or packages."""
+    """Return whether the elements of an array are texts, and not names such as those of languages or packages."""
     n_texts = sum(len(record.split()) >= FEWEST_WORDS or _is_spaceless(record) for record in records if isinstance(record, str))
     return all(isinstance(record, str) for record in records) and n_texts >= len(records) / 2
 
 
 def _is_spaceless(text: str) -> bool:
-    """Return whether a text has so many Chinese or Japanese characters that it must be a sentence."""
+    """Return whether a text without spaces has enough Chinese or Japanese characters for a sentence."""
     return sum(character >= FIRST_IDEOGRAPHIC for character in text) >= FEWEST_IDEOGRAPHS
 
 
@@ -102,9 +103,9 @@ def _has_field(record: Any, text_field: str) -> bool:
 
 
 def _table_without(text_field: str, columns: list[str]) -> FileKind:
-    return FileKind(f"table without a column {text_field}", advice=_choice(dict.fromkeys(columns)))
+    return FileKind(f"table without a column {text_field}", advice=_field_advice(dict.fromkeys(columns)))
 
 
-def _choice(fields: dict[str, None]) -> str:
-    """Return the advice for fields that exist."""
+def _field_advice(fields: dict[str, None]) -> str:
+    """Return advice to choose among the fields that exist."""
     return f"Set text_field= to the field that contains the text: {', '.join(fields)[:300]}." if fields else ""

@@ -1,7 +1,7 @@
-"""Check a Parquet file's footer before Arrow reads it, and makes the path of each column from it.
+"""Check the footer of a Parquet file before Arrow reads it, since a small footer can make Arrow take gigabytes.
 
-A path repeats the names of all groups that a column is in, so a file of 200 KB could make Arrow take gigabytes. So could a list
-of columns with nothing but three bytes for each, for which Arrow has all that it may say of one.
+Arrow makes a path for each column, which repeats the names of all groups around the column. For each element of a list, it
+allocates a whole struct, although the element may have only three bytes in the file.
 
 Source: FileMetaData and SchemaElement in apache/parquet-format's parquet.thrift, in the compact protocol of Apache Thrift.
 """
@@ -14,25 +14,26 @@ from typing import Any, BinaryIO
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.parquet_pages import field_number, read_number, read_varint
 
-MAX_COLUMNS = 100_000  # With the groups that they are in.
-MAX_PATHS = 20_000_000  # Bytes of all paths together. Ten thousand columns with long names take a tenth.
-END = 8  # Bytes of the footer's length and the mark after it.
+MAX_COLUMNS = 100_000  # columns and groups together
+MAX_PATHS = 20_000_000  # bytes of all paths together; ten thousand columns with long names take a tenth
+END = 8  # bytes at the end of the file: the footer's length and a mark
+# Types of the compact protocol.
 BOOLEANS, BYTE, INT, NUMBERS, BINARY, LIST, LISTS, STRUCT = (1, 2), 3, 5, (4, 5, 6), 8, 9, (9, 10), 12
-SIZES = {BYTE: 1, 7: 8}  # A double is stored as it is.
-DEEPEST = 12  # Structs and lists within one another.
-# Fields of FileMetaData and of SchemaElement, each with its type: Arrow skips a field of another type.
+SIZES = {BYTE: 1, 7: 8}  # bytes of the types that have a fixed size: a byte and a double
+DEEPEST = 12  # levels of structs and lists within one another
+# The fields that are read here, each with its type. Arrow skips a field of another type.
 SCHEMA, NAME, CHILDREN = (2, LIST), (4, BINARY), (5, INT)
-# What Arrow reads from the lists that it knows, whatever the file says, by the depth of the struct and the field.
+# The types of the elements in the lists that Arrow reads, by the depth of the struct and the number of the field.
 ELEMENTS = {
     **dict.fromkeys([(0, 2), (0, 4), (0, 5), (0, 7), (2, 1), (2, 4), (5, 8), (5, 13)], (STRUCT,)),
     **dict.fromkeys([(5, 3), (6, 1)], (BINARY,)),
     **dict.fromkeys([(5, 2), (6, 2), (6, 3)], NUMBERS),
 }
-NOWHERE = (-1, -1)  # of a list within a list
-# Bytes of memory that Arrow (26) takes for an element of a list: of structs by the depth and the field, of others by their type.
+NOWHERE = (-1, -1)  # the depth and field of a list within a list
+# Bytes of memory that Arrow (26) takes for an element of a list: for a struct by its depth and field, for others by their type.
 STRUCTS, ANY_STRUCT = {(0, 2): 200, (0, 4): 150, (2, 1): 640}, 100
 OTHERS, ANY_OTHER = {BINARY: 40}, 8
-# Arrow may take so many bytes, and so many for each byte of the footer. A column of a row group takes 60 there.
+# Arrow may take FREE_MEMORY, and MEMORY_PER_BYTE for each byte of the footer. An honest column of a row group has 60 bytes there.
 FREE_MEMORY, MEMORY_PER_BYTE = 64_000_000, 12
 NO_FOOTER = "what should be its footer is something else"
 
@@ -40,13 +41,13 @@ Fields = dict[tuple[int, int], Any]
 
 
 def check_column_paths(stream: BinaryIO | io.RawIOBase) -> None:
-    """Check that the paths of all columns fit into memory.
+    """Check that the paths of all columns, and the lists in the footer, fit into memory.
 
-    The footer is read to its end, since Arrow takes the last list of columns. What no program writes is refused: Arrow may
-    find another list of columns in it.
+    The footer is read to its end, since Arrow takes the last list of columns in it. Whatever no program writes is refused, since
+    Arrow may read it in another way than this function.
 
     Raises:
-        DamagedArchiveError: If they do not, or the footer is not valid.
+        DamagedArchiveError: If they do not fit, or the footer is not valid.
     """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(size - END, 0))
@@ -61,7 +62,7 @@ def check_column_paths(stream: BinaryIO | io.RawIOBase) -> None:
         raise DamagedArchiveError(NO_FOOTER) from None
     if len(elements or ()) > MAX_COLUMNS:
         raise DamagedArchiveError(f"it has more than {MAX_COLUMNS:,} columns")
-    # Of each open group, the children that are still to come and the length of its path.
+    # For each open group: the number of children that are still to come, and the length of its path.
     total, groups = 0, list[list[int]]()
     for number, element in enumerate(elements or ()):
         name, children = element.get(NAME, 0), element.get(CHILDREN, 0)
@@ -79,18 +80,18 @@ def check_column_paths(stream: BinaryIO | io.RawIOBase) -> None:
 
 
 class _Reader:
-    """Reads the structs of a footer, and counts the memory that Arrow will take for them."""
+    """Reads the structs of a footer, and counts the memory that Arrow would take for them."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._memory = FREE_MEMORY + MEMORY_PER_BYTE * len(data)
 
     def read_struct(self, position: int, *, depth: int) -> tuple[Fields, int]:
-        """Return those of the three fields that a struct has, and the position after it. The value of a text is its length.
+        """Return the fields SCHEMA, NAME and CHILDREN of a struct, and the position after it. A text is given by its length.
 
         Raises:
-            IndexError: If the data end before it.
-            DamagedArchiveError: If it is not valid, or something that no footer contains.
+            IndexError: If the data end within the struct.
+            DamagedArchiveError: If the struct is not valid, or contains something that no footer contains.
         """
         data, fields, field = self._data, Fields(), 0
         while (mark := data[position]) != 0:
@@ -126,20 +127,20 @@ class _Reader:
             return self._read_list(position, NOWHERE, depth=depth)
         raise DamagedArchiveError(NO_FOOTER)
 
-    def _read_list(self, position: int, place: tuple[int, int], *, depth: int) -> tuple[list[Any], int]:
+    def _read_list(self, position: int, key: tuple[int, int], *, depth: int) -> tuple[list[Any], int]:
         """Return the structs in a list, and the position after it.
 
         Args:
-            place: The depth and the field of the list. They determine the type of the elements of a list that Arrow reads.
+            key: The depth and the field of the list. It is in ELEMENTS if Arrow reads the list.
         """
         count, kind = self._data[position] >> 4, self._data[position] & 15
         position += 1
         if count == 15:
             count, position = read_varint(self._data, position)
-        # Each element has a byte at least. Those of a fixed size beyond the end would be counted for ever.
-        if count > len(self._data) - position or (count and place in ELEMENTS and kind not in ELEMENTS[place]):
+        # Each element has at least one byte. Without this check, elements beyond the end would be counted forever.
+        if count > len(self._data) - position or (count and key in ELEMENTS and kind not in ELEMENTS[key]):
             raise DamagedArchiveError(NO_FOOTER)
-        self._memory -= count * (STRUCTS.get(place, ANY_STRUCT) if kind == STRUCT else OTHERS.get(kind, ANY_OTHER))
+        self._memory -= count * (STRUCTS.get(key, ANY_STRUCT) if kind == STRUCT else OTHERS.get(kind, ANY_OTHER))
         if self._memory < 0:
             raise DamagedArchiveError("its list of columns would take far more memory than the file explains")
         structs = list[Any]()

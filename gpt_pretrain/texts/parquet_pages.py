@@ -1,4 +1,4 @@
-"""Read the headers of the pages in a Parquet file: what each page expands to, whatever the footer of the file says.
+"""Read the headers of the pages in a Parquet file, which say what each page expands to. The footer need not be true.
 
 Source: PageHeader in apache/parquet-format's parquet.thrift, in the compact protocol of Apache Thrift.
 """
@@ -12,15 +12,17 @@ from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 
-DATA, DICTIONARY, DATA_V2 = 0, 2, 3  # Types of pages that Arrow reads.
-# The fields of a page's header: its type, its size and its size in the file.
+DATA, DICTIONARY, DATA_V2 = 0, 2, 3  # types of pages that Arrow reads
+# Fields of a page's header: its type, its size in memory and its size in the file.
 KIND, SIZE, COMPRESSED = 1, 2, 3
-# For a type of page, the field with its details, and therein those with the number of values and the encoding.
+# For each type of page: the field of the header with its details, and the fields of these with the number of values and the
+# encoding.
 DETAILS = {DATA: (5, 1, 2), DICTIONARY: (7, 1, 2), DATA_V2: (8, 1, 4)}
-LEVELS, IS_COMPRESSED = (5, 6), 7  # Further fields of the details of a DATA_V2 page.
-LEVEL_ENCODING, RLE = 3, 3  # That of a DATA page for what says which values are null, and the only one that is written today.
-LATE = 100  # Arrow reads this many bytes beyond a column, for writers that counted the dictionary's header wrongly.
-HEADER_SIZES = (1 << 8, 1 << 14, 1 << 20)  # Bytes to be tried; only statistics make a header long.
+LEVELS, IS_COMPRESSED = (5, 6), 7  # further fields in the details of a DATA_V2 page
+# The field in the details of a DATA page with the encoding of its levels, which say what is null; and the encoding of today.
+LEVEL_ENCODING, RLE = 3, 3
+LATE = 100  # Arrow reads this many bytes beyond a column, since some programs counted the dictionary's header wrongly.
+HEADER_SIZES = (1 << 8, 1 << 14, 1 << 20)  # sizes of a header that are tried, in bytes; only statistics make it long
 # Types of values in the compact protocol.
 TRUE, FALSE, BYTE, SHORT, INT, LONG, BINARY, STRUCT = 1, 2, 3, 4, 5, 6, 8, 12
 DEEPEST = 3
@@ -32,16 +34,16 @@ class ParquetPage:
     """A page of a column.
 
     Args:
-        start: Where its content begins in the file.
-        size: Bytes in memory, before its values become Python's.
-        compressed: Bytes in the file, which may be more than those of its content.
-        content: Bytes of its content.
-        n_values: Its values, also those that are null.
-        encoding: Of its values.
+        start: Offset of its content in the file.
+        size: Bytes in memory, as Arrow holds it.
+        compressed: Bytes in the file.
+        content: Bytes of the decompressed content.
+        n_values: Number of values, including nulls.
+        encoding: The encoding of the values.
         kind: DATA, DICTIONARY or DATA_V2.
-        levels: Bytes of a DATA_V2 page before its values, which say what is null and are not compressed.
+        levels: Bytes of the levels, which say what is null. In a DATA_V2 page, they precede the values and are not compressed.
         says_compressed: Whether a DATA_V2 page says that its values are compressed.
-        has_sized_levels: Whether what says which values are null begins with its size, as in all but very old DATA pages.
+        has_sized_levels: Whether the levels begin with their size, as in all but very old DATA pages.
     """
 
     start: int
@@ -57,7 +59,7 @@ class ParquetPage:
 
 
 def column_range(column: Any) -> tuple[int, int]:
-    """Return where Arrow begins to read a column of a row group, and how many bytes it reads at most."""
+    """Return the offset at which Arrow begins to read a column of a row group, and the most bytes that it reads."""
     start = column.data_page_offset
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
         start = column.dictionary_page_offset
@@ -65,10 +67,12 @@ def column_range(column: Any) -> tuple[int, int]:
 
 
 def check_parts(metadata: Any, columns: Iterable[int], *, size: int) -> None:
-    """Check that columns have no more bytes in all row groups together than their file, so that no part is read again and again.
+    """Check that the parts of columns in all row groups are together no larger than the file.
+
+    Otherwise, a small file could list one part many times, and it would be read each time.
 
     Raises:
-        DamagedArchiveError: If they have, or one is missing.
+        DamagedArchiveError: If they are larger, or a column is missing.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     if any(group.num_columns < metadata.num_columns for group in groups):
@@ -81,7 +85,7 @@ def read_pages(stream: BinaryIO | io.RawIOBase, column: Any) -> Iterator[Parquet
     """Yield the pages that Arrow reads for a column of a row group.
 
     Raises:
-        DamagedArchiveError: If there is anything else in their place.
+        DamagedArchiveError: If something else is in their place.
     """
     position, length = column_range(column)
     end, n_values = position + length, 0
@@ -93,8 +97,8 @@ def read_pages(stream: BinaryIO | io.RawIOBase, column: Any) -> Iterator[Parquet
         position += header_size + compressed
         if kind not in DETAILS:
             continue
-        place, count_field, encoding_field = DETAILS[kind]
-        details = header.get(place)
+        details_field, count_field, encoding_field = DETAILS[kind]
+        details = header.get(details_field)
         count = details.get(count_field) if isinstance(details, dict) else None
         if not isinstance(details, dict) or type(count) is not int or count < 0:
             raise DamagedArchiveError(NO_PAGES)
@@ -125,11 +129,11 @@ def read_page_header(stream: BinaryIO | io.RawIOBase, position: int) -> tuple[di
 
 
 def _read_struct(data: bytes, position: int, *, depth: int) -> tuple[dict[int, Any], int]:
-    """Return the fields of a struct, and the position after it. Only whole numbers of 32 bits and booleans have a value.
+    """Return the fields of a struct, and the position after it. Only structs, booleans and whole numbers of 32 bits get a value.
 
     Raises:
-        IndexError: If the data end before it.
-        DamagedArchiveError: If it is not valid, or something that no header of a page contains.
+        IndexError: If the data end within the struct.
+        DamagedArchiveError: If the struct is not valid, or contains something that no page header contains.
     """
     fields, field = dict[int, Any](), 0
     while (mark := data[position]) != 0:
@@ -160,22 +164,22 @@ def _read_struct(data: bytes, position: int, *, depth: int) -> tuple[dict[int, A
 
 
 def field_number(number: int) -> int:
-    """Return the number of a field as Arrow takes it, whatever the file says: as a whole number of 16 bits.
+    """Return the number of a field as Arrow reads it: cut to a signed number of 16 bits.
 
-    So few numbers cannot collide in a dict so often that it becomes slow.
+    There are too few such numbers to slow a dict down by collisions.
     """
     return (number + (1 << 15)) % (1 << 16) - (1 << 15)
 
 
 def read_number(data: bytes, position: int) -> tuple[int, int]:
-    """Return a whole number as Arrow takes it, of 32 bits whose lowest one is its sign, and the position after it."""
+    """Return a signed number as Arrow reads it, and the position after it. It has 32 bits, and the lowest one is the sign."""
     number, position = read_varint(data, position)
     number &= 0xFFFFFFFF
     return number >> 1 ^ -(number & 1), position
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a number of up to 64 bits, seven of which are in each byte, and the position after it."""
+    """Return a number of up to 64 bits, and the position after it. Each byte holds seven bits."""
     number = 0
     for shift in range(0, 70, 7):
         byte = data[position]

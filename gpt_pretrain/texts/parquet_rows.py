@@ -1,6 +1,6 @@
 """Decide how many rows of a Parquet file are read at a time, so that a small file does not fill the memory.
 
-What the footer of the file says of sizes, numbers and dictionaries is not used for it: Arrow doesn't need it to be true.
+The headers of the pages decide, not the footer: Arrow also reads a file whose footer states wrong sizes and numbers.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.parquet_pages import DATA, DATA_V2, DICTIONARY, NO_PAGES, ParquetPage, read_pages, read_varint
 
-MAX_ROWS, ROWS_MEMORY = 64, LONGEST_RECORD // 2  # Rows and bytes read at a time. One row may be as long as a page.
-# A page is in memory as a whole. Text is compressed to a tenth; a page that is compressed more is smaller than a record may be.
+MAX_ROWS, ROWS_MEMORY = 64, LONGEST_RECORD // 2  # rows and bytes read at a time, but at least one row
+# A page is in memory as a whole. If it expands further than this, it must not be larger than a record. Text expands tenfold.
 MAX_PAGE_EXPANSION = 20
-MAX_LENGTHS = 1 << 22  # Of the values of a page, if they stand before all values, as numbers that may take no space.
-SMALLEST_BLOCK, SMALLEST_PART = 128, 32  # Such numbers of a block, and of one of its parts.
+# If the lengths of all values in a page precede the values, they are encoded as numbers that may take no space at all.
+MAX_LENGTHS = 1 << 22
+SMALLEST_BLOCK, SMALLEST_PART = 128, 32  # numbers in a block of lengths, and in one of its parts
 EXPANDED = f"its text is more than {MAX_EXPANSION} times as large as the file"
 EXPANDED_PAGE = f"a part of it expands to more than {LONGEST_RECORD >> 20} MB and {MAX_PAGE_EXPANSION} times its size"
-# Encodings: one value after the other; lengths, then values; and lengths of what begins as the value before and of the rest.
+# Encodings: each value after its length; all lengths, then all values; and two lists of lengths, for the part that a value shares
+# with the one before and for the rest, then all rests.
 PLAIN, LENGTHS_FIRST, SHARED_BEGINNINGS = 0, 6, 7
 
 
@@ -29,15 +31,15 @@ def read_few_rows(
 ) -> Iterator[tuple[Any, int]]:
     """Yield the rows of a column in a row group of a Parquet file, as many at a time as fit into memory.
 
-    Each time, the bytes of all pages are yielded with them.
+    The number of bytes in all pages is yielded along with each batch of rows.
 
     Args:
         table: A ParquetFile of pyarrow.
         stream: The same file.
-        limit: Of what the file expands to. The pages are counted before anything is yielded, whatever texts are in them.
+        limit: Limits what the file expands to. All pages are counted before the first rows are yielded.
 
     Raises:
-        DamagedArchiveError: If a page is far larger than its part of the file, or all pages together than the file.
+        DamagedArchiveError: If a page expands too far, or all pages together do.
     """
     stated, leaf = table.metadata.row_group(group), table.schema.column(column)
     usual = min(max(BATCH * stated.num_rows // max(stated.total_byte_size, 1), 1), MAX_ROWS)
@@ -47,10 +49,7 @@ def read_few_rows(
 
 
 def _rows_at_a_time(stream: BinaryIO | io.RawIOBase, column: Any, *, is_nullable: bool, limit: ContentLimit) -> tuple[int, int]:
-    """Return how many rows fit into memory even if all of them are the longest that a page of the column allows.
-
-    The second number is that of the bytes of all pages.
-    """
+    """Return the number of rows that fit into memory even if each is as long as the pages allow, and the bytes of all pages."""
     longest, n_bytes = 1, 0
     for page in read_pages(stream, column):
         if page.size > max(LONGEST_RECORD + BATCH, MAX_PAGE_EXPANSION * page.compressed):
@@ -63,14 +62,14 @@ def _rows_at_a_time(stream: BinaryIO | io.RawIOBase, column: Any, *, is_nullable
             for values in decompress_values(stream, page, column):
                 levels = 0 if page.kind == DATA_V2 or not is_nullable else 4 + int.from_bytes(values[:4], "little")
                 _check_lengths(values[levels:], n_lists=1 + (page.encoding == SHARED_BEGINNINGS))
-        # A few bytes of another encoding may stand for a long value that occurs elsewhere.
+        # In any other encoding, a few bytes may stand for a long value.
         is_plain = page.encoding in (PLAIN, LENGTHS_FIRST) and page.kind != DICTIONARY
         longest = max(longest, page.size // max(page.n_values, 1) if is_plain else page.size)
     return min(max(ROWS_MEMORY // longest, 1), MAX_ROWS), n_bytes
 
 
 def decompress_values(stream: BinaryIO | io.RawIOBase, page: ParquetPage, column: Any) -> Iterator[bytes]:
-    """Yield what the values of a page are in memory, also in the ways in which only some versions of Arrow read it."""
+    """Yield the decompressed values of a page. If versions of Arrow disagree on whether it is compressed, yield both readings."""
     import pyarrow as pa
 
     stream.seek(page.start + page.levels)
@@ -80,7 +79,7 @@ def decompress_values(stream: BinaryIO | io.RawIOBase, page: ParquetPage, column
         yield data
     if column.compression == "UNCOMPRESSED":
         return
-    # In the older of two formats, sizes stand before the content; Arrow takes whatever looks like it for this one.
+    # There are two formats named LZ4. In the older one, sizes precede the content, and Arrow guesses which one it is.
     if column.compression == "LZ4" and int.from_bytes(data[4:8], "big") <= len(data) - 8:
         raise DamagedArchiveError("an old form of LZ4 is not supported here; write the file anew with another compression")
     try:
@@ -92,10 +91,11 @@ def decompress_values(stream: BinaryIO | io.RawIOBase, page: ParquetPage, column
 
 
 def _check_lengths(values: bytes, *, n_lists: int) -> None:
-    """Check that a page has no more lengths than fit into memory, since Arrow decodes all of them at once.
+    """Check that the lengths in a page fit into memory, since Arrow decodes all of them at once.
 
     Args:
-        values: The values of the page, which begin with this many lists of lengths.
+        values: The content of the page without its levels.
+        n_lists: The number of lists of lengths at its beginning.
 
     Source: DELTA_BINARY_PACKED in apache/parquet-format's Encodings.md.
     """
@@ -108,7 +108,7 @@ def _check_lengths(values: bytes, *, n_lists: int) -> None:
             _, position = read_varint(values, position)
             if max(count, n_parts) > MAX_LENGTHS:
                 raise DamagedArchiveError(f"a part of it has more than {MAX_LENGTHS:,} texts")
-            # Many parts of a block, of which each has a byte, would be counted again for each block.
+            # A block with very many parts would make the loop below take quadratic time.
             if block < SMALLEST_BLOCK or block // n_parts < SMALLEST_PART:
                 raise DamagedArchiveError(NO_PAGES)
             left = count - 1
@@ -124,6 +124,6 @@ def _check_lengths(values: bytes, *, n_lists: int) -> None:
 
 
 def _read_unsigned(values: bytes, position: int) -> tuple[int, int]:
-    """Return a number as Arrow takes it, of 32 bits, and the position after it."""
+    """Return an unsigned number as Arrow reads it, cut to 32 bits, and the position after it."""
     number, position = read_varint(values, position)
     return number & 0xFFFFFFFF, position

@@ -1,4 +1,4 @@
-"""Read inputs from any position and split them into chunks of records; one process reads for all workers."""
+"""Read inputs from any position, and split them into chunks of records. One process reads for all workers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_inputs(inputs: CorpusInputs, tokenizer: Tokenizer, *, start: ReadPositi
     """Yield all chunks of the inputs from a position on.
 
     Args:
-        tokenizer: Long documents are split where it ends a token.
+        tokenizer: Long documents are split at the end of one of its tokens.
 
     Raises:
         UserError: If a file has changed since it was listed, a package is missing, or the dataset cannot be read.
@@ -101,15 +101,15 @@ def split_documents(
     *,
     invalid: InvalidTexts | None = None,
 ) -> Iterator[Chunk]:
-    """Split the content of a file at separators and end-of-text markers; long documents are split further, as by `split_text`.
+    """Split the content of a file at separators and end-of-text markers. Long documents are split further by `split_text`.
 
     Args:
         blocks: The content from the cursor's offset on, with unified line ends.
-        invalid: Explains documents that are not UTF-8, here and in other contents.
+        invalid: Explains documents that are not UTF-8. One object serves all contents.
     """
     invalid = invalid or InvalidTexts()
     separators = Separators([MARKER, *([unify_line_ends(separator).encode()] if separator else [])])
-    _, blocks = peek(iter(blocks))  # From here on, the cursor is behind a byte order mark.
+    _, blocks = peek(iter(blocks))  # Reading the first block moves the cursor over a byte order mark.
     decoder = codecs.getincrementaldecoder("utf-8")()
     text, problem, offset = "", "", cursor.offset
     for data, mark, ends in _split_at_separators(blocks, separators, cursor):
@@ -167,7 +167,7 @@ def _read_file(
                 position = start if number == start.member else ReadPosition(start.file, member=number)
                 cursor = Cursor(content.name, position, bytes_read=lambda: bytes_before + stream.tell())
                 if content.kind.form == TEXT:
-                    # An offset counts the bytes after the line ends are unified, so that the file is read from its beginning.
+                    # Offsets count bytes after line ends are unified, so the file is read from its beginning.
                     blocks = drop_bytes(unify_line_ends_in_blocks(content.blocks()), cursor.offset)
                     blocks = _drop_byte_order_mark(blocks, cursor)
                     yield from split_documents(blocks, cursor, inputs.separator, tokenizer, invalid=invalid)
@@ -183,14 +183,14 @@ def _read_file(
 
 
 def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: CorpusInputs) -> Iterator[Chunk]:
-    """Split a content that consists of records, from the position of the cursor on.
+    """Split a content of records into chunks, from the cursor's position on.
 
     Args:
-        file: The file that the content is in.
+        file: The file that contains the content.
 
     Raises:
-        DamagedArchiveError: If it cannot be read to its end; after everything before the damage.
-        UserError: If a table has no such column.
+        DamagedArchiveError: If the content cannot be read to its end. Everything before the damage is yielded first.
+        UserError: If a table has no column with the name of the text field.
     """
     form = content.kind.form
     if form == PARQUET and content.name == file.path and content.stream is not None:
@@ -209,7 +209,7 @@ def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: Corp
 
 
 def _end_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Replace carriage returns by line feeds if lines end with nothing else, as on old Macintoshes."""
+    """Replace carriage returns by line feeds if no line ends otherwise, as on old Macintoshes."""
     head, blocks = peek(blocks)
     if b"\r" in head and b"\n" not in head:
         return (block.replace(b"\r", b"\n") for block in blocks)
@@ -227,14 +227,14 @@ def _drop_byte_order_mark(blocks: Iterator[bytes], cursor: Cursor) -> Iterator[b
 def _split_at_separators(
     blocks: Iterable[bytes], separators: Separators, cursor: Cursor
 ) -> Iterator[tuple[bytes | Chunk, bytes, bool]]:
-    """Yield slices of documents, the separator after each slice if there is one, and whether the document ends there.
+    """Yield slices of documents, each with the separator after it, or b"" if none follows, and whether the document ends there.
 
-    Whole documents that arrive together are yielded as a chunk.
+    Whole documents that are in memory together are yielded as one chunk.
     """
     rest, document_open, any_end = b"", cursor.in_document, cursor.record > 0
     for block in itertools.chain(blocks, [None]):
         rest, begin = rest + block if block and rest else block or rest, 0
-        # The end of what has arrived may be the beginning of a separator, or of a longer one than it is yet.
+        # The last bytes may be the beginning of a separator, or of a longer separator.
         certain = len(rest) if block is None else max(len(rest) - separators.longest + 1, 0)
         if document_open and (found := separators.find(rest, 0, certain)) is not None:
             position, mark = found
@@ -249,12 +249,12 @@ def _split_at_separators(
             yield rest[begin:certain], b"", False
             begin, document_open = certain, True
         rest = rest[begin:]
-    if rest or document_open or not any_end:  # No document follows a separator at the end of a file.
+    if rest or document_open or not any_end:  # After a separator at the end of a file, there is no further document.
         yield rest, b"", True
 
 
 def _take_lines(cursor: Cursor, data: bytes) -> Iterator[Chunk]:
-    """Yield whole lines as one chunk, or as several if they are very short, since each line takes memory of its own."""
+    """Yield whole lines as one chunk, or as several chunks if there are very many lines, since each takes memory of its own."""
     lines = io.BytesIO(data)
     while chunk := b"".join(itertools.islice(lines, MAX_LINES)):
         yield cursor.records(chunk, size=len(chunk), count=chunk.count(b"\n") + (not chunk.endswith(b"\n")))

@@ -1,4 +1,4 @@
-"""Recognize files on disk, also what is in a compressed file, before they are read."""
+"""Recognize the kind of a file on the disk before it is read. Compressed files are looked into."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, 
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.missing_text import find_missing_column, find_missing_text
 
-MAX_LAYERS = 3  # Compressed files inside of one another that are looked into.
+MAX_LAYERS = 3  # compressed files inside of one another that are looked into
 
 
 def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
-    """Return the kind of a file. Of a compressed file whose content is not read, return the kind of that.
+    """Return the kind of a file. For a compressed file whose content is not read, return the kind of the content.
 
     Args:
         as_text: See `recognize`.
@@ -37,7 +37,7 @@ def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
                 break
             try:
                 name, (head, blocks) = content_name(name), peek(decompress(blocks, kind.form))
-            except UserError:  # A package is missing, which the reader says.
+            except UserError:  # The reader will say that a package is missing.
                 return outer
             if not head:
                 return outer
@@ -46,10 +46,10 @@ def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
 
 
 def recognize_without_text(path: str, kind: FileKind, text_field: str, *, as_text: bool = False) -> FileKind | None:
-    """Return what a file of JSON or a table is called if it has no text, such as settings or a list of the texts beside it.
+    """Return the kind of a file of JSON or a table that has no text, such as settings. Return None if it may have text.
 
     Args:
-        kind: Its kind.
+        kind: The kind of the file by its first bytes.
         as_text: See `recognize`.
     """
     form = kind.content or kind.form

@@ -1,4 +1,4 @@
-"""The text in a record: a line of JSON, or a value of a table."""
+"""Get the text of a record, which is a line of JSON or a value of a table."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, NO
 from gpt_pretrain.texts.json_values import GLUED, split_glued
 
 BROKEN_JSON, TOO_DEEP = "broken JSON", "it is nested too deeply"
-LONG_NUMBER = 4000  # Digits of a number.
-FIELD_NAME = re.compile(r"[A-Za-z_]\w{0,50}", re.ASCII)  # one that the program jq takes without quotes
-NOT_UTF8_BYTE = re.compile("[\udc80-\udcff]")  # what stands for a byte that is not UTF-8 in a value of a table
-EXCERPT = 100  # Characters of a rejected record that are kept.
-# Of a JSON line. Each may take 80 bytes of memory and two in the file, of which an archive needs a hundredth.
+LONG_NUMBER = 4000  # digits of a number that Python may refuse
+FIELD_NAME = re.compile(r"[A-Za-z_]\w{0,50}", re.ASCII)  # a name that the program jq accepts without quotes
+NOT_UTF8_BYTE = re.compile("[\udc80-\udcff]")  # a character that stands for an invalid byte in a table
+EXCERPT = 100  # characters of a rejected record that are kept
+# Values in a JSON line. Each may take 80 bytes of memory, but two bytes of the file, and far less in an archive.
 MAX_VALUES = 1_000_000
 
 
@@ -31,7 +31,7 @@ class InvalidRecordError(Exception):
     Args:
         reason: One of a few fixed reasons, which are counted.
         detail: Description of the problem.
-        ends_early: Whether the record is JSON that lacks its end.
+        ends_early: Whether the record is JSON without its end.
     """
 
     def __init__(self, reason: str, detail: str, *, ends_early: bool = False) -> None:
@@ -39,14 +39,14 @@ class InvalidRecordError(Exception):
         self.reason, self.detail, self.ends_early = reason, detail, ends_early
 
     def reason_in(self, chunk: Chunk, record: Any) -> str:
-        """Return the reason, which is another one if the file of the record, not the record itself, has been cut off."""
+        """Return the reason. It is `CUT_OFF` if the record is the last one of a file that was cut off."""
         content = chunk.content
         is_last = isinstance(content, bytes) and not content.endswith(b"\n") and content.endswith(record)
         return CUT_OFF if self.ends_early and is_last else self.reason
 
 
 def chunk_records(chunk: Chunk) -> Iterator[tuple[int, Any]]:
-    """Yield the records of a chunk, which are JSON lines or values of a table, with their numbers; blank lines are skipped."""
+    """Yield the records of a chunk of JSON lines or values of a table, each with its number. Blank lines are skipped."""
     if isinstance(chunk.content, list):
         yield from enumerate(chunk.content, start=chunk.first)
         return
@@ -62,13 +62,14 @@ def chunk_records(chunk: Chunk) -> Iterator[tuple[int, Any]]:
 
 
 def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = False) -> str:
-    """Return the text of a record, which is either a JSON line or a value from a table.
+    """Return the text of a record.
 
     Args:
-        as_is: Keep the line ends.
+        record: A line of JSON, or a value of a table.
+        as_is: Whether to keep the line ends as they are.
 
     Raises:
-        InvalidRecordError: If it has none.
+        InvalidRecordError: If it has no text.
     """
     value = _json_value(record, text_field) if is_json else record
     if isinstance(value, bytes):
@@ -82,16 +83,14 @@ def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = Fa
 
 
 def _json_value(line: bytes, text_field: str) -> Any:
-    """Return the field of a JSON line that should contain the text.
-
-    A line may also be the text itself, as a string.
+    """Return the value of the field for the text in a line of JSON. A line that is a string is the text itself.
 
     Raises:
-        InvalidRecordError: If the line is neither, or has no such field.
+        InvalidRecordError: If the line is damaged, or has no such field.
     """
-    if len(line) > LONGEST_RECORD:  # The reader rejects only lines that are longer than what it buffers.
+    if len(line) > LONGEST_RECORD:  # The reader rejects longer lines only if they do not fit into its buffer.
         raise InvalidRecordError("too long", f"more than {LONGEST_RECORD:,} bytes")
-    # A mark, where files have been concatenated, or the record separator of RFC 7464.
+    # Concatenated files have byte order marks between lines. RFC 7464 has a record separator before each line.
     text = _decode(line).lstrip("\ufeff\x1e")
     try:
         check_json_values(line, max_values=MAX_VALUES)
@@ -111,37 +110,37 @@ def _json_value(line: bytes, text_field: str) -> Any:
 
 
 def _check_names(text: str, text_field: str) -> None:
-    """Check that a record does not have its text twice, of which only the last one would be read.
+    """Check that a record has the field for the text only once. The JSON decoder would silently drop all but the last one.
 
     Raises:
-        InvalidRecordError: If it does.
+        InvalidRecordError: If it has the field twice.
     """
     try:
         check_names(text, only={text_field, *text_field.split(".")}, parse_int=_parse_int)
     except DamagedFileError as error:
         raise InvalidRecordError("ambiguous record", str(error)) from error
-    except RecursionError as error:  # which reading it once more takes a little deeper
+    except RecursionError as error:  # This second reading needs a slightly deeper stack than the first.
         raise InvalidRecordError(BROKEN_JSON, TOO_DEEP) from error
 
 
 @functools.cache
 def _quoted_names(text_field: str) -> list[bytes]:
-    """Return the names of the fields that lead to the text, as JSON has them."""
+    """Return the names of the fields that lead to the text, in quotation marks as in JSON."""
     names = {text_field, *text_field.split(".")}
     return [f'"{name}"'.encode(errors="surrogatepass") for name in names]
 
 
 def _parse_int(digits: str) -> int | float:
-    """Return a whole number; Python refuses those of thousands of digits, which JSON allows."""
+    """Return a whole number. One with thousands of digits, which JSON allows and Python refuses, becomes a float."""
     return int(digits) if len(digits) < LONG_NUMBER else float(digits)
 
 
-# Control characters in a string are no JSON, but some programs write them, and what they mean is clear.
+# JSON forbids control characters in strings. Some programs write them nevertheless, and their meaning is clear.
 _DECODER = json.JSONDecoder(strict=False, parse_int=_parse_int)
 
 
 def _by_columns(value: Any) -> str:
-    """Return a hint on a value that is a whole column of a table, as pandas writes by default."""
+    """Return a hint if a value is a whole column of a table, as pandas writes tables by default."""
     if not isinstance(value, dict) or not value or not all(isinstance(name, str) and name.isdecimal() for name in value):
         return ""
     return (
@@ -150,10 +149,10 @@ def _by_columns(value: Any) -> str:
 
 
 def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
-    """Return the value of a field of a JSON record; a dot leads into a nested object, unless a field's own name contains it.
+    """Return the value of a field in a JSON record. A dot leads into a nested object, unless the name of a field contains it.
 
     Args:
-        within: The fields that have led to the record, each with a dot, for messages.
+        within: For messages: the names of the fields that led to the record, each with a dot after it.
 
     Raises:
         InvalidRecordError: If the record is not an object with this field.
@@ -177,7 +176,7 @@ def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
 
 
 def _in_a_list(record: dict[Any, Any]) -> str:
-    """Return a hint on an object whose records are a list in it."""
+    """Return a hint if an object holds its records in a list."""
     for name, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict) and FIELD_NAME.fullmatch(name):
             return f"; to make the objects in {name} records of their own: jq -c '.{name}[]' FILE > new.jsonl"

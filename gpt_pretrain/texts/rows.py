@@ -1,4 +1,4 @@
-"""Read a column of text from a table in CSV: separated by commas, tabs, semicolons or bars, with a header."""
+"""Read a column of text from a CSV table with a header. Commas, tabs, semicolons or bars separate the columns."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 
 DELIMITERS = ",\t;|"
 EXCEL = re.compile(rf'"?sep=([{DELIMITERS}])"?\s*')
-MAX_ROWS = 4096  # Of a chunk.
+MAX_ROWS = 4096  # rows of a chunk
 MAX_COLUMNS = 100_000
 QUOTATION_MARK, ESCAPED_MARK = b'"', b'\\"'
-QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # The rest of a value in quotation marks; two of them stand for one.
+QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # the rest of a quoted value; two quotation marks stand for one
 
 
 def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iterator[Chunk]:
     """Split the content of a table into chunks of the values in a column.
 
     Args:
-        blocks: The content from its start, since the first row names the columns. What the cursor is behind of is skipped.
+        blocks: The content from its start, since the first row names the columns. Rows before the cursor are skipped.
 
     Raises:
-        UserError: If there is no such column.
+        UserError: If no column has the name of the text field.
         DamagedArchiveError: If a line is too long.
     """
     head, blocks = peek(iter(blocks))
@@ -78,23 +78,23 @@ def read_columns(blocks: Iterable[bytes]) -> list[str]:
 
 
 class _Lines:
-    """The lines of a table as text, whatever ends them.
+    """The lines of a table as text, with line ends of any kind.
 
-    A row may have several lines. Its size and its columns are counted line by line, before they are in memory as a row.
+    A row may have several lines. Its size and its columns are counted line by line, before the whole row is in memory.
 
     Attributes:
-        position: Bytes of the lines that have been handed out.
-        has_escape: Whether the last of them has a quotation mark behind a backslash.
-        delimiter: What separates the columns; before it is known, whatever there is most of.
-        quoting: Whether a quotation mark at the beginning of a value has a meaning.
+        position: Bytes of the lines that have been yielded.
+        has_escape: Whether the last line has a quotation mark after a backslash.
+        delimiter: The character between columns. Before it is known, the most frequent candidate counts.
+        quoting: Whether quotation marks at the beginning of a value enclose it.
     """
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self._blocks = iter(blocks)
-        self._waiting: list[bytes] = []  # The next line is the last one, so that a long one is not kept.
+        self._waiting: list[bytes] = []  # In reverse order: a line that is taken from the end leaves the memory.
         self._rest = b""
         self._row_size, self._columns = 0, _ColumnCounter()
-        self._first_line = b""  # of the present row, until its columns are counted
+        self._first_line = b""  # the first line of the current row, until its columns are counted
         self.position, self.has_escape = 0, False
         self.delimiter: bytes | None = None
         self.quoting: Quoting = csv.QUOTE_MINIMAL
@@ -108,13 +108,13 @@ class _Lines:
         if self._row_size and QUOTATION_MARK not in line:
             line = self._with_rest_of_value(line)
         self._check_row(line)
-        # Bytes that are not UTF-8 are found when the value is encoded, and only if they are in the column.
+        # Invalid bytes are found later, when a value of the column is encoded. In other columns they do no harm.
         return line.decode(errors="surrogateescape")
 
     def _with_rest_of_value(self, line: bytes) -> bytes:
-        """Return a line within a quoted value with the lines of the same block up to the next quotation mark.
+        """Return a line within a quoted value, joined with the following lines of its block up to the next quotation mark.
 
-        The module csv takes a second line of a row only within quotation marks, and takes long for each.
+        The module csv is slow for values of many lines.
         """
         last = next((at for at in range(len(self._waiting) - 1, -1, -1) if QUOTATION_MARK in self._waiting[at]), 0)
         more = b"".join(reversed(self._waiting[last:]))
@@ -124,21 +124,21 @@ class _Lines:
         return line + more
 
     def end_row(self) -> None:
-        """Note that the last line was the last one of a row."""
+        """Note that the row ends with the last line."""
         self._row_size, self._first_line, self._columns = 0, b"", _ColumnCounter()
 
     def _check_row(self, line: bytes) -> None:
-        """Check that a row with this line too has neither too many bytes nor too many columns.
+        """Check that the current row, with a further line, has neither too many bytes nor too many columns.
 
         Raises:
-            csv.Error: If it has, as for any other row that cannot be read.
+            csv.Error: If it has too many. The module csv raises the same error for other damaged rows.
         """
         is_first, self._row_size = self._row_size == 0, self._row_size + len(line)
         if self._row_size > LONGEST_RECORD:
             raise csv.Error(f"the row is longer than {LONGEST_RECORD:,} bytes")
         delimiter = self.delimiter or max((mark.encode() for mark in DELIMITERS), key=line.count)
         if is_first and len(line) <= BATCH and line.count(delimiter) <= MAX_COLUMNS:
-            self._first_line = line  # Most rows have a single line, which needs no second look.
+            self._first_line = line  # Its columns are counted only if a second line follows, which is rare.
             return
         for part in (self._first_line, line):
             self._columns.add(part, delimiter, self.quoting)
@@ -150,7 +150,7 @@ class _Lines:
             pass
 
     def _next_line(self) -> bytes:
-        """Return the next line, or nothing at the end.
+        """Return the next line, or b"" at the end.
 
         Raises:
             DamagedArchiveError: If it is too long.
@@ -160,7 +160,7 @@ class _Lines:
                 self._waiting, self._rest = [self._rest], b""
                 break
             data = self._rest + block
-            # The last line, and a carriage return that a line feed may follow, wait for the next block.
+            # The last line may be incomplete, and a line feed may follow a carriage return. Both wait for the next block.
             end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
             self._rest = data[end:]
             if len(self._rest) > LONGEST_RECORD:
@@ -183,7 +183,7 @@ class _ColumnCounter:
         """Count the columns of another line of the row.
 
         Raises:
-            csv.Error: If they become too many.
+            csv.Error: If there are too many.
         """
         position = 0
         while position < len(line):
@@ -201,11 +201,11 @@ class _ColumnCounter:
 
 
 def _read_header(lines: _Lines) -> tuple[list[str], str]:
-    """Return the names of the columns, and what delimits them: what there is most of, or what a line for Excel names."""
+    """Return the names of the columns, and their delimiter: the most frequent one, or the one that a line for Excel names."""
     csv.field_size_limit(LONGEST_RECORD)
     try:
         first = next(lines, "").removeprefix("\ufeff")
-        while first and not first.strip(" \r\n"):  # Some programs leave lines empty before the table.
+        while first and not first.strip(" \r\n"):  # Some programs write empty lines before the table.
             lines.end_row()
             first = next(lines, "")
         if named := EXCEL.fullmatch(first):
@@ -222,7 +222,7 @@ def _read_header(lines: _Lines) -> tuple[list[str], str]:
 
 
 def _detect_quoting(head: bytes, delimiter: str, n_columns: int) -> Quoting:
-    """Return csv.QUOTE_NONE if the first lines of a table with tabs make sense only without quoting."""
+    """Return csv.QUOTE_NONE if the table has tabs, and only without quoting all its first lines have the right columns."""
     lines = head.decode(errors="replace").splitlines(keepends=True)
     lines = lines[:-1] if len(head) >= HEAD else lines
 

@@ -1,4 +1,4 @@
-"""Choose a sample of a corpus by the hashes of its pieces: the same pieces in whatever order the files are read."""
+"""Choose a sample of a corpus by the hashes of its pieces, so that the order of the files does not matter."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import heapq
 import re
 from collections.abc import Iterator
 
-SAMPLE_BYTES = 50_000_000  # The sample that a vocabulary is trained on, unless a setting says otherwise.
+SAMPLE_BYTES = 50_000_000  # the usual size of the sample that a vocabulary is trained on
 PIECE_CHARACTERS = 1 << 16
-# Time and memory of a training grow with its different words. A sample of English has a tenth of its size in them; without spaces
-# or punctuation marks, nearly all words are different.
-WORDS_SHARE = 3  # Different words may have this fraction of the bytes of a full sample.
+# Training a vocabulary takes time and memory for each different word. In a sample of English, the different words have a tenth of
+# all bytes; in a text without spaces and punctuation, nearly all of them. So they may have at most this fraction: one third.
+WORDS_SHARE = 3
 MANY_WORDS = "that is smaller than usual since it has very many different words"
 WORD = re.compile(r"[^\W\d]+|\d{1,3}|[^\w\s]+")
 HASHES = 1 << 128
 
 
 class TextSample:
-    """The pieces with the smallest hashes, as many as fit into a size. Memory holds these alone.
+    """The pieces with the smallest hashes, as many as fit into max_bytes. Only these pieces are kept in memory.
 
     Args:
-        max_bytes: The size, in bytes of UTF-8.
+        max_bytes: The size of the sample, in bytes of UTF-8.
 
     Attributes:
         n_bytes: Bytes of the pieces in the sample.
@@ -39,7 +39,7 @@ class TextSample:
         return self._limit == HASHES
 
     def add(self, data: bytes, number: int) -> None:
-        """Add a piece, unless the pieces with smaller hashes fill the sample.
+        """Add a piece, unless pieces with smaller hashes already fill the sample.
 
         Args:
             number: The hash of the piece, from `hash_piece`.
@@ -54,7 +54,7 @@ class TextSample:
             self._limit = -negative
 
     def limit_words(self) -> bool:
-        """Leave out the pieces with the largest hashes if the different words of all of them have too many bytes.
+        """Leave out pieces, those with the largest hashes first, until the different words have few enough bytes.
 
         Returns:
             Whether any piece has been left out.
@@ -75,7 +75,7 @@ class TextSample:
         return False
 
     def take_smallest(self) -> tuple[bytes, int] | None:
-        """Remove the piece with the smallest hash and return it with its hash; None if it would be the last one."""
+        """Remove and return the piece with the smallest hash, and its hash. Return None if only one piece is left."""
         if len(set(self._pieces)) < 2:
             return None
         negative, data = smallest = max(self._pieces)
@@ -104,5 +104,5 @@ def cut_pieces(text: str) -> Iterator[str]:
 
 
 def hash_piece(data: bytes) -> int:
-    """Return the hash of a piece as a number below HASHES; that of a whole document decides where `prepare` puts it."""
+    """Return the hash of a piece, a number below HASHES. The hash of a whole document decides where `prepare` puts it."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "big")

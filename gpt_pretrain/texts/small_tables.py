@@ -1,6 +1,6 @@
-"""Read small Parquet files of a dataset with all their columns, in place of datasets 5.2, which takes any size.
+"""Read small Parquet files of a dataset with all their columns. datasets 5.2 would read files of any size.
 
-Before a row group is read, the headers of its pages tell what it can expand to at most.
+Before a row group is read, the headers of its pages tell how much memory it can take at most.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.parquet_pages import DICTIONARY, check_parts, read_pages
 from gpt_pretrain.texts.parquet_rows import EXPANDED, LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
 
-MAX_TABLE_FILE, MAX_TABLE_MEMORY = 1 << 28, 1 << 29  # Bytes of a file, and of a row group in memory.
-VALUE = 16  # Bytes that a value takes in memory at least: with its levels, or the places where a text begins and ends.
-DICTIONARY_TEXT = 160  # Bytes that stand for the time to look at the length of each text of a dictionary.
-TEXT, LENGTH = "BYTE_ARRAY", 4  # The type whose values have any length, which stands before each value.
+MAX_TABLE_FILE, MAX_TABLE_MEMORY = 1 << 28, 1 << 29  # bytes of a file, and of a row group in memory
+VALUE = 16  # bytes of memory that any value takes: itself and its levels, or the offsets of a text
+DICTIONARY_TEXT = 160  # To limit time as well as memory, each text in a dictionary counts as this many bytes.
+TEXT, LENGTH = "BYTE_ARRAY", 4  # the type whose values have any length, and the bytes of the length before each value
 TOO_LARGE = f"a part of it needs more than {MAX_TABLE_MEMORY >> 20} MB of memory"
 
 
 def read_small_tables(_: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace the method that reads Parquet files."""
+    """Return a replacement for the method of datasets that reads Parquet files."""
 
     def generate_tables(builder: Any, files: Any, row_groups_list: Any) -> Iterator[Any]:
         import pyarrow.parquet as pq
         from datasets.builder import Key
 
-        opened = vars(sys.modules[type(builder).__module__]).get("open", open)  # that of datasets, for URLs and archives
+        opened = vars(sys.modules[type(builder).__module__]).get("open", open)  # datasets has its own, for URLs and archives
         for number, (file, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
             with opened(file, "rb") as remote:
                 data = remote.read(MAX_TABLE_FILE + 1)
@@ -53,10 +53,10 @@ def check_row_group(stream: BinaryIO, group: Any, *, limit: ContentLimit) -> Non
     Args:
         stream: The file.
         group: The metadata of the row group.
-        limit: Of what the file expands to.
+        limit: Limits what the file expands to.
 
     Raises:
-        DamagedArchiveError: If they do not, or a column has an encoding that hides its size.
+        DamagedArchiveError: If they do not fit, or the encoding of a column hides its size.
     """
     left = MAX_TABLE_MEMORY
     for index in range(group.num_columns):
@@ -78,7 +78,7 @@ def check_row_group(stream: BinaryIO, group: Any, *, limit: ContentLimit) -> Non
 
 
 def _longest_text(values: bytes, count: int) -> int:
-    """Return the length of the longest of the first texts, before each of which stands its length; Arrow reads no others."""
+    """Return the length of the longest text in a dictionary. Each text follows its length, and Arrow reads `count` of them."""
     longest, position = 0, 0
     for _ in range(count):
         if position + LENGTH > len(values):

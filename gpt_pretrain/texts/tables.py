@@ -1,4 +1,4 @@
-"""Read columns of text: Parquet files, and everything that the package datasets reads."""
+"""Read columns of text from Parquet files, and from everything that the package datasets reads."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.parquet_pages import check_parts
 from gpt_pretrain.texts.parquet_rows import EXPANDED, read_few_rows
 
-ROW = 50  # Bytes that a row takes at least, as a record of a Chunk does.
-# Bytes that datasets may take for the next records, whatever is compressed, and however long a line is.
-DATASET_MEMORY = 1 << 30
+ROW = 50  # bytes of memory that a row takes at least
+DATASET_MEMORY = 1 << 30  # bytes that datasets may take for the next records
 
 
 def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, size: int, limit: ContentLimit) -> Iterator[Chunk]:
     """Yield the rows of a Parquet file from the cursor's position on.
 
     Args:
-        source: Path of the file, or an opened copy of one that is in an archive.
-        text_field: The column, or a field in a column of structs after dots.
-        size: Of the file in bytes.
-        limit: Of the text in it, and in all other members of an archive that it is in.
+        source: Path of the file, or an open temporary copy of a file in an archive.
+        text_field: The name of the column. Dots lead to a field in a column of structs.
+        size: Bytes of the file.
+        limit: Limits the text in it, together with all other members of its archive.
 
     Raises:
         UserError: If the file has no such column.
@@ -47,35 +46,42 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
             open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream,
             _open_table(source, stream) as table,
         ):
-            fields = find_column(text_field, table.schema_arrow, cursor.file)
-            column = find_leaf(fields, table.schema, cursor.file)
-            check_parts(table.metadata, [column], size=size)
-            n_rows, group_start = max(table.metadata.num_rows, 1), 0  # Arrow doesn't need it to be true.
-            for number in range(table.num_row_groups):
-                group = table.metadata.row_group(number)
-                skip = max(cursor.record - group_start, 0)
-                group_start += group.num_rows
-                if skip >= group.num_rows:
-                    continue
-                text_bytes = taken = 0
-                for batch, page_bytes in read_few_rows(table, stream, group=number, column=column, limit=limit):
-                    values = _values(_select(batch, fields).slice(skip))
-                    skip = max(skip - len(batch), 0)
-                    cursor.bytes_of_file = size * (cursor.record + len(values)) // n_rows
-                    text_bytes += sum(len(value) if isinstance(value, str | bytes) else 0 for value in values) + ROW * len(values)
-                    beyond = max(text_bytes - page_bytes, 0)  # The pages have been counted already.
-                    limit.take(beyond - taken, EXPANDED)
-                    taken = beyond
-                    yield from _chunk_values(values, cursor)
-    # The errors of Arrow are a ValueError, a MemoryError or the like as well.
+            yield from _read_row_groups(table, stream, cursor, text_field, size=size, limit=limit)
+    # Some errors of Arrow are also a ValueError or a MemoryError.
     except (pa.ArrowException, OSError, ValueError, OverflowError, DamagedArchiveError) as error:
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         yield cursor.reject(DAMAGED_ARCHIVE, first_line(error))
 
 
+def _read_row_groups(
+    table: Any, stream: BinaryIO, cursor: Cursor, text_field: str, *, size: int, limit: ContentLimit
+) -> Iterator[Chunk]:
+    """Yield the rows of an open Parquet file from the cursor's position on."""
+    fields = find_column(text_field, table.schema_arrow, cursor.file)
+    column = find_leaf(fields, table.schema, cursor.file)
+    check_parts(table.metadata, [column], size=size)
+    n_rows, group_start = max(table.metadata.num_rows, 1), 0  # The stated number of rows may be wrong.
+    for number in range(table.num_row_groups):
+        group = table.metadata.row_group(number)
+        skip = max(cursor.record - group_start, 0)
+        group_start += group.num_rows
+        if skip >= group.num_rows:
+            continue
+        text_bytes = taken = 0
+        for batch, page_bytes in read_few_rows(table, stream, group=number, column=column, limit=limit):
+            values = _values(_select(batch, fields).slice(skip))
+            skip = max(skip - len(batch), 0)
+            cursor.bytes_of_file = size * (cursor.record + len(values)) // n_rows
+            text_bytes += sum(len(value) if isinstance(value, str | bytes) else 0 for value in values) + ROW * len(values)
+            beyond = max(text_bytes - page_bytes, 0)  # `read_few_rows` has counted the pages.
+            limit.take(beyond - taken, EXPANDED)
+            taken = beyond
+            yield from _chunk_values(values, cursor)
+
+
 def _open_table(source: str | BinaryIO, stream: BinaryIO) -> Any:
-    """Open a Parquet file whose list of columns has been checked, by its path or as the stream that it is."""
+    """Check the footer of a Parquet file, and open the file by its path or as a stream."""
     import pyarrow.parquet as pq
 
     check_column_paths(stream)
@@ -83,7 +89,7 @@ def _open_table(source: str | BinaryIO, stream: BinaryIO) -> Any:
 
 
 def _select(batch: Any, fields: list[str]) -> Any:
-    """Return a column, or the field of structs in it; null where a struct is null."""
+    """Return the first column, or the field in its structs that the other names lead to. A null struct gives a null."""
     column = batch.column(0)
     for field in fields[1:]:
         column = column.flatten()[[part.name for part in column.type].index(field)]
@@ -91,7 +97,7 @@ def _select(batch: Any, fields: list[str]) -> Any:
 
 
 def _values(column: Any) -> list[Any]:
-    """Return the values of a column; text that is not UTF-8 as bytes."""
+    """Return the values of a column. If one of them is not UTF-8, all are returned as bytes."""
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
@@ -102,18 +108,18 @@ def _values(column: Any) -> list[Any]:
 
 
 def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPosition) -> Iterator[Chunk]:
-    """Yield the records of a dataset from a position on; a dataset that cannot skip is read from its beginning.
+    """Yield the records of a dataset from a position on.
 
     Raises:
         UserError: If the dataset, split or column does not exist, or the dataset cannot be read to its end.
     """
     cursor = Cursor(f"{dataset.name} ({dataset.split})", start, bytes_read=lambda: 0)
-    os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch (200 MB) to be able to create tensors.
+    os.environ.setdefault("USE_TORCH", "0")  # datasets would import torch (200 MB of memory) to be able to create tensors.
     try:
         with own_files_only(dataset.name):
-            with bounded_memory(DATASET_MEMORY):  # for some kinds, datasets reads the first records to know the columns
+            with bounded_memory(DATASET_MEMORY):  # For some kinds of files, datasets reads the first records to find columns.
                 records = _open_dataset(dataset, text_field)
-            # Without known features, datasets decodes nothing: it hands over what the files hold.
+            # If the features are unknown, datasets decodes nothing, so there is nothing to check.
             if records.features is not None:
                 check_column(text_field, list(records.features), f"dataset={dataset.name}")
                 check_is_text(text_field, records.features, dataset.name)
@@ -127,7 +133,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
                 yield from _chunk_values(batch[text_field], cursor)
     except (UserError, GeneratorExit):
         raise
-    except Exception as error:  # The dataset's own reader and the network below it may raise anything.
+    except Exception as error:  # The reader of the dataset, and the network, may raise anything.
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise UserError(
                 f"dataset={dataset.name}: what comes after record {cursor.record:,} needs more than {DATASET_MEMORY >> 30} GB of "
@@ -141,7 +147,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
 
 
 def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
-    """Return the records of a dataset; of Parquet files, only the column of text."""
+    """Return the records of a dataset. From Parquet files, only the column of text is read."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -155,7 +161,7 @@ def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
             builder.config.columns = [text_field]
             records = builder.as_streaming_dataset(split=dataset.split)
         elif hasattr(builder.config, "usecols") and records.features is None:
-            builder.config.usecols = [text_field]  # pandas takes long for thousands of columns
+            builder.config.usecols = [text_field]  # pandas is slow with thousands of columns
         return records
     check_saved_dataset(folder)
     saved = datasets.load_from_disk(str(folder))
@@ -170,7 +176,7 @@ def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
 
 
 def _chunk_values(values: list[Any], cursor: Cursor) -> Iterator[Chunk]:
-    """Yield the values of a column as chunks; values that are too long are rejected."""
+    """Yield the values of a column as chunks. Values that are too long are rejected."""
     waiting: list[Any] = []
     for value in values:
         if isinstance(value, str) and len(value) > LONGEST_RECORD:

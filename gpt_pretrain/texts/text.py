@@ -1,4 +1,4 @@
-"""Files of any kind read as one text, piece by piece, with an end-of-text marker between documents."""
+"""Read files of any kind as one text, piece by piece, with an end-of-text marker between documents."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20
-READING = 1  # Increase it when a change makes the same files other documents, except for plain text in UTF-8.
+# Increase this when a change makes the same files yield other documents. Plain text in UTF-8 does not depend on it.
+READING = 1
 
 log = logging.getLogger(__name__)
-_warned: set[tuple[Path, ...]] = set()  # The files about whose characters a warning has been logged.
-_reported: set[tuple[str, int, int]] = set()  # Files whose left-out parts have been reported, with sizes and times.
+_warned: set[tuple[Path, ...]] = set()  # files for which a warning about control characters has been logged
+_reported: set[tuple[str, int, int]] = set()  # files whose left-out parts have been logged, with sizes and times
 
 
 @dataclass
@@ -55,9 +56,9 @@ class TextCounts:
     Args:
         characters: Number of characters.
         markers: Number of end-of-text markers that are spelled out in the text.
-        blanks: Number of documents left out because such markers enclose nothing but white space.
-        without_text: Number of documents that are left out, between markers, as records or as files. What precedes the first
-            marker of a file and what follows its last one are no documents if they are blank.
+        blanks: Number of documents that are left out because there is nothing but white space between two markers.
+        without_text: Number of all documents that are left out because they are blank: between markers, as records and as
+            files. A blank text before the first marker of a file, or after the last one, is not a document.
     """
 
     characters: int = 0
@@ -68,7 +69,7 @@ class TextCounts:
 
 @dataclass(frozen=True)
 class Text:
-    """Files read as one text, piece by piece; documents without text are left out.
+    """Files that are read as one text, piece by piece. Documents without text are left out.
 
     Args:
         files: The files in order.
@@ -90,7 +91,7 @@ class Text:
             UserError: If a file or one of its records cannot be read.
         """
         counts, controls, any_before, document_open = counts or TextCounts(), ControlCount(), False, False
-        # The white space that a document begins with is kept on the disk until it is known whether anything follows.
+        # White space at the beginning of a document is stored on the disk until it is known whether text follows.
         with tempfile.SpooledTemporaryFile(PIECE_CHARS, "w+", encoding="utf-8", newline="") as blank:
             for text, ends in _split_at_markers(self._parts(), counts):
                 if not document_open and is_blank(text):
@@ -111,11 +112,11 @@ class Text:
             log.warning("%s", escape_line(f"{self.files[0]}{' and other files' * (len(self.files) > 1)}: {controls.described()}"))
 
     def stamps(self) -> list[FileStamp]:
-        """Return the stamps of the files, which tell whether they have changed."""
+        """Return the stamps of the files, which show later whether the files have changed."""
         return [stamp_file(str(file)) for file in self.files]
 
     def sha256(self) -> str:
-        """Return a hash of the files' sizes and bytes, and of how they are read unless that is as plain text in UTF-8."""
+        """Return a hash of the files' sizes and bytes. For anything but plain text in UTF-8, the way of reading counts too."""
         digest = hashlib.sha256()
         for file in self.files:
             try:
@@ -124,7 +125,7 @@ class Text:
                     continue
                 if kind.form != TEXT or kind.encoding.name != "utf-8":
                     read_as = [READING, kind.form, kind.encoding.name, self.text_field, self.as_text]
-                    # The same compressed bytes are a table or a text by the file's name.
+                    # By the name of the file, the same compressed bytes may be a table or a text.
                     digest.update(json.dumps(read_as + [kind.content] * bool(kind.content)).encode())
                 with open(file, "rb") as stream:
                     block, size = stream.read(1 << 20), file.stat().st_size
@@ -139,7 +140,7 @@ class Text:
         return digest.hexdigest()
 
     def _parts(self) -> Iterator[tuple[str, bool]]:
-        """Yield the parts of all documents in order, and whether a document ends with the part."""
+        """Yield the parts of all documents in order, each with whether its document ends there."""
         for path in self.files:
             try:
                 file = stat_input_file(str(path), as_text=self.as_text)
@@ -169,10 +170,10 @@ class Text:
                 try:
                     for chunk in read_records(content, file, cursor, inputs):
                         yield from self._records(chunk)
-                except UserError as error:  # A missing column, for which the setting has another name here.
+                except UserError as error:  # A column is missing. The setting in the message has another name here.
                     problems = [problem.replace(" text_field=", " data.text_field=") for problem in error.problems]
                     raise UserError(problems) from error
-        if (file.path, file.size, file.changed) not in _reported:  # a text is read more than once
+        if (file.path, file.size, file.changed) not in _reported:  # A text is read more than once.
             _reported.add((file.path, file.size, file.changed))
             left_out.report(file.path)
 
@@ -209,17 +210,17 @@ class Text:
 
 
 def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = False) -> tuple[Path, ...]:
-    """Return the files that data.path names, sorted; what is not text is left out of a folder, and so are hidden files.
+    """Return the files that data.path names, sorted. Hidden files, and files that are not text, are left out of a folder.
 
     Raises:
-        UserError: If there are none, or the file that is named cannot be read as text.
+        UserError: If there are none, or a file that is named itself cannot be read as text.
     """
     paths, is_named = match_files(pattern)
     if not paths:
         path = user_path(pattern)
         missing = "there is no such file or folder, and as a glob it matches no file"
         problem = explain_empty_folder(path) if path.is_dir() else missing
-        # A resumed run takes the path over as it was typed, perhaps in another folder.
+        # A resumed run has the path as it was typed, perhaps in another folder.
         hint = (
             ""
             if path.is_absolute()
@@ -239,7 +240,7 @@ def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = F
 
 
 def check_text_unchanged(stamps: Iterable[FileStamp]) -> None:
-    """Check that no file has changed since it had its stamp, so that all passes over the text have read the same.
+    """Check that no file has changed since its stamp was made, so that all passes over a text read the same bytes.
 
     Raises:
         UserError: If one has changed.
@@ -250,12 +251,12 @@ def check_text_unchanged(stamps: Iterable[FileStamp]) -> None:
 
 
 def sha256_without_blanks(text_sha256: str) -> str:
-    """Return the hash of a text from which documents without text have been left out, which versions until 0.1 kept."""
+    """Return the hash of a text from which blank documents were left out. Versions until 0.1 kept such documents."""
     return hashlib.sha256(f"{text_sha256} without blank documents".encode()).hexdigest()
 
 
 def _split_at_markers(parts: Iterable[tuple[str, bool]], counts: TextCounts) -> Iterator[tuple[str, bool]]:
-    """Divide the parts of documents further at end-of-text markers, which may lie across two parts."""
+    """Divide the parts of documents further at end-of-text markers. A marker may begin in one part and end in the next."""
     rest, is_blank_so_far, after_marker = "", True, False
     for text, ends in parts:
         *complete, rest = (rest + text).split(END_OF_TEXT)
