@@ -1,7 +1,7 @@
-"""Explain how to train on token ids in files that do not tell what they are.
+"""Explain how to train on files of token ids without a header.
 
-Such a file states neither the size of an id nor the vocabulary, and ids that are read wrongly look like ids. So the user says
-what they are, by giving them the names of nanoGPT.
+Such a file states neither the size of an id nor the vocabulary. A wrong guess would go unnoticed, since ids that are read wrongly
+look like ids too. So the user states what they are, by giving the files nanoGPT's names.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from gpt_pretrain.system.file_kinds import TOKENS
 from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.texts.recognition import recognize_file
 
-MAX_LOOKED_AT = 1000  # Files of a folder that are looked at.
+MAX_LOOKED_AT = 1000  # files of a folder that are looked at
 BARE_SUFFIXES = (".bin", ".npy", ".ds", ".tok", ".tokens", ".u16", ".uint16")
 
 
 def explain_bare_tokens(files: Files) -> str:
-    """Return how token ids without a header in a local folder are trained on, or an empty string if there are none."""
+    """Return how to train on token ids without a header in a local folder, or an empty string if there are none."""
     suffixes = {PurePath(name).suffix: None for name in files.names()[:MAX_LOOKED_AT] if _is_bare(files, name)}
     if not suffixes:
         return ""
@@ -31,7 +31,7 @@ def explain_bare_tokens(files: Files) -> str:
 
 
 def explain_lost_manifest(files: Files, manifest: str) -> str:
-    """Return what to do with shards of this program that their manifest is missing from."""
+    """Return what to do if the manifest beside this program's shards is missing."""
     copy = f" The folder has shards but no {manifest}, which is needed to read them. Copy it too."
     if not isinstance(files, LocalFiles):
         return copy

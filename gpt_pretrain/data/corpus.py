@@ -20,14 +20,15 @@ from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 from gpt_pretrain.tokenizers.build import STORED_NAME, StoredTokenizer, restore_tokenizer
 from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES, read_tokenizer
 
-# Share of zeros in a sample. Half of the values are 0 if four-byte token ids are read as two bytes each.
+# If four-byte token ids are read as two bytes each, every second value is 0: the share of zeros is above MAX_ZEROS, and the share
+# of neighbors that are both not 0 is below MAX_PAIRS. It is not 0, since the sample joins parts of the corpus.
 MAX_ZEROS = 0.4
-MAX_PAIRS = 0.05  # Share of neighbors that are both not 0; a sample is taken from several places.
+MAX_PAIRS = 0.05
 NEGATIVE = 1 << 31  # Ids from here on were negative numbers of four or eight bytes.
 PROBE = 4096  # bytes from the middle of each shard that represent its content if it has no checksum
 CONCURRENT_READS = 16  # of remote shards
 MAX_PROBLEMS = 5  # shards that are listed one by one
-MAX_COUNT = 1 << 62  # of anything that a corpus counts
+MAX_COUNT = 1 << 62  # the largest number of tokens, documents or bytes
 
 Result = TypeVar("Result")
 
@@ -214,7 +215,7 @@ def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer:
 
 
 def _looks_like_four_bytes(token_ids: np.ndarray) -> bool:
-    """Return whether every second value is 0, rather than about half of them, as they are where there are two tokens."""
+    """Return whether every second value is 0. It is not enough that half of them are, as in a text with only two tokens."""
     pairs = (token_ids[:-1] != 0) & (token_ids[1:] != 0)
     return len(pairs) > 0 and bool(np.mean(token_ids == 0) > MAX_ZEROS and np.mean(pairs) < MAX_PAIRS)
 

@@ -1,6 +1,6 @@
-"""The HTTP client for shards behind a URL: it reads no more than it has asked for, and checks redirects.
+"""The HTTP client for shards behind a URL. It reads no more than it has asked for, and checks redirects.
 
-aiohttp is imported here alone: it comes with the packages for remote data.
+Only this file imports aiohttp, which is an optional package.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def bounded_options() -> dict[str, Any]:
 
 
 def names_in_page(page: bytes, *, url: str) -> list[str]:
-    """Return the names of the files beside a page that lists them, as web servers make it for a folder.
+    """Return the names of the files in a folder from the page on which a web server lists them.
 
-    fsspec has a function for this too. Its regular expression takes half a minute for 1,600 spaces (fsspec 2026.9).
+    fsspec's function for this is not used: its regular expression takes half a minute for 1,600 spaces (fsspec 2026.9).
 
     Args:
         url: The folder's URL.

@@ -1,6 +1,7 @@
-"""The HTTP client for shards on the Hugging Face hub: a thread that reads them receives no more than it has asked for.
+"""Limit the answers that a thread receives from the Hugging Face hub while it reads shards.
 
-huggingface_hub has one client for the whole process. Other threads, which download whole files, count the bytes themselves.
+huggingface_hub has one HTTP client for the whole process, so the limit is set for each thread. Threads that download whole files
+count the bytes themselves.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _this_thread = threading.local()
 
 
 def receive_bounded(job: Callable[[], Result]) -> Result:
-    """Return the result of a job, in which each answer of the hub is received only up to the length that was asked for.
+    """Run a job in which no answer of the hub may be longer than its request asked for, and return the result.
 
     Raises:
-        UserError: If one is longer.
+        UserError: If an answer is longer.
     """
     _install()
     _this_thread.is_bounded = True
@@ -52,4 +53,4 @@ def _limit(answer: Any) -> None:
         for piece in answer.iter_bytes():
             limit.add(piece)
             pieces.append(piece)
-        answer._content = b"".join(pieces)  # as `read` of the library keeps it (httpx2 2.16)
+        answer._content = b"".join(pieces)  # The library's own `read` keeps the body here (httpx2 2.16).

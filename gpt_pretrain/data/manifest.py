@@ -19,7 +19,7 @@ from gpt_pretrain.system.terminal import escape_line
 
 FORMAT, VERSION = "gpt-pretrain shards", 1
 MANIFEST = "manifest.json"
-MAX_MANIFEST = 100_000_000  # Bytes. A shard takes 400.
+MAX_MANIFEST = 100_000_000  # bytes; a shard takes 400
 PLAN = ".work/plan.json"  # exists until the corpus is complete
 
 log = logging.getLogger(__name__)
@@ -43,16 +43,7 @@ def open_prepared(files: Files) -> TokenCorpus:
         if size > MAX_MANIFEST:
             raise DamagedFileError(f"it has more than {MAX_MANIFEST:,} bytes")
         content = parse_json(files.read(MANIFEST, 0, size))
-        if (content["format"], content["version"]) != (FORMAT, VERSION):
-            raise UserError(
-                f"data.path={files.location}: {MANIFEST} has format {short_repr(content['format'])}, version "
-                f"{short_repr(content['version'])}, but this program reads {FORMAT!r}, version {VERSION}. "
-                "Prepare the corpus again with gpt-pretrain prepare."
-            )
-        itemsize = {2: 2, 4: 4}[content["itemsize"]]
-        parts = {name: _read_part(files, part, itemsize) for name, part in content["parts"].items()}
-        train, tokenizer = parts["train"], content["tokenizer"]
-        tokenizer_name, tokenizer_sha256 = str(tokenizer["name"]), str(tokenizer["sha256"])
+        corpus = _describe_corpus(files, content)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
@@ -67,10 +58,28 @@ def open_prepared(files: Files) -> TokenCorpus:
             format_count(len(failed), "file"),
             MANIFEST,
         )
-    val = parts.get("val")
+    return corpus
+
+
+def _describe_corpus(files: Files, content: Any) -> TokenCorpus:
+    """Return the corpus that the content of a manifest describes. A damaged manifest may raise any exception.
+
+    Raises:
+        UserError: If the manifest is of another version.
+    """
+    if (content["format"], content["version"]) != (FORMAT, VERSION):
+        raise UserError(
+            f"data.path={files.location}: {MANIFEST} has format {short_repr(content['format'])}, version "
+            f"{short_repr(content['version'])}, but this program reads {FORMAT!r}, version {VERSION}. "
+            "Prepare the corpus again with gpt-pretrain prepare."
+        )
+    itemsize = {2: 2, 4: 4}[content["itemsize"]]
+    parts = {name: _read_part(files, part, itemsize) for name, part in content["parts"].items()}
+    train, val, tokenizer = parts["train"], parts.get("val"), content["tokenizer"]
     if val is not None and not any(shard.count for shard in val.shards):
         val = None
-    return TokenCorpus(files, "gpt_pretrain", train, val, tokenizer=tokenizer_name, tokenizer_sha256=tokenizer_sha256)
+    name, sha256 = str(tokenizer["name"]), str(tokenizer["sha256"])
+    return TokenCorpus(files, "gpt_pretrain", train, val, tokenizer=name, tokenizer_sha256=sha256)
 
 
 def explain_missing_manifest(files: Files) -> str:

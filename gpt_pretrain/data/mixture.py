@@ -1,10 +1,11 @@
 """A dataset that mixes the windows of several sources in given proportions.
 
-An epoch of a mixture has as many windows as all its sources together. Each position of an epoch belongs to one source, and the
-number of its positions is proportional to its weight; they are scattered by the permutation that also shuffles a single source.
-The positions of a source, counted through all epochs, read its windows in a permutation of the source's own, and in another one
-each time that all windows have been read. So no window repeats before all others of its source have been read. The order is
-computed position by position and never stored.
+An epoch of a mixture has as many windows as all its sources together. Each position of an epoch belongs to one source. A source
+gets positions in proportion to its weight, and the permutation that shuffles a single source scatters them over the epoch.
+
+The positions of a source are counted through all epochs. They read its windows in an order of the source's own, and in a new
+order each time that all windows have been read. So no window repeats before all others of its source have been read. The orders
+are computed position by position and never stored.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class MixedWindows(WindowDataset):
         return indices
 
     def _source_indices(self, number: int, positions: np.ndarray, *, seed: int) -> np.ndarray:
-        """Return the windows of a source at these of its positions, counted through all epochs."""
+        """Return the windows that a source reads at some of its positions, which are counted through all epochs."""
         size, indices = len(self.sources[number]), np.empty_like(positions)
         source_seed = int(np.random.SeedSequence([seed, number + 1]).generate_state(1)[0])
         passes = positions // size
@@ -82,7 +83,11 @@ class MixedWindows(WindowDataset):
         return int(self.ends[number]) - len(self.sources[number])
 
     def _group_by_source(self, indices: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Return the sources that the indices belong to, each with the rows of its indices and their numbers in the source."""
+        """Group indices by their source.
+
+        Returns:
+            For each source: its number, the rows of its indices, and the indices of its windows.
+        """
         moved, windows = np.divmod(indices, len(self))
         numbers = np.searchsorted(self.ends, windows, side="right")
         groups = []

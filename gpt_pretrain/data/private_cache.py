@@ -1,7 +1,7 @@
 """The subfolders of the cache: private to the user, marked as the program's own, and never reached through a link.
 
-Only in a folder that carries its mark does the program write, replace and delete. The mark is a cache directory tag, which also
-tells backup programs to leave the folder out.
+The program writes, replaces and deletes files only in folders with its mark. The mark is a cache directory tag, which also tells
+backup programs to leave the folder out.
 
 Source: the Cache Directory Tagging Specification, https://bford.info/cachedir/.
 """
@@ -151,7 +151,7 @@ def _check_folder(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def _describe_problem(folder: Path, names: re.Pattern[str]) -> str | None:
-    """Return why an existing folder is not the program's own; None if it is."""
+    """Return why an existing folder is not the program's own, or None if it is."""
     status = os.lstat(folder)
     if stat.S_ISLNK(status.st_mode):
         return f"is a link to {os.readlink(folder)}"
@@ -164,7 +164,7 @@ def _describe_problem(folder: Path, names: re.Pattern[str]) -> str | None:
 
 
 def _owner_of_new_files(folder: Path) -> int:
-    """Return the user that files made by this process belong to. A network drive may map the users to others."""
+    """Return the user that owns the files that this process makes. A network drive may map users to others."""
     if os.lstat(folder).st_uid == os.geteuid():
         return os.geteuid()
     probe = folder.parent / f".gpt-pretrain-owner-{os.getpid()}"

@@ -21,8 +21,8 @@ from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import check_url, hide_secrets, secret_parts, without_secrets
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts
-# Options by which a file system reads through another one, keeps files in a folder, or calls a function. The names of all file
-# systems are refused too, since fsspec takes them for the options of a part of a chained URL.
+# Options that make a file system read through another one, store files in a folder, or call a function. The names of all file
+# systems are refused as well, since fsspec would take them for options of one link of a chained URL.
 REFUSED_OPTIONS = {
     *("protocol", "target_protocol", "target_options", "remote_protocol", "remote_options", "fo", "fs", "fss", "references"),
     *("cache_storage", "same_names", "cache_check", "check_files", "expiry_time", "get_client", "loop", "asynchronous"),
@@ -162,7 +162,7 @@ class RemoteFiles:
         return _is_temporary(error) and (self._has_answered or why_unreachable(error) is None)
 
     def _bounded(self, job: Callable[[], Result]) -> Callable[[], Result]:
-        """Return a job that receives no more of an answer than it has asked for; other file systems than hf have own clients."""
+        """Return a job that limits the answers of the hub. The clients of other file systems have limits of their own."""
         if not self._url.startswith("hf://"):
             return job
         from gpt_pretrain.data.hub_session import receive_bounded

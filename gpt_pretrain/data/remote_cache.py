@@ -131,7 +131,7 @@ class CachedFiles:
         return True
 
     def _verify(self, name: str) -> None:
-        """Compare a whole file in the cache with its checksum, once in each process; delete one that differs.
+        """Compare a whole file in the cache with its checksum, once in each process. Delete the file if it differs.
 
         Raises:
             OSError: If the cache does not hold it, or it differs.
@@ -188,7 +188,7 @@ class CachedFiles:
         return self.folder / name / f"{block:08d}"
 
     def _fetcher(self) -> BlockFetcher:
-        """Return this process's own fetcher; start it if there is none or it has been stopped."""
+        """Return this process's own fetcher. Start one if there is none, or if it has been stopped."""
         if self._process_fetcher is None or self._process_fetcher[0] != os.getpid() or self._process_fetcher[1].stopped.is_set():
             fits = sum(self.sizes.values()) <= WHOLE_FILES_LIMIT * self.cache.max_bytes
             fetcher = BlockFetcher(

@@ -1,6 +1,6 @@
-"""The HTTP client for shards in S3 or a store with its protocol: it reads no more than it has asked for.
+"""The HTTP client for shards in S3, or in a store with the same protocol. It reads no more than it has asked for.
 
-aiobotocore is imported here alone: it comes with the packages for remote data.
+Only this file imports aiobotocore, which is an optional package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class BoundedS3Session(AIOHTTPSession):  # type: ignore[misc]
         Raises:
             UserError: If the body is longer than it should be.
         """
-        request.stream_output = True  # otherwise the body would be received at once, however long it is
+        request.stream_output = True  # Otherwise the whole body would be received at once, however long it is.
         answer = await super().send(request)
         asked = request.headers.get("Range", b"")
         async with answer.raw as raw:
@@ -32,7 +32,7 @@ class BoundedS3Session(AIOHTTPSession):  # type: ignore[misc]
 
 
 class _Received:
-    """Stands for an answer, and for the stream of its body, after all of it has been received."""
+    """Stands for an answer, and for the stream of its body, once the body has been received."""
 
     def __init__(self, body: bytes, *, url: Any) -> None:
         self._stream = io.BytesIO(body)

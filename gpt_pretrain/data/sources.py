@@ -35,7 +35,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 
 SHARD_SUFFIXES = (".bin", ".npy")
 SINGLE_PATH = re.compile(r"^data\.path=")
-MAX_LOOKED_AT = 10  # Files with such a suffix that are looked at.
+MAX_LOOKED_AT = 10  # files with a suffix of shards that are opened to see what they are
 ENTRY_FILES = (MANIFEST, TRAIN)  # files that may be given in place of their folder
 
 
@@ -248,7 +248,7 @@ def _mixed_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSou
 
 @contextmanager
 def _collect_problems(problems: list[str]) -> Iterator[None]:
-    """Append what is wrong with a source of a mixture, whose path is in another setting than the path of a single source."""
+    """Collect the problems of one source of a mixture. In their texts, data.sources replaces data.path."""
     try:
         yield
     except UserError as error:
@@ -258,7 +258,7 @@ def _collect_problems(problems: list[str]) -> Iterator[None]:
 def _text_source(name: str, settings: DataSettings, tokenizer: Tokenizer, *, weight: float = 1.0) -> DataSource:
     cache_dir = cache_folder(settings)
     text = find_text(settings, cache_dir=cache_dir)
-    # Who names a folder for the cache may have no room elsewhere.
+    # A user who names a folder for the cache may have no room elsewhere.
     tokenize = tokenize_anyway if settings.cache_dir is None else tokenize_text
     split = tokenize(text, tokenizer, train_ratio=settings.train_ratio, cache_dir=cache_dir)
     return DataSource(name, split, DocumentBoundaries(tokenizer.eos_id), weight)

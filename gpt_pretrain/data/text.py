@@ -26,7 +26,7 @@ from gpt_pretrain.system.urls import SECRET, check_url, hide_secrets, secret_par
 from gpt_pretrain.texts.text import Text, find_text_files
 
 MAX_NAME_CHARACTERS = 100
-SIGNATURE_SUFFIX, PURPOSE = ".signature", "download"  # of the file beside a download that shows who made it
+SIGNATURE_SUFFIX, PURPOSE = ".signature", "download"  # of the file that shows that this user made a download
 # Query parameters that cloud storage adds to a signed URL, by the name of its signature. They change each time a URL is signed.
 # In a URL without a signature, a parameter with such a short name may select the file.
 URL_SIGNATURES = {
@@ -92,14 +92,14 @@ def download(url: str, *, sha256: str | None, cache_dir: Path) -> Path:
     pooch.get_logger().setLevel(logging.WARNING)
     try:
         name = download_name(url)
-        (folder / name).unlink(missing_ok=True)  # a link, or a file that is not what it should be; pooch would return it
+        (folder / name).unlink(missing_ok=True)  # pooch would return an existing file, even a link or a wrong one
         path = Path(pooch.retrieve(url, known_hash=sha256, fname=name, path=folder, downloader=download_file))
-        with suppress(OSError):  # without a signature, it is downloaded again
+        with suppress(OSError):  # Without a signature, the next start downloads the file again.
             _sign(path)
         return path
     except UserError:
         raise
-    except (OSError, HTTPError) as error:  # the former includes the exceptions of requests
+    except (OSError, HTTPError) as error:  # The exceptions of requests are OSErrors.
         if (answer := getattr(error, "response", None)) is not None:
             raise UserError(
                 f"{shown} could not be downloaded: the server answers {answer.status_code} {_truncate(str(answer.reason))}. "
@@ -120,7 +120,7 @@ def find_download(url: str, *, cache_dir: Path, sha256: str | None = None) -> Pa
     """Return the file that a URL was downloaded to, or None if there is none with this checksum.
 
     Args:
-        sha256: The checksum in hexadecimal; None accepts what this user has downloaded from the URL, as a signature shows.
+        sha256: The checksum in hexadecimal. None accepts a file whose signature shows that this user downloaded it.
     """
     # An earlier version named the file after the end of the URL alone, which other URLs may have too.
     try:
@@ -140,7 +140,7 @@ def find_download(url: str, *, cache_dir: Path, sha256: str | None = None) -> Pa
 
 
 def _sign(path: Path) -> None:
-    """Sign a download, so that later starts take it for what this user has downloaded.
+    """Sign a download, so that later starts know that this user made it.
 
     Raises:
         OSError: If the signature cannot be written.
@@ -160,7 +160,7 @@ def _signature_file(path: Path) -> Path:
 
 
 def _signed_content(path: Path, sha256: str) -> bytes:
-    """Return what the signature of a download is for: its content, and its name, which stands for the URL."""
+    """Return the bytes that are signed for a download: the checksum of its content, and its name, which stands for the URL."""
     return f"{path.name} {sha256}".encode()
 
 
@@ -172,7 +172,7 @@ def _sha256(path: Path) -> str:
 def download_name(url: str) -> str:
     """Return the name of the file that a URL is downloaded to: a hash of the URL and the last part of its path.
 
-    User, password and signatures are left out of both, so that the same file of another signed URL has the same name.
+    Neither contains user, password or signatures. So a file has the same name if its URL is signed again.
     """
     split = urlsplit(url)
     query = parse_qsl(split.query, keep_blank_values=True)

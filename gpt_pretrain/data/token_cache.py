@@ -111,12 +111,11 @@ def training_pieces(text: Text, *, train_ratio: float) -> Iterator[str]:
 
 
 def sample_split(text: Text, *, train_ratio: float, train: int, held_out: int, parts: int) -> tuple[str, str, int]:
-    """Read parts of the training and the validation set of a text, evenly spread over each, since a text need not be the same
-    everywhere.
+    """Read parts of the training and the validation set of a text, evenly spread over each.
 
     Args:
-        train: The most characters of the training set.
-        held_out: The most characters of the validation set.
+        train: The most characters to read of the training set.
+        held_out: The most characters to read of the validation set.
         parts: Number of parts of each.
 
     Returns:
@@ -139,7 +138,7 @@ def sample_split(text: Text, *, train_ratio: float, train: int, held_out: int, p
 
 
 def _spread(begin: int, end: int, most: int, parts: int) -> list[tuple[int, int]]:
-    """Return evenly spread spans with at most this many characters in all; the whole range if it is no longer."""
+    """Return evenly spread spans that have at most `most` characters together, or the whole range if it is no longer."""
     if end - begin <= most:
         return [(begin, end)]
     starts = (begin + n * (end - begin) // parts for n in range(parts))
@@ -155,7 +154,7 @@ def _load(folder: Path) -> TokenSplit | None:
         if not has_signature(_signed_text(folder.name, fields), signed, purpose=PURPOSE):
             return None
         if fields.get("markers") != 0 and not fields.get(WITHOUT_BLANKS):
-            return None  # Perhaps with documents without text, which an earlier version kept between two markers.
+            return None  # An earlier version kept blank documents between two markers.
         split = _describe(folder, fields)
         intact = _is_intact(folder, split.train) and _is_intact(folder, split.val)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -171,15 +170,15 @@ def _describe(folder: Path, fields: dict[str, Any]) -> TokenSplit:
 
 
 def _signed_text(name: str, fields: dict[str, Any]) -> bytes:
-    """Return what the signature of a split.json in the folder of this name is for."""
+    """Return the bytes that are signed for a split.json in the folder of this name."""
     return json.dumps([name, fields], sort_keys=True).encode()
 
 
 def _describe_text(text: Text, text_sha256: str) -> dict[str, Any]:
-    """Return what split.json says of a text.
+    """Return the fields of split.json that describe a text.
 
     Raises:
-        UserError: If it is empty.
+        UserError: If the text is empty.
     """
     counts = TextCounts()
     for _ in text.pieces(counts):
@@ -202,38 +201,25 @@ def _build(
     train_ratio: float,
     use_library: bool = True,
 ) -> TokenSplit:
-    """Write the token files of a folder.
+    """Tokenize a text into a folder, which appears complete or not at all.
 
     Args:
-        stamps: Of the text's files, taken before they were first read.
-        use_library: Encode a large text with the fast library.
+        stamps: Stamps of the text's files, taken before they were first read.
+        use_library: Whether to encode a large text with the fast library.
 
     Raises:
         DifferentIdsError: If the fast library gives other ids than the tokenizer.
         UserError: If the text is empty, unreadable or not UTF-8, or changes while it is read.
     """
-    about = _describe_text(text, text_sha256)
-    itemsize, characters = token_itemsize(tokenizer.vocab_size), about["characters"]
-    train, val = _divide(text, int(train_ratio * characters))
-    fields: dict[str, Any] = {}
-    unknown = UnknownText(tokenizer)
+    fields = _describe_text(text, text_sha256) | {WITHOUT_BLANKS: True}
+    characters = fields["characters"]
+    parts = _divide(text, int(train_ratio * characters))
     encoder = FastEncoder(tokenizer, use_library=use_library and characters >= WORTHWHILE)
-    encoder.compare_next()
     try:
         with replacing(folder, keep_existing=lambda: _load(folder) is not None) as scratch:
             scratch.mkdir(mode=0o700)
-            fields |= {
-                part: _write_tokens(
-                    scratch / f"{part}.bin",
-                    encode_pieces(pieces, tokenizer, unknown=unknown, encode=encoder.encode),
-                    itemsize,
-                )
-                for part, pieces in (("train", train), ("val", val))
-            }
+            fields |= _write_parts(scratch, parts, tokenizer, encoder)
             check_text_unchanged(stamps)
-            fields |= about | {WITHOUT_BLANKS: True}
-            if tokenizer.unknown_id is not None:
-                fields |= {"unknown_tokens": unknown.tokens, "unknown_example": unknown.example}
             signed = signature(_signed_text(folder.name, fields), purpose=PURPOSE).hex()
             with create_private(scratch / SPLIT) as stream:
                 stream.write(json.dumps(fields | {SIGNATURE: signed}, indent=1).encode())
@@ -245,10 +231,25 @@ def _build(
     return _describe(folder, fields)
 
 
-def _divide(text: Text, cut: int) -> tuple[Iterator[str], Iterator[str]]:
-    """Return the pieces of a text before and after a position, to be read one after the other, since the text is read once.
+def _write_parts(
+    folder: Path, parts: tuple[Iterator[str], Iterator[str]], tokenizer: Tokenizer, encoder: FastEncoder
+) -> dict[str, Any]:
+    """Write the tokens of the training set and of the validation set, and return the fields of split.json about them."""
+    itemsize, unknown = token_itemsize(tokenizer.vocab_size), UnknownText(tokenizer)
+    encoder.compare_next()
+    fields: dict[str, Any] = {}
+    for name, pieces in zip(("train", "val"), parts, strict=True):
+        token_ids = encode_pieces(pieces, tokenizer, unknown=unknown, encode=encoder.encode)
+        fields[name] = _write_tokens(folder / f"{name}.bin", token_ids, itemsize)
+    if tokenizer.unknown_id is not None:
+        fields |= {"unknown_tokens": unknown.tokens, "unknown_example": unknown.example}
+    return fields
 
-    An `<|endoftext|>` that contains the position belongs to what is after it.
+
+def _divide(text: Text, cut: int) -> tuple[Iterator[str], Iterator[str]]:
+    """Return the pieces of a text before and after a position. The text is read once, so they must be used in this order.
+
+    If an `<|endoftext|>` contains the position, the first part ends before it.
     """
     pieces, rest = text.pieces(), list[str]()
 

@@ -1,7 +1,7 @@
-"""The vocabulary of tokenizer=bpe: trained on the training set of a text or of a mixture of texts, and kept in the cache.
+"""The vocabulary of tokenizer=bpe. It is trained on the training set of a text or of a mixture of texts, and kept in the cache.
 
-The text is split by its characters, which no vocabulary changes, so nothing of the validation set is ever learned from. A file
-in the cache is named after everything that the vocabulary depends on. It is signed, as the token cache is.
+The validation set is never used. A text is split by its characters, so the split does not depend on the vocabulary. A file in the
+cache is named after everything that the vocabulary depends on, and it is signed like the token cache.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def trained_tokenizer(settings: DataSettings, *, vocab_size: int) -> VocabularyT
 
 
 def training_characters(settings: DataSettings, *, most: int) -> int:
-    """Return the characters of the training set of a text or of a mixture of texts, which is read no further than necessary.
+    """Count the characters of the training set of a text or of a mixture of texts.
 
     Args:
-        most: A larger number need not be told apart from this one.
+        most: Counting stops at this number.
 
     Raises:
         UserError: If the settings name no text, or it cannot be read.
@@ -93,7 +93,7 @@ def training_characters(settings: DataSettings, *, most: int) -> int:
 
 
 def first_characters(settings: DataSettings, count: int) -> str:
-    """Return the beginning of a text, or the beginnings of all texts of a mixture: up to this many characters of each.
+    """Return the first characters of a text, at most `count`. For a mixture, join those of all its texts.
 
     Raises:
         UserError: If the settings name no text, or it cannot be read.
@@ -162,7 +162,7 @@ def _train(texts: Sequence[WeightedText], vocab_size: int, *, train_ratio: float
 
 
 def _in_proportion(samples: Sequence[TextSample], shares: Sequence[float], n_bytes: int) -> Iterator[str]:
-    """Yield the samples in these shares of n_bytes; one that is smaller than its share is read several times."""
+    """Yield the samples in these shares of n_bytes. A sample that is smaller than its share is read several times."""
     if len(samples) == 1:
         yield from samples[0].texts()
         return

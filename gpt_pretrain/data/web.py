@@ -1,7 +1,7 @@
-"""Downloads from web servers: they have limits, and a redirect does not lead to a weaker protocol or further into a network.
+"""Download files from web servers, within limits. A redirect must not lead to a weaker protocol or further into a network.
 
-Without the rule for redirects, a server could make this program ask for pages of this machine or of the network around it, which
-are often not protected because nobody outside of it can ask for them.
+Without this rule, a server could make the program ask for pages of this machine or of the network around it. Such pages are often
+not protected, because nobody outside of the network can reach them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ MAX_DOWNLOAD_SECONDS = 6 * 3600.0
 READ_TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 16
 
-# Programs disagree on which host other names stand for, such as one with a backslash, a percent sign or a letter beyond ASCII.
+# Other names are refused, since programs disagree on the host that they mean, for example with a backslash, a percent sign or a
+# letter beyond ASCII.
 PLAIN_HOST = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}")
 LENGTH = re.compile("[0-9]{1,18}")
 RANGE = re.compile("bytes=([0-9]+)-([0-9]+)")
-MAX_ANSWER_BYTES = 1 << 24  # of an answer to a request that does not name a length, such as one for the list of a folder's files
-LOCAL, THIS_MACHINE, THIS_LINK = 1, 2, 3  # how far inside an address is; those of the internet are 0
+MAX_ANSWER_BYTES = 1 << 24  # bytes of an answer whose request names no length, such as a list of files
+LOCAL, THIS_MACHINE, THIS_LINK = 1, 2, 3  # how far inside a network an address is; 0 is the internet
 NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 MAX_CAUSES = 10
 
@@ -57,7 +58,7 @@ def check_redirect(origin: str, target: str) -> None:
     """Check that a server may send a request on to another URL.
 
     Raises:
-        UserError: If the URL is weaker protected than the first one, or further inside of a network.
+        UserError: If the target is less protected than the origin, or further inside a network.
     """
     if (problem := _redirect_problem(origin, target)) is not None:
         raise UserError(
@@ -67,7 +68,7 @@ def check_redirect(origin: str, target: str) -> None:
 
 
 def _redirect_problem(origin: str, target: str) -> str | None:
-    """Return what is wrong with the address of a redirect; None if it may be followed."""
+    """Return what is wrong with the target of a redirect, or None if it may be followed."""
     try:
         here, there = urlsplit(origin), urlsplit(target)
     except ValueError:  # such as a bracket that is not closed
@@ -86,7 +87,7 @@ def _redirect_problem(origin: str, target: str) -> str | None:
 
 
 class AnswerLimit:
-    """Counts the bytes of an answer, of which there may be no more than its request asked for.
+    """Counts the bytes of an answer, which must not be longer than its request asked for.
 
     Args:
         url: The URL of the request.
@@ -161,7 +162,7 @@ def _check_response(answer: requests.Response, **_options: object) -> None:
 
 
 def _depths(host: str | None) -> list[int]:
-    """Return how far inside each address of a host is; one that has none cannot be connected to anyway."""
+    """Return how far inside a network each address of a host is. A host without an address counts as outside."""
     try:
         found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError):  # the latter for a name that no host can have

@@ -1,7 +1,7 @@
 """Open the contents of a file: the file itself, its decompressed bytes, or the members of an archive.
 
-An archive may contain compressed files and further archives. Nothing is unpacked to the disk but a table or a zip archive inside of
-another file: these cannot be read as a stream, so they get a temporary copy.
+An archive may contain compressed files and further archives. Nothing is unpacked to the disk, except for a table or a zip archive
+inside of another file: neither can be read as a stream, so it gets a temporary copy.
 """
 
 from __future__ import annotations
