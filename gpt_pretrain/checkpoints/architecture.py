@@ -16,7 +16,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.shown_values import short_repr
 
 EMBEDDINGS = {EMBEDDING, TensorSlot("pos_emb.weight")}
-# No real model is larger; larger values come from damaged or hostile files and would exhaust memory.
+# No real model is larger. Larger values come from damaged or hostile files, and would exhaust the memory.
 SIZE_LIMITS = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "n_layers": 1000}
 # GPT-2's attention heads by (emb_dim, n_layers); all are 64 wide.
 GPT2_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def has_transposed_linears(slots: Slots) -> bool:
-    """Return whether linear layers are stored as (in, out), by the shapes of those that are not square."""
+    """Return whether linear layers are stored as (in, out). The shapes of the layers that are not square decide."""
     for ending, wider in (("att.qkv.weight", 3), ("ff.layers.0.weight", 4)):
         shape = next((stored.shape for slot, stored in slots.items() if slot.name.endswith(ending) and slot.part is None), ())
         if len(shape) == 2:
@@ -34,7 +34,7 @@ def has_transposed_linears(slots: Slots) -> bool:
 
 
 def has_norms_without_bias(slots: Slots) -> bool:
-    """Return whether only the norms of a GPT-2 lack their bias; nanoGPT leaves out those of all layers, or of none."""
+    """Return whether the norms of a GPT-2 lack a bias while linear layers have one. nanoGPT leaves out all biases, or none."""
     kinds = {_kind(slot) for slot in slots if slot.name.startswith("trf_blocks.")}
     return "norm1.weight" in kinds and "norm1.bias" not in kinds and "ff.layers.0.bias" in kinds
 
@@ -82,7 +82,7 @@ def infer_architecture(
 
 
 def _try(fields: dict[str, Any], slots: Slots, misfits: Misfits, *, transposed: bool) -> tuple[GPTConfig | UserError, Misfits]:
-    """Build an architecture from fields, and return it or the error, and the misfits of the tensors."""
+    """Build an architecture from fields. Return it, or the error, and the misfits of the tensors."""
     try:
         config = GPTConfig(**fields)
     except UserError as error:
@@ -104,11 +104,11 @@ def _contradiction(
     Either a few tensors have the wrong shape, or all of them have shapes that contradict the config.
 
     Args:
-        fields: The architecture by the tensors.
-        seen: Those of its fields that the config contradicts.
+        fields: The architecture that the tensors show.
+        seen: The fields of it that the config contradicts.
     """
     stored = {name: source.declared[name] for name in seen}
-    # No absurdly large model is built.
+    # A model is built to compare all shapes, but not an absurdly large one.
     if all(isinstance(stored[name], int) and stored[name] <= 2 * value + 100 for name, value in seen.items()):
         by_tensors = _try(fields, slots, misfits, transposed=transposed)
         by_config = _try(fields | stored, slots, misfits, transposed=transposed)
@@ -151,7 +151,7 @@ def find_misfits(config: GPTConfig, slots: Slots, *, transposed: bool) -> Misfit
 
 
 def _is_zero(slot: TensorSlot, stored_kinds: set[str]) -> bool:
-    """Return whether a missing tensor is a bias that the stored model does without."""
+    """Return whether a missing tensor is a bias that no block of the stored model has."""
     kinds = {"norm1.bias", "norm2.bias"} if slot.name == "final_norm.bias" else {_kind(slot)}
     return slot.name.endswith(".bias") and not kinds & stored_kinds
 
@@ -162,7 +162,7 @@ def _kind(slot: TensorSlot) -> str:
 
 
 def _no_gpt2(source: WeightSource, slots: Slots) -> str:
-    """Return the message about tensors of which too few have a name that a known layout has."""
+    """Return the message about tensors if too few of them have names of a known layout."""
     known = {stored.name for stored in slots.values()}
     names = [name for name in source.tensors if name not in known]
     others = "1 tensor is named {}." if len(names) == 1 else f"{len(names):,} tensors have other names, such as {{}}."
@@ -179,7 +179,7 @@ def _no_gpt2(source: WeightSource, slots: Slots) -> str:
 
 
 def _check_sizes(source: WeightSource, fields: dict[str, Any]) -> None:
-    """Check that no size is absurd, since a model of that size would exhaust the memory."""
+    """Check that no size is absurd. A model of that size would exhaust the memory."""
     absurd = [name for name, most in SIZE_LIMITS.items() if isinstance(fields[name], int) and fields[name] > most]
     if absurd:
         raise UserError(
@@ -198,7 +198,10 @@ def _architecture_from_shapes(slots: Slots) -> dict[str, Any]:
 
 
 def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | None) -> tuple[Any, list[str]]:
-    """Return the number of attention heads that is declared, specified, mentioned or GPT-2's, and the problems with it."""
+    """Return the number of attention heads, and the problems with it.
+
+    The first of these counts: the source's own config, the user's n_heads, a number that the file mentions, GPT-2's.
+    """
     problems = []
     stored = known.get("n_heads")
     if n_heads is not None and stored not in (None, n_heads):
@@ -222,7 +225,7 @@ def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | Non
 
 
 def _count_layers(slots: Slots) -> int:
-    """Return the highest block number + 1, or the number of blocks before the first gap if the highest number is absurd."""
+    """Return the number of blocks: the highest block number plus one, or the blocks before the first gap if that is absurd."""
     numbers = {int(slot.name.split(".")[1]) for slot in slots if slot.name.startswith("trf_blocks.")}
     highest = max(numbers, default=-1) + 1
     return highest if highest <= len(numbers) + 100 else next(number for number in range(highest) if number not in numbers)
@@ -231,8 +234,8 @@ def _count_layers(slots: Slots) -> int:
 def _is_tied(source: WeightSource, slots: Slots) -> bool:
     """Return whether the output head is the token embedding: it is not stored, or it is stored twice.
 
-    A file of PyTorch shows which tensors share memory. Where they do not, equal values tell, except for chapter 5's model, whose
-    head is a tensor of its own that starts with the values of the embedding.
+    A file of PyTorch shows which tensors share memory. If they share none, equal values decide, except in chapter 5's model: its
+    head is a separate tensor that starts with the values of the embedding.
     """
     head, embedding = slots.get(HEAD), slots.get(EMBEDDING)
     if head is None or embedding is None:

@@ -1,4 +1,4 @@
-"""This program's own checkpoints: written so that a complete one always exists, and read without running anything in them."""
+"""Write and read this program's own checkpoints. A complete one always exists, and reading one runs nothing in it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write_checkpoint(content: dict[str, Any], target: Path) -> None:
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name, as safely as `write_checkpoint`; nothing ever writes to a checkpoint in place."""
+    """Give a checkpoint a second name, as safely as `write_checkpoint`. They may share one file: nothing changes a checkpoint in place."""
     with replacing(target) as scratch:
         clone_file(source, scratch)
 
@@ -65,7 +65,7 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
     """Return the result of `read` for the first file that it accepts, with a warning for each file it rejects before.
 
     Raises:
-        UserError: If `read` rejects all files; the error is the first file's.
+        UserError: If `read` rejects all files. The error is that of the first file.
     """
     rejected: list[UserError] = []
     for path in paths:
@@ -164,7 +164,7 @@ def nested_dicts(settings: Any) -> list[dict[Any, Any]]:
     """Return all dicts within stored settings.
 
     Raises:
-        UserError: If there are far more nodes than settings have, as in a container that contains itself.
+        UserError: If there are far more parts than settings have, as in a container that contains itself.
     """
     found, waiting, n_nodes = [], [settings], 0
     while waiting:

@@ -1,4 +1,4 @@
-"""A checksum of a whole file, kept in the comment at the end of the zip archive that `torch.save` writes."""
+"""Store a checksum of a whole file in the comment at the end of the zip archive that `torch.save` writes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gpt_pretrain.runs.folder import find_checkpoints
 PREFIX = b"gpt-pretrain crc32 "
 LENGTH = len(PREFIX) + 8  # eight hexadecimal digits: the CRC-32 of everything before the comment
 PART_BYTES = 1 << 22
-# Python gives a thread its turn after 5 ms. While another one imports modules, small parts would spend most of the time waiting.
+# After each part, a thread may wait 5 ms for its next turn. While PyTorch is imported, small parts would mostly wait.
 LARGE_PART_BYTES = 1 << 26
 
 
 class SummedStream:
-    """A file that `torch.save` writes to, which computes the checksum of what is written, so that nothing is read again.
+    """A file for `torch.save` that computes the checksum while it is written, so that nothing has to be read again.
 
     Args:
         stream: The file, open for writing at its beginning.
@@ -29,7 +29,7 @@ class SummedStream:
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
         self._size = self._sum = 0
-        self._held = b""  # the last two bytes, which are not in the sum: the length of the comment
+        self._held = b""  # the last two bytes, with the length of the comment, which are not in the sum yet
 
     def write(self, data: bytes | memoryview) -> int:
         self.stream.write(data)
@@ -49,7 +49,7 @@ class SummedStream:
         """Add the checksum of a complete archive, as `add_checksum` does.
 
         Raises:
-            OSError: If the file has not become as long as what was written to it.
+            OSError: If the file is shorter than what was written to it.
         """
         assert self._held == b"\0\0", "the archive has a comment already"
         length = LENGTH.to_bytes(2, "little")
@@ -84,11 +84,11 @@ def same_checksum(a: Path, b: Path) -> bool:
 
 
 class _EarlyCheck(threading.Thread):
-    """Verify the checksum of a file while this program does something else.
+    """Verifies the checksum of a file while the program does something else.
 
     Attributes:
         stamp: Values that show whether the file has been changed or replaced since.
-        done: Whether `problem` is known; not if the file could not be read.
+        done: Whether `problem` is known. It stays False if the file could not be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,12 +110,12 @@ _early_checks: dict[tuple[int, ...], _EarlyCheck] = {}  # by the stamps of their
 
 
 def check_early(name: str) -> None:
-    """Begin to verify the checkpoint that a user names, for which the second core has time while PyTorch is loaded.
+    """Begin to verify the checkpoint that a user names, since a second core is free while PyTorch is imported.
 
-    What is wrong with it is said when it is opened.
+    A problem is reported later, when the checkpoint is opened.
 
     Args:
-        name: A checkpoint, a run or "latest"; anything else is left alone.
+        name: A checkpoint, a run or "latest". Anything else is ignored.
     """
     with suppress(UserError, OSError, ValueError):
         for path in find_checkpoints(name)[:1]:

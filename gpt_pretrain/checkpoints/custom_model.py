@@ -1,4 +1,4 @@
-"""The user's own model: its class is checked before a run, and built with the vocabulary and the context of the run."""
+"""Check the class of the user's own model before a run, and build it with the vocabulary and the context of the run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ GROUP = "model"
 
 
 def check_model_class(fields: Mapping[str, Any]) -> int | None:
-    """Check that a class can be a model, as far as it shows, and return its default context length if it has one.
+    """Check that the class of a model exists and derives from torch.nn.Module. Return its default context length, if any.
 
     Raises:
-        UserError: If it cannot.
+        UserError: If it does not.
     """
     name = fields[TARGET]
     target = find_target(name, setting=f"{GROUP}.{TARGET}")
@@ -35,11 +35,11 @@ def build_custom_model(fields: Mapping[str, Any], config: GPTConfig) -> CustomMo
     """Build the user's model with initial weights, and try it on a few tokens.
 
     Args:
-        fields: Its `_target_` and arguments. `vocab_size` and `context_length` are passed where its parameters have these names.
+        fields: Its `_target_` and arguments. Parameters named `vocab_size` and `context_length` are filled in.
         config: The architecture, with the number of the tokenizer's tokens.
 
     Raises:
-        UserError: If it cannot be built, or is no causal language model of this vocabulary and context.
+        UserError: If it cannot be built, or is not a causal language model for this vocabulary and context.
     """
     name = fields[TARGET]
     known = parameters_of(find_target(name, setting=f"{GROUP}.{TARGET}"))

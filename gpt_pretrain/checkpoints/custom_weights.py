@@ -1,4 +1,4 @@
-"""Weights of the user's own model: loaded into the class that the user has named again, if they fit it."""
+"""Load weights of the user's own model into its class, which the user names again."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ PREFIX = "custom."  # of the class's own names within a CustomModel
 
 @dataclass(frozen=True)
 class CustomWeights(Weights):
-    """Weights of a class of the user's own, which are still in their file.
+    """Weights of the user's own model, which are still in their file.
 
     Args:
-        named: The class that the user has named, with the arguments that are typed; None if none is named.
+        named: The class that the user has named, with the arguments that were typed; None if no class was named.
     """
 
     named: Mapping[str, Any] | None = None
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """The class and its arguments: those of this user's own checkpoint, and what is typed takes precedence.
+        """The class and its arguments. Arguments come from the checkpoint if this user made it; typed ones take precedence.
 
         Raises:
-            UserError: If the class is not named, or the arguments are somebody else's and have to be typed.
+            UserError: If the class is not named, or if somebody else's checkpoint has arguments that are not typed.
         """
         stored = self.content.get("config")
         before = stored.get(CUSTOM) if isinstance(stored, dict) else None
@@ -70,7 +70,7 @@ class CustomWeights(Weights):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> CustomModel:
-        """Return the model with these weights, in eval mode; its dropout is its own."""
+        """Return the model with these weights, in eval mode. `drop_rate` is ignored: the class has its own dropout."""
         config = self.config if context_length is None else dataclasses.replace(self.config, context_length=context_length)
         model = build_custom_model(self.fields, config)
         parts = dict(self.parts) | self._beside_average(model)
@@ -84,7 +84,7 @@ class CustomWeights(Weights):
         return model.to(device=device, dtype=dtype).eval()
 
     def _beside_average(self, model: CustomModel) -> dict[str, list[StoredTensor]]:
-        """Return what a moving average lacks: other names of shared weights, and buffers as they are in the checkpoint."""
+        """Return the tensors that a moving average lacks: other names of shared weights, and the checkpoint's buffers."""
         trained, found = self.content["state_dict"], dict[str, list[StoredTensor]]()
         first = {id(value): name for name, value in model.named_parameters()}
         names = {name: first[id(value)] for name, value in model.named_parameters(remove_duplicate=False)}
@@ -103,7 +103,7 @@ def custom_weights(source: WeightSource, config: GPTConfig, named: Mapping[str, 
 
 
 def misfit_of(model: CustomModel, shapes: Shapes) -> str | None:
-    """Return how stored tensors differ from those of a model, as clauses; None if they fit.
+    """Return clauses that say how stored tensors differ from a model's, or None if they fit.
 
     Args:
         shapes: The shapes of the stored tensors, by the names that they have in the model.

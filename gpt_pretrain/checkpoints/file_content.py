@@ -1,7 +1,7 @@
-"""Find the weights in a file of another program, and what the file tells about the model beside them.
+"""Find the weights in a file of another program, and the settings beside them that describe the model.
 
-A file may hold the tensors directly, under any key, or as a whole module that was saved with its classes. Objects of classes are
-read as `InertObject`s: their attributes are data, and nothing of them is imported or run.
+A file may hold the tensors directly, under any key, or in a whole module that was saved with its classes. An `InertObject` stands
+for each object of a class: its attributes are data, and no class is imported.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from gpt_pretrain.system.shown_values import describe_value
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
-MAX_FOUND, MAX_MODULES = 100, 20  # State dicts that are compared, and whole modules that are searched for tensors.
-MAX_NAME = 200  # Characters of a key that become a part of a name; a file can use a long one many times.
+MAX_FOUND, MAX_MODULES = 100, 20  # state dicts that are compared, and whole modules that are searched for tensors
+MAX_NAME = 200  # characters of a key that become part of a name; a file can use a long key many times
 STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "model_state", "weights")
-# Settings that only tell what the tensors do not; sizes in a file's settings may be out of date.
+# Only these settings are read. The tensors show all others, and sizes in a file's settings may be out of date.
 TOLD = ("n_heads", "drop_rate", "gelu_approximate")
-# Activation functions by the name of their class, which whole modules tell.
+# The form of GELU by the name of its class in a whole module.
 ACTIVATIONS = {
     **dict.fromkeys(("NewGELU", "NewGELUActivation", "FastGELUActivation", "PytorchGELUTanh", "GELUTanh"), "tanh"),
     "GELUActivation": "none",
@@ -42,32 +42,32 @@ ACTIVATIONS = {
 TORCH_GELU = "torch.nn.modules.activation.GELU"
 OTHER_ACTIVATIONS = re.compile(r"\w*(ReLU|SiLU|SELU|CELU|ELU|GLU|QuickGELU|ClippedGELU|Mish|Tanh|Sigmoid|Swish)\w*")
 
-TENSOR_REBUILDERS = "torch._utils._rebuild_"  # What pickles call for a tensor.
-# The class of tensors that are divided among devices, and what to do about a file of them.
+TENSOR_REBUILDERS = "torch._utils._rebuild_"  # the beginning of the functions that pickles call for a tensor
+# The class of tensors that are divided among devices, and the message about a file of them.
 DISTRIBUTED_TENSOR = "torch.distributed.tensor.DTensor"
 IN_PIECES = (
     "holds tensors that are divided among devices (DTensor), of which it has one device's part. Save the whole ones: "
     "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
 )
 
-KeyPath = tuple[Any, ...]  # The keys and indices that lead to a part of a file. Joined, each path would copy all of them.
+KeyPath = tuple[Any, ...]  # the keys and indices that lead to a part of a file; a joined text would copy long keys many times
 
 
 class AmbiguousWeightsError(ValueError):
-    """A file holds several models. The message does not name the file."""
+    """A file holds several models. The message leaves out the file's name, which the caller adds."""
 
 
 @dataclass
 class FileContent:
-    """The weights in a file, and what the file tells about them.
+    """The weights in a file, and what the file states about them.
 
     Args:
-        tensors: A state dict; other values may be among its tensors.
+        tensors: A state dict. Other values may be among its tensors.
         whole: Everything in the file, if that is a dict.
-        told: Fields of `GPTConfig` that the file's settings or modules tell.
-        likely_heads: The only number of attention heads that anything in the file mentions.
+        told: Fields of `GPTConfig` that the file's settings or modules state.
+        likely_heads: The number of attention heads, if the file mentions only one number.
         problems: Reasons why GPTModel cannot be this model.
-        others: Where else in the file there are weights.
+        others: The keys of other weights in the file.
     """
 
     tensors: dict[str, Any]
@@ -82,7 +82,7 @@ def read_weights(path: Path) -> FileContent:
     """Read a file of PyTorch, and find the weights in it.
 
     Raises:
-        UserError: If the file cannot be read, or needs classes and holds no GPT-2.
+        UserError: If the file cannot be read, or holds no GPT-2 that can be read without its classes.
     """
     content, inert = read_torch_content(path)
     try:
@@ -92,7 +92,7 @@ def read_weights(path: Path) -> FileContent:
     if inert and (weights is None or is_own_checkpoint(content)):
         if any(_is_divided(node) for _, node in _nodes(content, inside_modules=True)):
             raise UserError(f"{path} {IN_PIECES}")
-        read_torch_file(path)  # raises the error that names what the file needs
+        read_torch_file(path)  # The error that this raises names what the file needs.
     if weights is not None and any(_is_other_tensor(name, value) for name, value in weights.tensors.items()):
         read_torch_file(path)
     if weights is None:
@@ -111,10 +111,10 @@ def is_own_checkpoint(content: Any) -> bool:
 
 
 def find_weights(content: Any) -> FileContent | None:
-    """Find the state dict or the whole module of a GPT-2 in what a file holds, or return None if there is none.
+    """Find the state dict or the whole module of a GPT-2 in the content of a file. Return None if there is none.
 
     Raises:
-        AmbiguousWeightsError: If there are several, and nothing tells which one is meant.
+        AmbiguousWeightsError: If there are several, and nothing shows which one is meant.
     """
     found: dict[KeyPath, tuple[dict[str, Any], InertObject | None]] = {}
     n_modules = 0
@@ -122,7 +122,7 @@ def find_weights(content: Any) -> FileContent | None:
         if len(found) == MAX_FOUND:
             break
         if isinstance(node, InertObject) and _is_module(node):
-            n_modules += 1  # They may share their parts, so that each has all that is in the file.
+            n_modules += 1  # Modules may share their parts, so searching each of them may visit the whole file.
             tensors = _flatten_module(node) if n_modules <= MAX_MODULES else {}
             if _has_embedding(tensors):
                 found[path] = tensors, node
@@ -147,7 +147,7 @@ def find_weights(content: Any) -> FileContent | None:
 
 
 def _rank(path: KeyPath) -> tuple[bool, int, int]:
-    """Return the order in which weights are preferred: no averages, then well-known keys, then little nesting."""
+    """Return a sort key for the preference among weights: no averages, then well-known keys, then little nesting."""
     key = path[-1] if path else ""
     known = STATE_DICT_KEYS.index(key) if key in STATE_DICT_KEYS else len(STATE_DICT_KEYS)
     return any(COMPANION.search(str(part)) for part in path), max(len(path), 1), known
@@ -158,7 +158,7 @@ def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     tensors = [value for value in one.values() if isinstance(value, Tensor)]
     stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > 2 * sum(stored.values()):
-        return False  # A tensor may repeat what is stored any number of times.
+        return False  # Comparing could take forever: an expanded tensor repeats its storage any number of times.
     return one.keys() == other.keys() and all(
         torch.equal(value, other[name]) if isinstance(value, Tensor) and isinstance(other[name], Tensor) else True
         for name, value in one.items()
@@ -166,12 +166,12 @@ def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _join(path: KeyPath) -> str:
-    """Return the keys that lead to a part of a file in one text, for a message."""
+    """Return the keys that lead to a part of a file as one text, for a message."""
     return ".".join(str(key)[:MAX_NAME] for key in path)
 
 
 def _nodes(content: Any, *, inside_modules: bool) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield all containers and objects with the keys that lead to them, each once, the outer ones first."""
+    """Yield each container and object once, with the keys that lead to it. Outer ones come first."""
     waiting: list[tuple[KeyPath, Any]] = [((), content)]
     seen: set[int] = set()
     for path, node in waiting:
@@ -187,7 +187,7 @@ def _nodes(content: Any, *, inside_modules: bool) -> Iterator[tuple[KeyPath, Any
         else:
             items = node.items() if isinstance(node, dict) else enumerate(node)
             nested = (((*path, key), value) for key, value in items if _is_nested(value))
-            waiting += itertools.islice(nested, MAX_NODES)  # A container takes a byte in the file, and two hundred here.
+            waiting += itertools.islice(nested, MAX_NODES)  # A container takes one byte in the file, and 200 bytes here.
 
 
 def _is_nested(value: Any) -> bool:
@@ -202,7 +202,7 @@ def _has_embedding(tensors: dict[Any, Any]) -> bool:
 
 
 def _flatten(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of nested dicts under joined names, by which it can be told what they are."""
+    """Return the values of nested dicts under joined names, by which tensors are recognized."""
     return {
         _join((*path, name)): value
         for path, node in itertools.islice(_nodes(content, inside_modules=False), MAX_FOUND)
@@ -213,7 +213,7 @@ def _flatten(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_other_tensor(name: Any, value: Any) -> bool:
-    """Return whether a tensor of the model is stored in a form that is not read here, such as a sparse or quantized one."""
+    """Return whether a tensor of the model is stored in an unsupported form, such as sparse or quantized."""
     is_rebuilt = isinstance(value, InertObject) and value.name.startswith(TENSOR_REBUILDERS)
     return is_rebuilt and isinstance(name, str) and find_slot(name) is not None
 
@@ -223,7 +223,7 @@ def _is_divided(node: Any) -> bool:
 
 
 def _attributes(node: InertObject) -> dict[str, Any]:
-    """Return the attributes of an object; some classes keep them as a pair, the second for __slots__."""
+    """Return the attributes of an object. Some classes store a pair of dicts, the second one for __slots__."""
     state = node.state[0] if isinstance(node.state, tuple) and node.state else node.state
     return state if isinstance(state, dict) else {}
 
@@ -234,7 +234,7 @@ def _is_module(node: InertObject) -> bool:
 
 
 def _flatten_module(module: InertObject) -> dict[str, Any]:
-    """Return the tensors of a module and its parts under the names that its state_dict() would give them."""
+    """Return the tensors of a module and its submodules under the names in its state_dict()."""
     tensors: dict[str, Any] = {}
     waiting: list[tuple[KeyPath, InertObject]] = [((), module)]
     seen: set[int] = set()
@@ -254,16 +254,16 @@ def _flatten_module(module: InertObject) -> dict[str, Any]:
 
 
 def _read_settings(content: Any, weights: FileContent) -> None:
-    """Note what the settings beside the weights tell: those of nanoGPT and its forks, of transformers, or of chapter 5."""
+    """Note the settings beside the weights, in the forms of nanoGPT and its forks, transformers and chapter 5."""
     counts: set[int] = set()
-    problems = dict.fromkeys(weights.problems)  # many of a stranger's settings may have a problem of their own
+    problems = dict.fromkeys(weights.problems)  # A dict, since a stranger's file may have very many problems.
     tensors = {name: value for name, value in weights.tensors.items() if isinstance(name, str) and isinstance(value, Tensor)}
     sizes = stored_sizes({name: tuple(value.shape) for name, value in tensors.items()})
     for _, node in _nodes(content, inside_modules=True):
         values = _attributes(node) if isinstance(node, InertObject) else node
         if not isinstance(values, dict):
             continue
-        if len(counts) < 2:  # Any further one changes nothing, and many large ones could have the same hash.
+        if len(counts) < 2:  # Two are enough to know that they differ. Many large numbers could have the same hash.
             counts |= {count for name in HEAD_COUNTS if type(count := as_count(values.get(name))) is int}
         declared: dict[str, Any] = {}
         if not ("n_positions" in values or "n_ctx" in values):
@@ -290,7 +290,7 @@ def _bias(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_module(module: InertObject, weights: FileContent) -> None:
-    """Note the activation function of a whole module, and what else of its parts GPTModel does otherwise."""
+    """Note the activation function of a whole module, and the problems with parts that differ from GPTModel's."""
     forms: set[str] = set()
     for _, node in _nodes(module, inside_modules=True):
         if not isinstance(node, InertObject):

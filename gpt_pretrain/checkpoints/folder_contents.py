@@ -1,4 +1,4 @@
-"""Find the file of weights in a folder that is neither a run nor transformers' model, or say what the folder or a file is."""
+"""Find the file of weights in a folder that is neither a run nor a model of transformers, or explain what else it is."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from gpt_pretrain.texts.blocks import read_stream
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.recognition import recognize_file
 
-# Of a model in several files, also of a variant such as fp16.
+# The name of one of several files of a model, perhaps of a variant such as fp16.
 PART = re.compile(
     r"(?:(?:pytorch_)?model\.(?P<variant>[\w-]+?)|.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<ending>safetensors|bin)"
 )
 WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bin")
-# Files with these suffixes in which training programs keep something else than a model.
+# Names of files that look like weights, but in which training programs store something else.
 NO_MODELS = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|adapter|pytorch_lora).*", re.IGNORECASE
 )
 MAX_COMMIT = 200  # bytes of a file that names a version
 ADAPTER_CONFIG = "adapter_config.json"
 DISTRIBUTED_PIECE = ".distcp"
-# Weights in formats of other libraries, by the name of their file, with where to find those for PyTorch.
+# Weights for other libraries, by the name of their file: the library, and where to find weights for PyTorch.
 CONVERT = "Convert them with a version of transformers before 5: GPT2LMHeadModel.from_pretrained(FOLDER, {option}=True)"
 OTHER_FORMATS = {
     r".*\.(index|meta|data-\d+-of-\d+)|saved_model\.pb|.*\.tflite": (
@@ -65,14 +65,14 @@ OTHER_FORMATS = {
 }
 # The first bytes of compressed files, with the program that decompresses them.
 DECOMPRESSORS = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
-# Names that archives of whole programs list at their end, with how to get the weights.
+# Archives of whole programs, by a name in the list at their end: what they are, and how to get the weights.
 PROGRAMS = {
     b"/code/__torch__": ("a TorchScript program", "torch.jit.load(FILE).state_dict()"),
     b"/models/model.json": ("a program of torch.export", "torch.export.load(FILE).state_dict"),
 }
-DIRECTORY = 1 << 16  # Bytes at the end of an archive that are searched for them.
-OLD_TORCH_PARTS = {"sys_info", "pickle", "storages", "tensors"}  # of the tar archives of PyTorch before 0.2
-MAX_BLOCKS = 1000  # Megabytes of a tar archive that are searched for names.
+DIRECTORY = 1 << 16  # bytes at the end of an archive that are searched for these names
+OLD_TORCH_PARTS = {"sys_info", "pickle", "storages", "tensors"}  # files in the tar archives of PyTorch before 0.2
+MAX_BLOCKS = 1000  # megabytes of a tar archive that are searched for names
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +112,9 @@ def only_weights_file(folder: Path) -> Path:
 
 
 def cached_snapshot(folder: Path) -> Path | None:
-    """Return the folder with a model's files if a folder is that of a model in the hub's cache, and None if it is not.
+    """Return the folder with a model's files if a folder is a model in the hub's cache. Return None otherwise.
 
-    Of several versions in the cache, this is the hub's main branch at the time of the last download.
+    If the cache has several versions, the one that was the main branch at the last download is returned.
     """
     found = {path.parent.name: path.parent for path in (folder / "snapshots").glob(f"*/{CONFIG_FILE}")}
     with suppress(OSError, DamagedFileError):
@@ -129,10 +129,10 @@ def cached_snapshot(folder: Path) -> Path | None:
 
 
 def index_of_part(path: Path) -> Path | None:
-    """Return the index of a model in several files if a file is one of them, and None if it is not.
+    """Return the index beside a file that is one of several files of a model. Return None for any other file.
 
     Raises:
-        UserError: If it is, and the index is not beside it.
+        UserError: If the index is missing.
     """
     part = PART.fullmatch(path.name)
     if part is None or part["count"] == "00001":
@@ -147,7 +147,11 @@ def index_of_part(path: Path) -> Path | None:
 
 
 def _index_name(part: re.Match[str]) -> str:
-    """Return the name of the index of a model, by the name of one of its files."""
+    """Return the name of a model's index.
+
+    Args:
+        part: A match of PART.
+    """
     index = SHARD_INDEX if part["ending"] == "safetensors" else PICKLE_INDEX
     return index if part["variant"] is None else f"{index.removesuffix('.json')}.{part['variant']}.json"
 
@@ -156,7 +160,7 @@ def check_is_no_other_file(path: Path) -> None:
     """Check that a file is not of a kind that cannot contain weights, such as a text or token ids.
 
     Raises:
-        UserError: If it is; names the kind.
+        UserError: If it is of such a kind. The message names the kind.
     """
     try:
         kind = recognize_file(str(path))
@@ -223,7 +227,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _names(members: Members, count: int | None = None) -> list[str]:
-    """Return the names of the first files in an archive, up to where it is damaged."""
+    """Return the names of the first files in an archive. Stop where it is damaged."""
     names = list[str]()
     with suppress(DamagedArchiveError):
         for name, _ in itertools.islice(members, count):
@@ -232,7 +236,7 @@ def _names(members: Members, count: int | None = None) -> list[str]:
 
 
 def _other_format(name: str) -> str | None:
-    """Return the end of the message on weights for another library, by the name of their file."""
+    """Return the end of the message about weights for another library, or None. The name of the file decides."""
     for pattern, (library, remedy) in OTHER_FORMATS.items():
         if re.fullmatch(pattern, name):
             return f"for {library}. Only those for PyTorch can be read: {', '.join(WEIGHTS_FILES)}. {remedy}"
@@ -240,7 +244,7 @@ def _other_format(name: str) -> str | None:
 
 
 def _distributed_refusal(folder: Path, names: list[str]) -> str | None:
-    """Return the message about a folder with the pieces of a distributed checkpoint, and None for any other folder."""
+    """Return the message about a folder with the pieces of a distributed checkpoint, or None for any other folder."""
     if ".metadata" in names and any(name.endswith(DISTRIBUTED_PIECE) for name in names):
         return f"{folder} is a checkpoint of torch.distributed, whose tensors are in pieces. {_one_file(folder)}"
     if "zero_to_fp32.py" in names:

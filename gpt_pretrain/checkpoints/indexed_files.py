@@ -1,4 +1,4 @@
-"""Read a model whose tensors are in one file, or in several that an index lists."""
+"""Read a model whose tensors are in one file, or in several files that an index lists."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MIXED = "The files may be of several models or downloads."
 
 
 def index_files(index: Path) -> dict[str, str]:
-    """Return the file of each tensor that the index of a model in several files names.
+    """Read the index of a model in several files, and return the file of each tensor.
 
     Raises:
-        UserError: If it is no such index, or names a file in another folder.
+        UserError: If the file is no such index, or names a file in another folder.
     """
     files = read_model_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
@@ -69,7 +69,7 @@ def read_indexed(index: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a file that holds nothing else.
+    """Return the tensors of a file that holds nothing but tensors.
 
     Raises:
         UserError: If the file cannot be read.

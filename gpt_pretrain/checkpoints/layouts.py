@@ -1,4 +1,4 @@
-"""Names, shapes and configs of a GPT's tensors in other programs.
+"""The names and shapes of a GPT's tensors in other programs, and their configs.
 
 Two families of names are known: GPT-2's, which Hugging Face and nanoGPT share, and chapter 5's, which resemble this program's.
 
@@ -19,8 +19,8 @@ from gpt_pretrain.system.shown_values import short_repr
 # Files of a Hugging Face folder.
 CONFIG_FILE, SAFETENSORS_FILE, PICKLE_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
 SHARD_INDEX, PICKLE_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
-WEIGHTS_FILES = (SAFETENSORS_FILE, SHARD_INDEX, PICKLE_FILE, PICKLE_INDEX)  # the first that a model has is read
-# An index, also of a variant such as fp16, whose name is a part of the file's.
+WEIGHTS_FILES = (SAFETENSORS_FILE, SHARD_INDEX, PICKLE_FILE, PICKLE_INDEX)  # the first one that exists is read
+# The name of an index, perhaps with the name of a variant such as fp16.
 ANY_INDEX = re.compile(r"(?P<kind>model\.safetensors|pytorch_model\.bin)\.index(\.[\w-]+)?\.json")
 
 # The modules of GPTModel and of its blocks, with GPT-2's names for them.
@@ -36,7 +36,7 @@ GPT2_BLOCK = {
 # All known names of a module, with GPTModel's name for it.
 TOP_MODULES = {name: name for name in GPT2_TOP} | {theirs: ours for ours, theirs in GPT2_TOP.items()}
 BLOCK_MODULES = {name: name for name in GPT2_BLOCK} | {theirs: ours for ours, theirs in GPT2_BLOCK.items()}
-TOP_MODULES |= {"lm_head.decoder": "out_head", "head": "out_head"}  # of pytorch-pretrained-bert, of minGPT
+TOP_MODULES |= {"lm_head.decoder": "out_head", "head": "out_head"}  # pytorch-pretrained-bert's and minGPT's names
 BLOCK_MODULES |= dict.fromkeys(("att.proj", "attn.proj", "attn.out_proj"), "att.out_proj")
 # Separate modules for query, key and value: chapter 5's, and those of forks of nanoGPT.
 QKV_PARTS = {"att.W_query": 0, "att.W_key": 1, "att.W_value": 2}
@@ -50,14 +50,14 @@ HF_DEFAULTS = {"n_head": 12, "n_layer": 12, "n_embd": 768, "n_positions": 1024, 
 # Older or more general names of these fields.
 HF_ALIASES = {"n_positions": ("n_ctx", "max_position_embeddings"), "n_embd": ("hidden_size",)}
 HF_ALIASES |= {"n_layer": ("num_hidden_layers",), "n_head": ("num_attention_heads",)}
-# Settings of transformers that GPTModel has no option for, with the only value that matches it.
+# Settings of transformers for which GPTModel has no option, with the only value that matches GPTModel.
 HF_FIXED = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-# Settings that programs with models similar to GPT-2 add, with the value that leaves GPT-2 as it is.
+# Settings that other programs add to GPT-2, with the value that changes nothing.
 ADDED_SETTINGS = {
     **{"multi_query": False, "alibi": False, "rotary": False, "rotary_emb_fraction": 0, "rms_norm": False, "use_rms_norm": False},
     **{"parallel_block": False, "prenorm": True, "position_embedding_type": "absolute"},
@@ -77,7 +77,7 @@ NANOGPT_FIELDS = {
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """The destination of a stored tensor: a tensor of GPTModel, or one third of it (part 0, 1 or 2 for query, key, value)."""
+    """The destination of a stored tensor: a tensor of GPTModel, or one third of it (parts 0, 1, 2: query, key, value)."""
 
     name: str
     part: int | None = None
@@ -87,7 +87,7 @@ class TensorSlot:
 
 
 def possible_slots(name: str) -> list[TensorSlot]:
-    """Return the slots that a tensor of GPTModel can be stored in: the whole tensor, then its three parts if it has any."""
+    """Return the slots in which a tensor of GPTModel can be stored: the whole tensor, then its three parts, if it has any."""
     return [TensorSlot(name)] + ([TensorSlot(name, part) for part in range(3)] if ".att.qkv." in name else [])
 
 
@@ -134,7 +134,7 @@ def from_hf_config(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _with_special_tokens(values: dict[str, Any]) -> Any:
-    """Return the rows of the vocabulary; the first releases counted tokens that were added by themselves."""
+    """Return the number of rows of the vocabulary. The first releases of transformers counted added tokens separately."""
     size, added = values["vocab_size"], values.get("n_special", 0)
     return size + added if isinstance(size, int) and isinstance(added, int) else size
 
@@ -165,7 +165,7 @@ def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> lis
     if gelu is None:
         given = short_repr(fields["activation_function"])
         problems.append(f"activation_function={given} is not supported; this program's GPT-2 has GELU ({', '.join(READ_GELUS)}).")
-    # GPT-2's class ignores these settings of other classes, but whoever wrote them means them.
+    # transformers' GPT-2 ignores settings of other models, but whoever wrote them expects an effect.
     return problems + list(other_settings({name: value for name, value in fields.items() if name not in OWN_FIELDS}))
 
 
@@ -196,8 +196,8 @@ def to_hf_config(config: GPTConfig, *, tokenizer: str | None, eos_id: int | None
 def from_nanogpt_args(fields: dict[str, Any]) -> dict[str, Any]:
     """Translate nanoGPT's `model_args` into fields of `GPTConfig`.
 
-    nanoGPT has computed the exact GELU since it has the option `bias`. Without that option its first version, minGPT and llm.c
-    compute GPT-2's form.
+    Versions of nanoGPT with the option `bias` compute the exact GELU. Its first version, minGPT and llm.c do not have the option
+    and compute GPT-2's form.
     """
     given = {ours: fields[theirs] for theirs, ours in NANOGPT_FIELDS.items() if fields.get(theirs) is not None}
     declared = {name: as_number(value) if name == "drop_rate" else as_count(value) for name, value in given.items()}

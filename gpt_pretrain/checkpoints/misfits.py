@@ -1,4 +1,4 @@
-"""Explain in one message why stored tensors do not fit a model."""
+"""Explain in one message why the tensors of a file do not fit a model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ MAX_NAMED, MAX_NAME = 3, 200  # tensors of each kind that a message names, and c
 
 @dataclass
 class Misfits:
-    """The tensors that keep a file from being loaded.
+    """The reasons why the tensors of a file cannot be loaded.
 
     Args:
-        causes: Sentences that explain everything else, such as the kind of model that the file really holds; the first is said.
+        causes: Sentences that explain all other reasons, such as the kind of model in the file. Only the first is shown.
         missing: Names of tensors that the model needs.
         unknown: Names of tensors that the model does not have.
-        misshapen: Each with its shape and the model's.
-        unreadable: Each with what it holds instead of floating-point numbers that can be read.
+        misshapen: Clauses on tensors, each with its shape and the model's.
+        unreadable: Clauses on tensors, each with what it holds instead of floating-point numbers.
         conflicts: Clauses on tensors that contradict each other.
     """
 

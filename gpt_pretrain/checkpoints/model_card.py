@@ -36,7 +36,7 @@ ids = tokenizer("Every effort moves you", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 ```"""
 NO_TOKENIZER = "This folder has no tokenizer, because no known tokenizer has the model's vocabulary."
-# Shown as it is; www.example.org would become a link. Anything else is shown as code, in which no markup has an effect.
+# Such a text is shown as it is. Any other is shown as code, where no markup has an effect: www.example.org would become a link.
 PLAIN = re.compile(r"(?!.*www\.)\w[\w .,+=-]*", re.ASCII | re.IGNORECASE)
 PRIVATE = ("run_dir", "resume", "cache_dir", "options")  # paths on the machine that trained the model, and access keys
 
@@ -71,7 +71,7 @@ def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: st
 
 
 def _training_rows(training: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the facts about the training in a checkpoint, by label, as Markdown; those of wrong types are left out."""
+    """Return the facts about the training in a checkpoint, by label, as Markdown. Values of wrong types are left out."""
     data = _mapping(settings.get("data"))
     path, initial = _text(data.get("path")) or _text(data.get("url")), _text(settings.get("init_from"))
     own = _text(_mapping(_mapping(settings.get(CUSTOM)).get("data")).get("class"))
@@ -95,7 +95,7 @@ def _training_rows(training: Mapping[str, Any], settings: Mapping[str, Any]) -> 
 
 
 def _settings_section(settings: Mapping[str, Any]) -> list[str]:
-    """Return the section with the settings; none if they are not plain data."""
+    """Return the section with the settings in a list, or an empty list if they are not plain data."""
     try:
         shown = escape_controls(yaml.safe_dump(_public_settings(settings), sort_keys=False, allow_unicode=True))
     except (yaml.YAMLError, ValueError):  # a number of thousands of digits
@@ -128,7 +128,7 @@ def _text(value: object) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Return a text that a file brings in Markdown: as it is if it is plain, and else as code, on one line."""
+    """Return a text from a file as Markdown on one line: unchanged if it is plain, otherwise as code."""
     if PLAIN.fullmatch(text):
         return text
     # A pipe ends a table cell even within code, so it is escaped. A backslash before the pipe would undo that escape.
@@ -138,5 +138,5 @@ def _markdown_text(text: str) -> str:
 
 
 def _markdown_table(rows: Mapping[str, str]) -> str:
-    """Return a table in Markdown; its values are Markdown already."""
+    """Return a table in Markdown. The values are Markdown already."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -1,4 +1,4 @@
-"""Names and config of the modern model's tensors in transformers, whose class for it is NanoChatForCausalLM.
+"""The names of the modern model's tensors, and its config, in transformers' class NanoChatForCausalLM.
 
 Source: transformers' NanoChatForCausalLM and NanoChatConfig.
 """
@@ -30,7 +30,7 @@ SIZES: dict[str, tuple[str, Any]] = {
     "n_layers": ("num_hidden_layers", 12),
     "n_kv_heads": ("num_key_value_heads", None),
 }
-# Settings that ModernModel has no option for, with the only value that matches it.
+# Settings for which ModernModel has no option, with the only value that matches ModernModel.
 FIXED = {
     "hidden_act": "relu2",
     "rms_norm_eps": NORM_EPS,
@@ -69,7 +69,7 @@ def to_nanochat_tensors(state: Mapping[str, Tensor], config: GPTConfig) -> dict[
 
 
 def from_nanochat_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Return the tensors of a NanoChatForCausalLM under the names of a ModernModel; others keep their names."""
+    """Return the tensors of a NanoChatForCausalLM under the names of a ModernModel. Unknown tensors keep their names."""
     renamed = {}
     for name, stored in tensors.items():
         match = THEIR_TENSOR.fullmatch(name)

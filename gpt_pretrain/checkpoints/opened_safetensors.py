@@ -1,4 +1,4 @@
-"""A safetensors file that stays open while its tensors are read one after another."""
+"""Keep a safetensors file open while its tensors are read one after another."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-KEPT = 1 << 26  # Bytes that are read before the file is opened anew.
+KEPT = 1 << 26  # bytes that are read before the file is opened again
 
 
 class OpenedSafetensors:
     """Reads the tensors of a file.
 
-    To open it for each of them would parse its header each time. While it is open, what has been read of it stays in memory.
+    Opening a file parses its header, so the file is not opened for each tensor. While it is open, everything that has been read
+    stays in memory, so it is opened again from time to time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +28,7 @@ class OpenedSafetensors:
         return self._counted(self._opened().get_tensor(name))
 
     def read_rows(self, name: str, first: int, last: int) -> Tensor:
-        """Return rows of a tensor, without the last one."""
+        """Return the rows of a tensor from `first` up to, but not including, `last`."""
         return self._counted(self._opened().get_slice(name)[first:last])
 
     def _opened(self) -> Any:

@@ -1,4 +1,4 @@
-"""Load pretrained weights: one function turns any known file, folder or hub name into a `GPTModel`.
+"""Load pretrained weights. One function turns any known file, folder or hub name into a `GPTModel`.
 
 Sources: a model on the Hugging Face hub, a folder that transformers saved, the state dict of chapter 5's model, nanoGPT's
 checkpoint, OpenAI's parameters as nested arrays, and this program's own checkpoints and runs.
@@ -61,7 +61,7 @@ def load_pretrained(
 
 
 def open_checkpoint(name: str, *, kind: str = TRAINED, custom: Mapping[str, Any] | None = None) -> Weights:
-    """Open the weights of a run, a checkpoint or "latest": of the newest checkpoint there that can be read.
+    """Open the weights of a run, a checkpoint or "latest". Of a run, the newest checkpoint that can be read is opened.
 
     Args:
         kind: As in `open_weights`.
@@ -76,18 +76,18 @@ def open_checkpoint(name: str, *, kind: str = TRAINED, custom: Mapping[str, Any]
 def open_weights(
     source: str | Path, *, n_heads: int | None = None, kind: str = TRAINED, custom: Mapping[str, Any] | None = None
 ) -> Weights:
-    """Find a source, infer its architecture and check that its tensors fit, reading as little as possible.
+    """Find a source, infer its architecture, and check that its tensors fit. As little as possible is read.
 
     Args:
         kind: Which weights of a checkpoint: "trained", "ema" or "average", see `choose_weights`.
-        custom: The class that the user has named for a model of the user's own, with the arguments that are typed.
+        custom: The class of the user's own model, if the user has named one, with the arguments that were typed.
 
     Raises:
         UserError: As in `load_pretrained`.
     """
     found = choose_weights(find_source(source), kind)
     if found.declared.get("kind") == CUSTOM_KIND:
-        from gpt_pretrain.checkpoints.custom_weights import custom_weights  # it loads OmegaConf
+        from gpt_pretrain.checkpoints.custom_weights import custom_weights  # loads OmegaConf
 
         return custom_weights(found, GPTConfig(**found.declared), custom)
     groups = group_tensors(found.name, found.tensors)

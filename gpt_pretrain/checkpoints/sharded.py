@@ -1,4 +1,4 @@
-"""Sharded checkpoints: each rank's rows of the large tensors in a file of its own, and everything else in one index.
+"""Write and read sharded checkpoints: a file for each rank with its rows of the large tensors, and an index with all the rest.
 
 The index is a checkpoint like any other, except that a reference replaces each sharded tensor. Its "shards" entry holds the name
 of the folder and, for each file, its name, its SHA-256 and the rows (first, last + 1) of each tensor that it contains.
@@ -90,20 +90,20 @@ class ShardReader:
         Raises:
             UserError: If no file holds them.
         """
-        held = []  # The files with some of the rows, and which rows of the file these are.
+        held = []  # files with some of the rows, each with the first of them in the file and the last + 1
         for file in self.files:
             begin, end = file["rows"].get(name, (0, 0))
             first, last = max(start, begin), min(stop, end)
-            # A rank without rows still needs an empty tensor of the right shape and dtype.
+            # Even a rank without rows needs an empty tensor of the right shape and dtype.
             if first < last or (start == stop == begin < end):
                 held.append((file, first - begin, max(first, last) - begin))
-        # Checked before anything is read, since an index may list rows twice.
+        # This is checked before anything is read, since an index may list rows twice.
         if sum(last - first for _, first, last in held) != stop - start:
             raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing. {REMEDY}")
         parts = [self._read(file, name, first, last) for file, first, last in held]
         try:
             found = torch.cat(parts) if parts else torch.empty(0)
-        except RuntimeError as error:  # of different widths
+        except RuntimeError as error:  # The rows have different widths.
             raise UserError(f"{self.path} is damaged: the rows of {name} do not fit together. {REMEDY}") from error
         if len(found) != stop - start:
             raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing. {REMEDY}")
@@ -142,7 +142,7 @@ def assemble_shards(content: dict[str, Any], path: Path) -> dict[str, Any]:
     def resolve(node: Any) -> Any:
         if isinstance(node, dict) and REFERENCE_KEY in node:
             name, rows = node[REFERENCE_KEY], node.get("rows")
-            # A small index that names the same rows again and again would stand for any amount of memory.
+            # If an index could name the same rows twice, a small one could fill the memory.
             if not isinstance(name, str) or name in seen or not isinstance(rows, int) or not _is_row(rows):
                 raise UserError(f"{path} is damaged: it holds the invalid reference {short_repr(node)}.")
             seen.add(name)
@@ -163,7 +163,7 @@ def _read_index(path: Path, shards: Any) -> tuple[str, list[dict[str, Any]]]:
     files = shards.get("files") if isinstance(shards, dict) else None
     if not isinstance(files, list) or not _is_name(shards.get("folder")):
         raise UserError(f"{path} is damaged: it does not list its shards.")
-    # Only the last part of each stored name counts, so that an index cannot point outside its own folder.
+    # Only the last part of each stored name counts, so that an index cannot lead out of its own folder.
     folder, found = Path(shards["folder"]).name, list[dict[str, Any]]()
     for file in files:
         rows = file.get("rows") if isinstance(file, dict) else None

@@ -1,4 +1,4 @@
-"""Settings that other programs store beside weights: as numbers, and which of them GPT-2 cannot follow."""
+"""Read the settings that other programs store beside weights, and find those that GPT-2 cannot follow."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gpt_pretrain.system.shown_values import short_repr
 
 # GPT-2's forms of GELU by transformers' names for them.
 HF_GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
-# Other names of the same functions, which are read but not written.
+# Further names of the same functions. They are read, but never written.
 READ_GELUS = HF_GELUS | {"gelu_fast": "tanh", "gelu_accurate": "tanh", "gelu_python_tanh": "tanh", "gelu_python": "none"}
-# The plain name says in transformers which form is meant, and elsewhere not.
+# The plain name "gelu" is clear only in transformers.
 CLEAR_GELUS = {name: form for name, form in READ_GELUS.items() if name != "gelu"}
 CLEAR_GELUS |= {"gelu_tanh": "tanh", "new_gelu": "tanh", "newgelu": "tanh", "gelu_exact": "none"}
 LAYER_NORM_EPS = 1e-5
@@ -29,27 +29,27 @@ LARGEST = 1 << 53
 
 
 def as_number(value: Any) -> Any:
-    """Return the number that a setting states as a text, as PyYAML reads 1e-5; anything else stays as it is."""
+    """Return the number that a setting states as a text. PyYAML reads 1e-5 as one. Anything else is returned unchanged."""
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value.strip()) else value
 
 
 def as_count(value: Any) -> Any:
-    """Return the whole number that a setting states as a text or with a decimal point; anything else stays as it is."""
+    """Return the whole number that a setting states as a text or with a decimal point. Return anything else unchanged."""
     number = as_number(value)
     return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < LARGEST else value
 
 
 def stated_gelu(values: Mapping[Any, Any]) -> str | None:
-    """Return the form of GELU that settings name, or None if they do not."""
+    """Return the form of GELU that settings name, or None if they name none."""
     named = [values[name] for name in ACTIVATION_NAMES if isinstance(values.get(name), str)]
     return next((CLEAR_GELUS[value.lower()] for value in named if value.lower() in CLEAR_GELUS), None)
 
 
 def other_settings(values: Mapping[Any, Any], *, context_length: int | None = None) -> Iterator[str]:
-    """Yield the reasons why GPTModel cannot be a model with these settings, whatever program they are of.
+    """Yield the reasons why GPTModel cannot be a model with these settings. They may be of any program.
 
     Args:
-        context_length: The model's positions, if they are known: a window of as many hides none.
+        context_length: The model's context length, if it is known. A local window of this size changes nothing.
     """
     heads = as_count(next((values[name] for name in HEAD_COUNTS if name in values), None))
     for name, value in values.items():
@@ -63,7 +63,7 @@ def other_settings(values: Mapping[Any, Any], *, context_length: int | None = No
             yield f"its settings have {stated}, but this program's GPT-2 always has {LAYER_NORM_EPS}."
         elif OTHER_MODEL_NAME.fullmatch(name) and number:
             yield f"its settings have {stated}, which GPT-2 does not have."
-        # Readers of data have windows too, and no heads.
+        # The settings of a data loader may have a window too, but no heads.
         elif name in WINDOW_NAMES and heads is not None and _is_between(number, 0, context_length or math.inf):
             yield f"its settings have {stated}, but GPT-2 attends to all earlier tokens."
         elif name in KV_HEAD_NAMES and heads is not None and as_count(value) != heads:

@@ -1,4 +1,4 @@
-"""Read tensor files that anybody may have written: nothing in them is run, and no size that they state is trusted."""
+"""Read tensor files that anybody may have written. Nothing in them is run, and no size that they state is trusted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gpt_pretrain.system.reading import DamagedFileError, open_regular
 MAX_HEADER = 100_000_000  # bytes; safetensors allows no more
 INCOMPLETE = "{} is incomplete: {}. Download or copy it again."
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# What to do about a file of PyTorch, by the beginning of the name that it needs.
+# What a user can do about a file of PyTorch that is refused, by the beginning of the name that it would import.
 REMEDIES = {
     r"torch\.storage\._load_from_bytes": "It was written with pickle.dump. Write it with torch.save(model.state_dict(), FILE).",
     r"numpy\.": "If its tensors are NumPy arrays, convert them with torch.from_numpy first.",
@@ -65,7 +65,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a safetensors file; each is read on its own, so that memory holds one at a time.
+    """Return the tensors of a safetensors file. Each is read when it is needed, so memory holds one at a time.
 
     Raises:
         UserError: If the file is damaged.
@@ -75,13 +75,13 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        if "os error 19" in str(error):  # ENODEV, by a library that knows no errno
+        if "os error 19" in str(error):  # ENODEV; the library's exception has no errno
             raise UserError(
                 f"{path} is on a file system that cannot map files into memory, which this format needs. Copy it to another disk."
             ) from error
         if (end := _stated_size(path)) is not None and end > (size := path.stat().st_size):
             raise UserError(INCOMPLETE.format(path, f"by its header it has {end:,} bytes, but the file has {size:,}")) from error
-        if _starts_as_zip(path):  # PyTorch goes by the name as well.
+        if _starts_as_zip(path):  # PyTorch goes by the suffix as well, so the file must be renamed.
             new_name = path.with_suffix(".pt").name
             raise UserError(
                 f"{path} was written by torch.save, despite its name. Rename it, for example to {new_name}"
@@ -131,7 +131,7 @@ def read_torch_file(path: Path) -> Any:
         try:
             return load_plain(path, mapped=zipped)
         except pickle.UnpicklingError:
-            # PyTorch (2.13) reads nothing but pickles of protocol 2 in this way. The file has passed all checks.
+            # The file has passed all checks, but PyTorch (2.13) loads only pickles of protocol 2 without running them.
             return read_inert(path)
     except RefusedNameError as error:
         raise UserError(
@@ -146,7 +146,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def load_plain(path: Path, *, mapped: bool) -> Any:
-    """Load plain data and tensors, which are mapped if they may be and the file system can."""
+    """Load plain data and tensors. With `mapped`, tensors are mapped from the file if the file system can do so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         try:
@@ -158,10 +158,10 @@ def load_plain(path: Path, *, mapped: bool) -> Any:
 
 
 def read_torch_content(path: Path) -> tuple[Any, bool]:
-    """Read a file that `torch.save` wrote, also if it holds objects of unknown classes, which stay inert.
+    """Read a file that `torch.save` wrote, even if it holds objects of unknown classes.
 
     Returns:
-        What the file holds, and whether there may be an `InertObject` in it.
+        The content of the file, and whether it may contain an `InertObject`.
 
     Raises:
         UserError: As in `read_torch_file`.
@@ -176,7 +176,7 @@ def read_torch_content(path: Path) -> tuple[Any, bool]:
         if zipfile.is_zipfile(path):
             _check_zip(path)
         return read_inert(path), True
-    # The strict reader's message names what the file needs.
+    # The message of the strict reader is the better one: it names what the file needs.
     except Exception:
         raise refused from None
 
@@ -188,7 +188,7 @@ def loaded_tensor(name: str, value: Tensor) -> StoredTensor:
 
 
 def state_dict_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredTensor]:
-    """Describe the tensors of a state dict that was read from path; the dtype of any other value names its type.
+    """Describe the tensors of a state dict that was read from a path. For any other value, the dtype names its type.
 
     Raises:
         UserError: If a tensor claims to be larger than its file, or is not a plain dense tensor.
@@ -200,14 +200,14 @@ def state_dict_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredT
             tensors[str(name)] = StoredTensor(str(name), (), f"a {type(value).__name__}", torch.Tensor)
         elif value.is_nested or value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             problems.append(f"{path}: the tensor {name} is not a plain dense tensor.")
-        # An expanded tensor may repeat a stored number.
+        # An expanded tensor may repeat one stored number any number of times.
         elif math.prod(value.shape) * value.element_size() > size:
             problems.append(f"{path}: the tensor {name} claims the shape {tuple(value.shape)}, more than its file holds.")
         else:
             tensors[str(name)] = loaded_tensor(str(name), value)
     if problems:
         raise UserError(problems)
-    # Of the names for one tensor of the model only one is read. A tied output head may count twice.
+    # A file may have several names for one tensor of the model. Only one of them is read, so each slot counts once.
     sizes = {
         (found[1] if (found := find_slot(str(name))) is not None else name): value.numel() * value.element_size()
         for name, value in content.items()
@@ -221,7 +221,7 @@ def state_dict_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredT
 def is_finite_tensor(values: Tensor) -> bool:
     """Return whether a tensor holds neither NaN nor infinity."""
     if values.device.type == "cpu" and values.dtype in FLOAT_DTYPES.values() and values.numel():
-        # NaN is the least and the largest of all numbers here. isfinite() writes several tensors of the same size.
+        # aminmax() returns NaN if there is one. isfinite() on the whole tensor would need several times its memory.
         return all(bool(value.isfinite()) for value in torch.aminmax(values))
     return bool(values.isfinite().all())
 
@@ -268,7 +268,7 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def _check_zip(path: Path) -> None:
-    """Reject an archive whose parts are larger in memory than the file; PyTorch never writes one."""
+    """Reject an archive whose parts are together larger than the file. PyTorch never writes one."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > path.stat().st_size:

@@ -32,11 +32,12 @@ Slots = dict[TensorSlot, StoredTensor]
 
 EMBEDDING, HEAD = TensorSlot("tok_emb.weight"), TensorSlot("out_head.weight")
 POSITIONS = TensorSlot("pos_emb.weight")
-MAX_NAME = 1000  # characters. Wrappers of a training program make names of a few hundred.
-MAX_MODELS = 20  # in a file, of which each is compared with the others
-# Numbers that are compared, since any number of names may stand for the same ones: so many, and so many for each of the model's.
+MAX_NAME = 1000  # characters; wrappers of a training program make names of a few hundred
+MAX_MODELS = 20  # models in a file, each of which is compared with the others
+# Any number of names may stand for the same numbers. To compare them, FREE_COMPARED numbers may be read, and COMPARED_TIMES for
+# each of the model's.
 FREE_COMPARED, COMPARED_TIMES = 1_000_000_000, 20
-MAX_CLASSES = 50  # A head with fewer outputs, and more tokens than that, is no language model's.
+MAX_CLASSES = 50  # A head with at most this many outputs is a classifier's if the vocabulary is larger.
 # A second model in a file: an average of the weights, or a model that the training compares itself with.
 WELL_KNOWN_COMPANION = re.compile(r"(model_)?(ema|swa)(_model)?|shadow(_params|_model)?")
 COMPANION = re.compile(r"(^|[._])(ema|swa|averaged?|avg|shadow|teacher|ref|reference|target|momentum|old|frozen)([._]|$)")
@@ -48,8 +49,8 @@ class TensorGroups:
 
     Args:
         slots: The model's tensors.
-        misfits: What keeps the model from being loaded.
-        left_out: Names of tensors that are no part of the model's output, by what they are.
+        misfits: Reasons why the model cannot be loaded.
+        left_out: Names of tensors that the model's output does not depend on, by their kind.
     """
 
     slots: Slots
@@ -61,7 +62,7 @@ class TensorGroups:
         self.left_out.setdefault(kind, []).append(name)
 
     def notes(self) -> list[str]:
-        """Return a sentence on each kind of tensors that were left out."""
+        """Return a sentence on each kind of tensor that was left out."""
         return [f"{kind} was left out: {name_some(names)}" for kind, names in self.left_out.items()]
 
 
@@ -75,29 +76,18 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
         UserError: If the file holds several models.
     """
     check_name_lengths(name, tensors)
-    placed: list[tuple[str, TensorSlot, StoredTensor]] = []
-    rest: list[StoredTensor] = []
     misfits = Misfits()
-    for stored in tensors.values():
-        if is_causal_mask(stored.name) and _is_square_or_number(stored):
-            if not _is_causal(stored):
-                misfits.conflicts.append(f"{stored.name} is not a causal mask, as with local attention")
-        elif not (isinstance(stored.dtype, str) and is_position_list(stored.name)):
-            found = find_slot(stored.name)
-            if found is None:
-                rest.append(stored)
-            else:
-                placed.append((*found, stored))
+    placed, rest = _find_slots(tensors, misfits)
     if (n_models := sum(slot == EMBEDDING for _, slot, _ in placed)) > MAX_MODELS:
         raise UserError(f"{name} holds {n_models:,} models. Save the state_dict() of the one to use to a file of its own.")
     prefix = _model_prefix(name, placed)
     groups = TensorGroups(_fill_slots(prefix, placed, rest, misfits), misfits)
-    # The head may stand beside the module that holds everything else.
+    # The head may be outside of the module that holds everything else.
     base = next((own for own, slot, stored in placed if groups.slots.get(slot) is stored and slot == HEAD), prefix)
     base = base if prefix.startswith(base) else prefix
     companions = {own for own, slot, _ in placed if slot == EMBEDDING and own != prefix and COMPANION.search(own)}
     _judge_rest(groups, rest, base, companions)
-    # Of tensors that share memory, safetensors keeps the one whose name comes first.
+    # If tensors share memory, safetensors keeps only the one whose name comes first.
     if EMBEDDING not in groups.slots and HEAD in groups.slots:
         groups.slots[EMBEDDING] = groups.slots.pop(HEAD)
     misfits.causes += _shape_causes(groups.slots)
@@ -108,14 +98,36 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     return groups
 
 
+def _find_slots(
+    tensors: Mapping[str, StoredTensor], misfits: Misfits
+) -> tuple[list[tuple[str, TensorSlot, StoredTensor]], list[StoredTensor]]:
+    """Return the tensors with known names, each with its prefix and slot, and the other tensors.
+
+    Causal masks and lists of positions are in neither, since the model computes them. A mask that is not causal is a misfit.
+    """
+    placed: list[tuple[str, TensorSlot, StoredTensor]] = []
+    rest: list[StoredTensor] = []
+    for stored in tensors.values():
+        if is_causal_mask(stored.name) and _is_square_or_number(stored):
+            if not _is_causal(stored):
+                misfits.conflicts.append(f"{stored.name} is not a causal mask, as with local attention")
+        elif not (isinstance(stored.dtype, str) and is_position_list(stored.name)):
+            found = find_slot(stored.name)
+            if found is None:
+                rest.append(stored)
+            else:
+                placed.append((*found, stored))
+    return placed, rest
+
+
 def check_name_lengths(name: str, tensors: Iterable[str]) -> None:
-    """Check that the names of tensors are short, since many patterns are looked for in each of them.
+    """Check that the names of tensors are short, since each is compared with many patterns.
 
     Args:
         name: The source, for messages.
 
     Raises:
-        UserError: If one is not.
+        UserError: If a name is too long.
     """
     if (longest := max(tensors, key=len, default="")) and len(longest) > MAX_NAME:
         raise UserError(
@@ -125,7 +137,7 @@ def check_name_lengths(name: str, tensors: Iterable[str]) -> None:
 
 
 def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Return the sizes of a GPT-2 that the names and shapes of its tensors show, as far as they do."""
+    """Return the sizes of a GPT-2 that can be inferred from the names and shapes of its tensors."""
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         if (found := find_slot(name)) is None:
@@ -140,7 +152,7 @@ def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def _shape_causes(slots: Slots) -> list[str]:
-    """Explain what a file is by the shapes of its embedding and head, if it is not a whole language model."""
+    """Return sentences that explain, by the shapes of embedding and head, why a file is not a whole language model."""
     embedding, head = slots.get(EMBEDDING), slots.get(HEAD)
     if embedding is not None and len(embedding.shape) == 1:
         return [
@@ -158,7 +170,7 @@ def _shape_causes(slots: Slots) -> list[str]:
 
 
 def _model_prefix(name: str, placed: list[tuple[str, TensorSlot, StoredTensor]]) -> str:
-    """Return the prefix of the model's tensors: the one under which a token embedding is stored."""
+    """Return the prefix of the model's tensors, which is the prefix of the token embedding."""
     embeddings: dict[str, StoredTensor] = {}
     for prefix, slot, stored in sorted(placed, key=lambda item: COMPANION.search(item[0]) is not None):
         if slot == EMBEDDING and not any(same_content(stored, other) for other in embeddings.values()):
@@ -179,7 +191,7 @@ def _model_prefix(name: str, placed: list[tuple[str, TensorSlot, StoredTensor]])
 def _fill_slots(
     prefix: str, placed: list[tuple[str, TensorSlot, StoredTensor]], rest: list[StoredTensor], misfits: Misfits
 ) -> Slots:
-    """Return the model's tensors; tensors of other models are added to the rest."""
+    """Return the model's tensors by slot. Tensors of other models are added to `rest`."""
     slots: Slots = {}
     left = FREE_COMPARED
     for own_prefix, slot, stored in sorted(placed, key=lambda item: item[0] != prefix):
@@ -233,7 +245,7 @@ def _judge_rest(groups: TensorGroups, rest: list[StoredTensor], base: str, compa
 
 
 def same_content(first: StoredTensor, second: StoredTensor) -> bool:
-    """Return whether two tensors have equal values, as exactly as both dtypes can say."""
+    """Return whether two tensors have equal values after both are rounded to the less precise dtype."""
     if first.shape != second.shape or isinstance(first.dtype, str) or isinstance(second.dtype, str):
         return False
     one, other = first.read(), second.read()
@@ -242,7 +254,7 @@ def same_content(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 def _is_square_or_number(stored: StoredTensor) -> bool:
-    """Return whether a tensor has the shape of a mask over positions, or is the number that stands for a masked position."""
+    """Return whether a tensor has the shape of a mask over positions, or is a single number: the score of a masked position."""
     shape = [size for size in stored.shape if size != 1]
     return not shape or (len(shape) == 2 and shape[0] == shape[1])
 
@@ -253,5 +265,5 @@ def _is_causal(stored: StoredTensor) -> bool:
         return True
     mask = stored.read().squeeze() != 0
     everything = torch.ones_like(mask)
-    # GPT-2's masks mark the positions that are seen, chapter 5's those that are not.
+    # GPT-2's masks mark the positions that are seen, and chapter 5's masks those that are hidden.
     return bool(torch.equal(mask, everything.tril()) or torch.equal(mask, everything.triu(1)))

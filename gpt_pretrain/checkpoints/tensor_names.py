@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from gpt_pretrain.checkpoints.layouts import BLOCK_MODULES, PARAMETERS, QKV_PARTS, TOP_MODULES, TensorSlot
 
 BLOCK_LISTS = ("trf_blocks", "h", "blocks", "layers")
-# Parts of a name that wrappers insert anywhere, and that say nothing about the tensor.
+# Parts that wrappers insert anywhere in a name. They say nothing about the tensor.
 WRAPPER_PARTS = {
     *("module", "_orig_mod", "_forward_module", "_wrapped_module", "_checkpoint_wrapped_module"),
     *("_fsdp_wrapped_module", "_fpw_module", "base_layer"),
@@ -31,7 +31,7 @@ TOP_TENSOR = re.compile(rf"(?P<module>{_any_of(TOP_MODULES)})\.{PARAMETER}")
 CAUSAL_MASK = re.compile(rf"(?:.*\.)?(?:{_any_of(BLOCK_LISTS)})\.\d{{1,6}}\.attn?\.(?:mask|bias|masked_bias|causal_mask|tril)")
 POSITION_IDS = re.compile(r"(?:.*\.)?(?:position_ids|pos_ids|positions?|pos)")
 
-# Names of tensors that tell which other model or storage format a file holds; the first that matches is named.
+# Patterns of names that show which other model or storage format a file holds. The first that matches is reported.
 FOREIGN = {
     "LoRA adapters, which change a model that is stored elsewhere; merge them into it with PEFT's merge_and_unload()": (
         r"\.lora_(A|B|embedding_A|embedding_B)\b|\.lora\.[AB]$|\.modules_to_save\."
@@ -63,7 +63,7 @@ FOREIGN = {
     "a model with rotary positions": r"(^|\.)(rotary\w*|inv_freq|freqs_cis|(cos|sin)(_cached)?)(\.|$)",
     "a model with one module for each attention head, and ReLU": r"blocks\.\d+\.sa\.heads\.|token_embedding_table\.",
 }
-# Output heads with another purpose. Those of the first kind stand beside the language model's own head.
+# Output heads with other purposes. A model with one of these has the head of a language model as well.
 EXTRA_HEADS = {
     "a value head": r"(v_head|value_head|critic|value_function|val_head)\.",
     "a multiple-choice head": r"multiple_choice_head\.",
@@ -73,7 +73,7 @@ OTHER_HEADS = {
     "a question-answering head": r"(qa_outputs|start_logits|end_logits)\.",
     "a reward head": r"reward_\w*head\.",
 }
-# Modules and counters of a training program that take no part in the model's output.
+# Modules and counters of a training program. The model's output does not depend on them.
 TRAINING_STATE = re.compile(
     r"(?=\w*+\Z)(?:\w*(loss|metric|accuracy|perplexity)\w*|criterion|acc|ppl"
     r"|(train|val|valid|test)_(acc|ppl|f1|auc|auroc|score|error|mean|bpb|bpc|bleu|rouge|nll|ce|mae|mse|best|step)\w*"
@@ -90,7 +90,7 @@ def without_wrappers(name: str) -> str:
 def find_slot(name: str) -> tuple[str, TensorSlot] | None:
     """Return a tensor's prefix and its destination, or None if no known layout has its name.
 
-    The prefix ends in a dot unless it is empty. The prefix "transformer." of GPT-2's own layout is taken off as well.
+    The prefix ends in a dot unless it is empty. It does not contain the "transformer." of GPT-2's own layout.
     """
     parts = without_wrappers(name).split(".")
     # The shortest prefix is the right one; a known name has at most six parts.
@@ -116,12 +116,12 @@ def _known_slot(name: str) -> TensorSlot | None:
 
 
 def is_causal_mask(name: str) -> bool:
-    """Return whether a tensor is a causal mask by its name, which GPTModel computes instead of loading."""
+    """Return whether a name is that of a causal mask, which GPTModel computes instead of loading."""
     return CAUSAL_MASK.fullmatch(without_wrappers(name)) is not None
 
 
 def is_position_list(name: str) -> bool:
-    """Return whether a tensor of whole numbers lists all positions by its name, which GPTModel computes instead of loading."""
+    """Return whether a name is that of a list of all positions, which GPTModel computes instead of loading."""
     return POSITION_IDS.fullmatch(without_wrappers(name)) is not None
 
 
@@ -136,7 +136,7 @@ def is_inside_block(name: str) -> bool:
 
 
 def foreign_kind(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return what other model or format some tensors belong to, with the name of one of them as an example."""
+    """Return the other model or format that tensors belong to, and the name of one of them. Return None if none is known."""
     names = list(names)
     for kind, pattern in FOREIGN.items():
         for name in names:
@@ -146,5 +146,9 @@ def foreign_kind(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def head_kind(name: str, kinds: dict[str, str]) -> str | None:
-    """Return which of some kinds of output heads a tensor belongs to."""
+    """Return the kind of output head that a tensor belongs to, or None.
+
+    Args:
+        kinds: A pattern for each kind.
+    """
     return next((kind for kind, pattern in kinds.items() if re.search(rf"(^|\.){pattern}", name)), None)

@@ -26,7 +26,7 @@ PROBES = [
     f"One.{END_OF_TEXT}Two{END_OF_TEXT}",
     " \n  \n leading, trailing   ",
 ]
-NO_TOKEN = ""  # of an alphabet, for the characters that it lacks
+NO_TOKEN = ""  # the token for characters that are not in an alphabet
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
@@ -58,7 +58,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
 def _byte_pairs(tokenizer: Tokenizer) -> Any:
     """Build transformers' tokenizer for bytes or for one of tiktoken's encodings."""
     vocabulary, merges = _vocabulary(tokenizer)
-    # The byte tokenizer merges nothing, so GPT-2's way of splitting words makes no difference to it.
+    # The byte tokenizer merges nothing, so it does not matter that GPT-2's tokenizer splits words first.
     if tokenizer.name in ("gpt2", "byte"):
         return GPT2Tokenizer(vocab=vocabulary, merges=list[Any](map(tuple, merges)))
     assert isinstance(tokenizer, TiktokenTokenizer)
@@ -66,7 +66,7 @@ def _byte_pairs(tokenizer: Tokenizer) -> Any:
 
 
 def _characters(tokenizer: CharacterTokenizer) -> PreTrainedTokenizerFast:
-    """Build a tokenizer whose words are single characters; it fails on others, which byte pairs would leave out in silence."""
+    """Build a tokenizer whose words are single characters. It fails on other characters; byte pairs would drop them silently."""
     ids = {character: token_id for token_id, character in enumerate(tokenizer.alphabet)}
     fast = FastTokenizer(models.WordLevel(vocab=ids, unk_token=NO_TOKEN))
     fast.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")

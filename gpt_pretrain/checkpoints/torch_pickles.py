@@ -1,8 +1,8 @@
-"""Check what a file of `torch.save` would make `torch.load` do, before it is loaded.
+"""Check a file of `torch.save` before `torch.load` reads it.
 
-`torch.load(weights_only=True)` (PyTorch 2.13) runs no code of a file, but calls some functions with any arguments. A file of
-200 bytes makes it call `bytearray(3_000_000_000)`. And a few lists that share their parts can stand for 2**60 values, which is
-harmless only until something walks through them. Tensors that a state dict has no need of, such as sparse ones, are rejected.
+`torch.load(weights_only=True)` (PyTorch 2.13) runs no code of a file, but the file chooses the arguments of some functions: 200
+bytes are enough for `bytearray(3_000_000_000)`. Also, a few lists that share their parts can stand for 2**60 values, and whatever
+visits them never ends. So all of this is refused here, along with tensors that no state dict needs, such as sparse ones.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gpt_pretrain.system.reading import DamagedFileError, open_regular
 from gpt_pretrain.system.shown_values import short_repr
 
 MAX_DIMENSIONS = 64
-LENGTHS_IN_HEADER, HEADER_BYTES = 26, 30  # of a file in a zip archive: where two lengths stand, and what precedes its name
-MAX_RECORDS = 200_000  # A record takes 600 bytes of memory, and as little as 80 in the file.
+LENGTHS_IN_HEADER, HEADER_BYTES = 26, 30  # in the header of a zip member: the offset of two lengths, and the offset of the name
+MAX_RECORDS = 200_000  # A record takes 600 bytes of memory, and as little as 80 bytes of the file.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # Source: MAGIC_NUMBER in torch/serialization.py, of files before PyTorch 1.6
-ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")  # Others take quadratic time, or expand their text.
-# A storage of any other type counts its bytes. Source: torch/storage.py.
+ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")  # Some others take quadratic time, or expand a text.
+# The dtypes of typed storages. Any other storage states its size in bytes. Source: torch/storage.py.
 STORAGE_DTYPES = {
     **{"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16},
     **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16},
@@ -48,10 +48,10 @@ Build = Callable[[str, torch.dtype, int, tuple[int, ...], tuple[int, ...]], torc
 
 
 class _StorageSizes:
-    """The sizes that the pickles of one file state for its storages, which may not exceed the file.
+    """Collects the sizes that the pickles of a file state for its storages, and checks that they fit into the file.
 
     Args:
-        file_size: Bytes.
+        file_size: Bytes of the file.
         build: Builds a tensor from the key of its storage, its dtype, offset, size and stride. None builds a stand-in.
     """
 
@@ -75,7 +75,7 @@ class _StorageSizes:
         if any(isinstance(part, dict) and part for part in rest):
             raise DamagedFileError("a tensor has hooks, or is stored as the negative or the conjugate of another")
         dtype = STORAGE_DTYPES.get(reference.key[1].name.rpartition(".")[2])
-        # Storages without a type belong to tensors whose dtype is the last but one argument.
+        # If the storage has no type, the second to last argument is the dtype of the tensor.
         names = [_DTYPES[part.name] for part in rest if isinstance(part, PickledName) and part.name in _DTYPES]
         dtype = dtype if dtype is not None else next(iter(names), None)
         if self._build is None or dtype is None:
@@ -98,13 +98,13 @@ class _StorageSizes:
         return count
 
     def check_records(self, record_sizes: Mapping[str, int]) -> None:
-        """Check that the archive holds as many bytes of each storage as its pickle states."""
+        """Check that the archive holds as many bytes for each storage as the pickle states."""
         for key, n_bytes in self._sizes.items():
             if n_bytes > (found := record_sizes.get(f"data/{key}", 0)):
                 raise DamagedFileError(f"a tensor claims {n_bytes:,} bytes, and the archive has {found:,} of them")
 
     def n_bytes(self, key: str) -> int:
-        """Return the size that the file's tensors state for a storage."""
+        """Return the bytes of a storage, as the file's tensors state them."""
         return self._sizes.get(key, 0)
 
     def check_total(self) -> None:
@@ -123,7 +123,7 @@ def check_torch_zip(path: Path) -> None:
 
 
 def check_legacy_file(path: Path) -> None:
-    """Check a file of PyTorch before 1.6: five pickles, and then the bytes of the storages.
+    """Check a file that PyTorch before 1.6 wrote: five pickles, followed by the bytes of the storages.
 
     Raises:
         DamagedFileError: If it is no such file, or holds anything but plain data and dense tensors that fit into the file.
@@ -132,9 +132,10 @@ def check_legacy_file(path: Path) -> None:
 
 
 def read_inert(path: Path) -> Any:
-    """Read a file of `torch.save` whose classes are unknown: its tensors are mapped, and its other objects stay inert.
+    """Read a file of `torch.save` that holds objects of unknown classes.
 
-    Nothing is imported, called or built. The file is read twice, and tensors are only built when all sizes are known to fit.
+    Tensors are mapped, and an `InertObject` stands for each other object: nothing is imported or called. The file is read twice,
+    and the first pass checks all sizes before the second builds tensors.
 
     Raises:
         DamagedFileError: If the file is damaged, holds tensors that do not fit into it, or is made to run a command.
@@ -150,13 +151,13 @@ def read_inert(path: Path) -> Any:
 
 
 def _record_sizes(path: Path, reader: Any, records: list[str]) -> dict[str, int]:
-    """Return the bytes of each record of an archive.
+    """Return the number of bytes of each record in an archive.
 
-    The reader of PyTorch 2.11 does not know them. They are then read from the archive's index, and only where it leads to the
-    same bytes as the reader.
+    The reader of PyTorch 2.11 does not tell them. They are then read from the archive's index, and each record must begin where
+    the reader finds it.
 
     Raises:
-        DamagedFileError: If it does not.
+        DamagedFileError: If the index and PyTorch's reader disagree.
     """
     if hasattr(reader, "get_record_size"):
         return {name: reader.get_record_size(name) for name in records}
@@ -176,9 +177,9 @@ def _record_sizes(path: Path, reader: Any, records: list[str]) -> dict[str, int]
 
 
 def _check_zip_parts(path: Path, *, inert: bool) -> tuple[bytes, dict[str, int]]:
-    """Return the pickle of an archive that has passed all checks, and the offsets of its storages in the file."""
+    """Check an archive. Return its pickle, and the offsets of its storages in the file."""
     size = path.stat().st_size
-    # Another reader of archives than torch.load's could find other content in a file that was made for it.
+    # This is the reader that torch.load uses. Another one could find other content in an archive that was made to deceive it.
     reader = torch._C.PyTorchFileReader(str(path))
     records = reader.get_all_records()
     if len(records) > MAX_RECORDS:
@@ -198,7 +199,7 @@ def _check_zip_parts(path: Path, *, inert: bool) -> tuple[bytes, dict[str, int]]
 
 
 def _check_legacy_parts(path: Path, *, inert: bool) -> tuple[int, dict[str, int]]:
-    """Return where the content of a file that has passed all checks begins, and the offsets of its storages in the file."""
+    """Check an old file. Return the offset of its content, and the offsets of its storages."""
     size = path.stat().st_size
     with open_regular(path) as stream:
         magic, *_ = parts = [_read(stream, sizes := _StorageSizes(size), size=size)]
@@ -214,7 +215,7 @@ def _check_legacy_parts(path: Path, *, inert: bool) -> tuple[int, dict[str, int]
 
 
 def _legacy_offsets(stream: IO[bytes], keys: list[str], sizes: _StorageSizes) -> dict[str, int]:
-    """Return where in an old file the bytes of each storage are: after its number of items."""
+    """Return the offset of each storage's bytes in an old file. They follow the number of its items."""
     offsets = {}
     for key in keys:
         count = int.from_bytes(stream.read(8), "little")
@@ -228,7 +229,7 @@ def _legacy_offsets(stream: IO[bytes], keys: list[str], sizes: _StorageSizes) ->
 
 
 def _mapped(path: Path, offsets: Mapping[str, int]) -> Build:
-    """Return a function that builds tensors which are mapped from a file, at the offsets of their storages."""
+    """Return a function that builds tensors by mapping their bytes from a file."""
     whole = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
 
     def build(key: str, dtype: torch.dtype, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
@@ -271,7 +272,7 @@ def _rules(sizes: _StorageSizes, *, inert: bool) -> PickleRules:
 
 
 def _dict(counter: KeyCounter, *arguments: Any) -> dict[Any, Any]:
-    """Return what OrderedDict() or Counter({...}) holds."""
+    """Stand in for OrderedDict and Counter: return a plain dict."""
     for argument in arguments:
         for number, key in enumerate(argument if isinstance(argument, dict) else [pair[0] for pair in argument]):
             check_key(key)
@@ -288,7 +289,7 @@ def _set(counter: KeyCounter, items: Iterable[Any] = ()) -> set[Any]:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Return the bytes that Python 3 writes for Python 2 as a text and its encoding."""
+    """Stand in for `_codecs.encode`, with which Python 3 stores bytes in the old protocols that Python 2 reads."""
     if not isinstance(text, str) or encoding not in ENCODINGS:
         raise DamagedFileError(f"it encodes a text as {short_repr(encoding)}")
     return text.encode(encoding)
@@ -308,7 +309,7 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
 
 
 def _rebuild_from_type(calls: Mapping[str, Call]) -> Call:
-    """Return a stand-in that builds a tensor with attributes of its own, without the attributes."""
+    """Return a stand-in that builds a tensor of a subclass, or with attributes of its own, as a plain tensor."""
 
     def rebuild(function: Any, kind: Any, arguments: Any, _: Any) -> Any:
         name = function.name if isinstance(function, PickledName) else ""
@@ -320,7 +321,7 @@ def _rebuild_from_type(calls: Mapping[str, Call]) -> Call:
 
 
 def _ignore_state(target: Any, state: Any) -> None:
-    """Leave out the attributes of anything that is not an object of its own."""
+    """Ignore the attributes that a pickle would give to plain values and tensors."""
 
 
 def _check_state(target: Any, state: Any) -> None:

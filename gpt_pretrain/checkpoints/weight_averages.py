@@ -1,4 +1,4 @@
-"""Choose which weights of a checkpoint are used: the trained ones, their moving average, or the mean of several checkpoints."""
+"""Choose the weights of a checkpoint: the trained ones, their moving average, or the mean of several checkpoints."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _shapes(source: WeightSource) -> dict[str, tuple[int, ...]]:
 
 
 def _mean(parts: Sequence[StoredTensor]) -> StoredTensor:
-    """Return the mean of tensors, which is computed when it is read, one tensor in memory at a time; whole numbers have none."""
+    """Return the mean of tensors. It is computed when it is read, with one of the tensors in memory at a time."""
     if not isinstance(parts[0].dtype, torch.dtype):
         return parts[-1]
 

@@ -79,12 +79,12 @@ class WeightSource:
         name: The path or hub id, for messages.
         tensors: The tensors by their stored names.
         declared: The fields of `GPTConfig` that a stored config states.
-        likely_heads: A number of attention heads that the file mentions, but not for certain as this model's.
-        find_tokenizer: Returns the tokenizer that the weights bring, or None if they bring none.
-        has_tokenizer_files: In this format, the files of the tokenizer belong to the model.
-        is_safetensors: The file is in the safetensors format.
-        content: The rest of one of this program's checkpoints.
-        average: The moving average of the weights in such a checkpoint, if it has one.
+        likely_heads: A number of attention heads that the file mentions, perhaps for another model.
+        find_tokenizer: Returns the tokenizer that belongs to the weights, or None if there is none.
+        has_tokenizer_files: Whether models in this format come with the files of their tokenizer.
+        is_safetensors: Whether the file is in the safetensors format.
+        content: The rest of the checkpoint, if this program wrote it.
+        average: The moving average of the weights, if this program's checkpoint has one.
     """
 
     name: str
@@ -127,7 +127,7 @@ def _from_hub(repo_id: str) -> WeightSource:
     from gpt_pretrain.system.hub import fetch, fetch_first
 
     config = fetch(repo_id, CONFIG_FILE)
-    # Rejects any other kind of model before its weights, which may be many gigabytes, are downloaded.
+    # This rejects any other kind of model before its weights are downloaded, which may be many gigabytes.
     _read_config(config)
     weights = fetch_first(repo_id, WEIGHTS_FILES)
     if weights.name in (SHARD_INDEX, PICKLE_INDEX):
@@ -226,12 +226,12 @@ def _neighbor(path: Path, tensors: Mapping[str, StoredTensor]) -> FindTokenizer:
 
 
 def _has_config(path: Path, tensors: Mapping[str, StoredTensor], *, named: str) -> bool:
-    """Return whether a config.json beside a file of weights belongs to it.
+    """Return whether a config.json belongs to a file of weights in its folder.
 
-    A training program may have written one of its own, and a folder may hold several models.
+    It may also be of a training program, or of another model in the same folder.
 
     Args:
-        named: The name of a file that it belongs to in any case.
+        named: The name of the file to which a config.json always belongs.
     """
     config = path.parent / CONFIG_FILE
     if not config.is_file() or path.name == named:

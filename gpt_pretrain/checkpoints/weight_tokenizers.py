@@ -1,4 +1,4 @@
-"""Find the tokenizer that weights bring with them: beside them in their folder, on the hub, or in the checkpoint itself."""
+"""Find the tokenizer that belongs to weights: in their folder, on the hub, or in the checkpoint itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpt_pretrain.tokenizers.vocabulary_files import read_folder_tokenizer
 NAME_FIELD, DEFINITION_FIELD = "tokenizer", "tokenizer_definition"  # of a checkpoint
 OPENAI_MODELS = re.compile(r"(openai-community/)?gpt2(-medium|-large|-xl)?")
 DATASET_NAME = re.compile(r"\w[\w.-]*")
-MAX_PADDING = 128  # rows without a token, with which a vocabulary is filled up
+MAX_PADDING = 128  # rows without a token, to which a vocabulary is rounded up
 EXPECTED = (UserError, DamagedFileError, OSError)
 
 FindTokenizer = Callable[[], Tokenizer | None]
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 
 
 def no_tokenizer() -> Tokenizer | None:
-    """Return no tokenizer, for weights that state none."""
+    """Return None, for weights without a tokenizer."""
     return None
 
 
 def tokenizer_fields(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the fields of a checkpoint that hold its tokenizer; a definition is a tensor of bytes, which is quick to skip."""
+    """Return the fields of a checkpoint that hold its tokenizer. A definition is a tensor of bytes, since readers can skip it."""
     stored = StoredTokenizer.of(tokenizer)
     if stored.definition is None:
         return {NAME_FIELD: stored.name}
@@ -48,7 +48,7 @@ def tokenizer_fields(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def checkpoint_tokenizer(content: Mapping[str, Any], *, origin: str) -> Tokenizer:
-    """Build the tokenizer that a checkpoint holds. No path is looked for.
+    """Build the tokenizer that a checkpoint holds. No other file is read.
 
     Raises:
         UserError: If it is damaged, or names a tokenizer that it does not hold.
@@ -66,13 +66,13 @@ def checkpoint_tokenizer(content: Mapping[str, Any], *, origin: str) -> Tokenize
 
 
 def folder_finder(folder: Path, own: Any) -> FindTokenizer:
-    """Return how to find the tokenizer of a folder that transformers or an export wrote.
+    """Return a function that finds the tokenizer in a folder that transformers or an export wrote.
 
     Args:
-        own: What an export of this program says of itself in config.json.
+        own: The value that an export of this program has stored in config.json.
 
     Raises:
-        UserError: If it names a tokenizer in a wrong way.
+        UserError: If this value names no valid tokenizer.
     """
     name = own.get("tokenizer") if isinstance(own, dict) else None
     if name is None:
@@ -85,17 +85,17 @@ def folder_finder(folder: Path, own: Any) -> FindTokenizer:
 
 
 def hub_finder(repo_id: str) -> FindTokenizer:
-    """Return how to find the tokenizer of a model on the hub."""
+    """Return a function that finds the tokenizer of a model on the hub."""
     if OPENAI_MODELS.fullmatch(repo_id):
         return partial(build_tokenizer, "gpt2")
     return partial(fetch_tokenizer, repo_id)
 
 
 def neighbor_finder(path: Path, rows: int | None) -> FindTokenizer:
-    """Return how to find the tokenizer in the folder of a file of weights, which belongs to them if it has as many tokens.
+    """Return a function that finds the tokenizer in the folder of a file of weights. It must have as many tokens as the weights.
 
     Args:
-        rows: Rows of the weights' vocabulary, with those that only fill it up.
+        rows: Rows of the weights' vocabulary, including those that round it up.
     """
 
     def find() -> Tokenizer | None:
@@ -114,9 +114,9 @@ def neighbor_finder(path: Path, rows: int | None) -> FindTokenizer:
 
 
 def nanogpt_finder(path: Path, content: Mapping[str, Any]) -> FindTokenizer:
-    """Return how to find the tokenizer of a checkpoint of nanoGPT: its data set's meta.pkl, if that has as many ids.
+    """Return a function that finds the tokenizer of a checkpoint of nanoGPT: the meta.pkl of its data set, if the sizes agree.
 
-    It is looked for beside the checkpoint, and in data/NAME/ there, one folder higher, and here.
+    It searches the folder of the checkpoint, and data/NAME/ in that folder, in its parent and in the current folder.
     """
     arguments, settings = content.get("model_args"), content.get("config")
     size = arguments.get("vocab_size") if isinstance(arguments, dict) else None

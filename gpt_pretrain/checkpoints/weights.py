@@ -37,10 +37,10 @@ class Weights:
         config: The architecture.
         parts: For each tensor of the model, the stored tensors that it consists of: one, three (query, key, value), or none if
             it is zero.
-        transposed: Linear layers are stored as (in, out), as OpenAI did, not (out, in).
-        content: Everything else in one of this program's checkpoints.
-        find_tokenizer: Returns the tokenizer that the weights bring, or None if they bring none.
-        has_tokenizer_files: In the format of the weights, the files of the tokenizer belong to the model.
+        transposed: Whether linear layers are stored as (in, out), as OpenAI did, and not as (out, in).
+        content: The rest of the checkpoint, if this program wrote it.
+        find_tokenizer: Returns the tokenizer that belongs to the weights, or None if there is none.
+        has_tokenizer_files: Whether models in this format come with the files of their tokenizer.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Weights:
 
     @cached_property
     def own_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that the weights bring, or None if they bring none.
+        """The tokenizer that belongs to the weights, or None if there is none.
 
         Raises:
             UserError: If its files cannot be fetched or used, or it has more tokens than the weights have rows.
@@ -66,13 +66,13 @@ class Weights:
 
     @property
     def tokenizer(self) -> str | None:
-        """The name of the tokenizer that the weights bring, or that has as many tokens; None if none is known."""
+        """The name of the weights' own tokenizer, or of a known one with as many tokens; None if there is neither."""
         own = self._found_tokenizer
         return tokenizer_by_size(self.config.vocab_size) if own is None else own.name
 
     @property
     def has_likely_tokenizer(self) -> bool:
-        """True if the weights bring a tokenizer, or if their format has none and the size of their vocabulary suggests one."""
+        """True if the weights have a tokenizer, or if their format has none and the size of the vocabulary suggests one."""
         return self.own_tokenizer is not None or (not self.has_tokenizer_files and self.tokenizer is not None)
 
     def build(
@@ -112,7 +112,7 @@ class Weights:
         return model.eval()
 
     def build_tokenizer(self, name: str | None = None) -> Tokenizer:
-        """Build the named tokenizer, by default that of the weights, or a known one with as many tokens.
+        """Build the named tokenizer. By default, build the weights' own, or a known one with as many tokens.
 
         Raises:
             UserError: If no tokenizer is known, or it does not fit the vocabulary.
@@ -137,10 +137,10 @@ class Weights:
         return build_tokenizer(guess)
 
     def _fit_named(self, name: str) -> Tokenizer:
-        """Build the named tokenizer, and warn if the weights bring another one.
+        """Build the named tokenizer, and warn if the weights have another one.
 
         Raises:
-            UserError: If it does not fit the vocabulary; the remedy is the tokenizer of the weights, if they bring one.
+            UserError: If it does not fit the vocabulary. If the weights have a tokenizer, the message recommends that.
         """
         try:
             fitted = self._fit(build_tokenizer(name))
@@ -173,7 +173,7 @@ class Weights:
             tensor = tensor.contiguous().to(device=device, dtype=dtype)
             if not is_finite_tensor(tensor):
                 not_finite.append(name)
-            # A view would keep the larger storage in memory, and save it with the model.
+            # A view would keep its whole storage in memory, and save it with the model.
             is_view = tensor.untyped_storage().nbytes() > tensor.nbytes
             state[name] = tensor.clone() if is_view else tensor
         if not_finite:
