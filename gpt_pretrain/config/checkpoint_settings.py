@@ -1,4 +1,4 @@
-"""The settings in a checkpoint: signed when written, and compared with the table of stored settings when read."""
+"""Sign the settings in a checkpoint when it is written, and decide by the table of stored settings which ones to take from it."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from gpt_pretrain.system.terminal import escape_line
 
 SIGNATURE_FIELD = "settings_signature"  # of a checkpoint, beside its "config"
 MAX_STORED_VALUES = 2000  # values in stored settings; a run has fewer than 200
-MAX_TEXT, MAX_TEXTS = 10_000, 50_000  # characters of one text and of all together, without a signature
+MAX_TEXT, MAX_TEXTS = 10_000, 50_000  # characters of one text, and of all texts, in settings without a signature
 MAX_INTEGER = 2**63
 PURPOSE = "settings of a checkpoint"
-ADDED_GROUP = "evaluation"  # which earlier versions did not have, and did not sign
-# A resumed run has its own devices, and opens no weights but those of its checkpoint: init_from is only recorded.
+ADDED_GROUP = "evaluation"  # a group that earlier versions did not have, and so did not sign
+# A resumed run has its own devices. It opens no weights but those of its checkpoint, so init_from is only recorded.
 OF_THIS_START, RECORDED = ("trainer.devices", "trainer.num_nodes"), ("init_from",)
 
-OF_THE_TEXT = ("train_ratio", "val_tokens", "format", "sources")  # which tokens of a text are those for validation
+OF_THE_TEXT = ("train_ratio", "val_tokens", "format", "sources")  # settings that decide which tokens are for validation
 
 
 @dataclass(frozen=True)
 class AdmittedSettings:
-    """The settings of a checkpoint that are taken.
+    """The settings that are taken from a checkpoint.
 
     Args:
-        settings: Nested, and without those that are not taken.
-        problems: The paths and URLs that the user must type, as messages.
-        notices: What is changed or left out, as messages.
+        settings: The settings that are taken, nested.
+        problems: Messages about paths and URLs that the user must type.
+        notices: Messages about settings that are changed or left out.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class AdmittedSettings:
 
 
 def sign_settings(config: Mapping[str, Any]) -> str:
-    """Return this user's signature of the settings in a checkpoint that are not taken from everybody."""
+    """Return this user's signature of those settings in a checkpoint that are not taken from everybody."""
     return signature(_signed_content(config), purpose=PURPOSE).hex()
 
 
@@ -70,14 +70,14 @@ def has_signed_settings(content: Mapping[str, Any]) -> bool:
 
 
 def read_stored_settings(config: Any, *, own: bool, origin: str) -> dict[str, Any]:
-    """Return the settings in a checkpoint that the schema has, nested, with the types that it gives them.
+    """Return the settings in a checkpoint that the schema has too, nested and with the types of the schema.
 
     Args:
         own: Whether the checkpoint has this user's signature, so that its texts may be long.
         origin: The file, for messages.
 
     Raises:
-        UserError: If they are not plain data, name a class to build, or have other types, or texts are far too long.
+        UserError: If they are not plain data, name a class to build, have wrong types, or contain far too long texts.
     """
     _check_plain(config, own=own, origin=origin)
     known: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def read_stored_settings(config: Any, *, own: bool, origin: str) -> dict[str, An
             _insert(known, key, found[0])
     if isinstance(known.get("model"), dict):
         known["model"] = ADDED_FIELDS | known["model"]
-    # What a version without a setting did is the schema's default; the defaults in conf/ suit new runs.
+    # A setting is missing if the version did not have it. The schema's default is what that version did; conf/ is for new runs.
     for group, kind in (("optimizer", OptimizerSettings), ("scheduler", SchedulerSettings)):
         if isinstance(known.get(group), dict):
             known[group] = _default_fields(kind) | known[group]
@@ -111,12 +111,12 @@ def admit_settings(
     origin: str,
     folder: Path | None,
 ) -> AdmittedSettings:
-    """Return the settings of a checkpoint that are taken, and what to say about the others.
+    """Choose the settings that are taken from a checkpoint, and explain the others.
 
     Args:
-        stored: The settings that `read_stored_settings` returns.
-        present: The settings of this start, which replace those that are not taken.
-        is_typed: Returns whether the user has typed a setting, by its name.
+        stored: The settings that `read_stored_settings` returned.
+        present: The settings of this start. They replace the settings that are not taken.
+        is_typed: Returns whether the user has typed the setting of a name.
         own: Whether the checkpoint has this user's signature.
         origin: The file, for messages.
         folder: The folder of the run; None if it is unknown.
@@ -160,7 +160,7 @@ def _describe_limit(key: str, value: Any, taken: Any, *, origin: str) -> str:
 
 
 def read_data_settings(content: Mapping[str, Any]) -> DataSettings | None:
-    """Return the `data` settings in a checkpoint, to look for its text again; None if they name a path or URL that must be typed.
+    """Return the `data` settings in a checkpoint, by which its text is found again. Return None if a location must be typed.
 
     Raises:
         UserError: If the settings are not valid.
@@ -192,14 +192,14 @@ def read_data_settings(content: Mapping[str, Any]) -> DataSettings | None:
 
 
 def forgotten_options(config: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """Return the names of the remote file system's options that a checkpoint's run had and this start does not have."""
+    """Return the names of the remote file system's options that the checkpoint's run had, but this start does not."""
     before, now = (next(iter(_find(settings, "data.remote.options")), None) for settings in (config, present))
     names = before if isinstance(before, dict) else {}
     return [escape_line(str(name))[:100] for name in names if not isinstance(now, dict) or name not in now]
 
 
 def _check_plain(config: Any, *, own: bool, origin: str) -> None:
-    """Check that stored settings are plain data, and not more than settings need; own ones may hold long texts.
+    """Check that stored settings are plain data of a plausible size. The user's own settings may hold long texts.
 
     Raises:
         UserError: If they are not, or name a class to build.
@@ -213,7 +213,7 @@ def _check_plain(config: Any, *, own: bool, origin: str) -> None:
     characters = 0
     while waiting:
         node = waiting.pop()
-        if isinstance(node, str) and node == MISSING:  # which OmegaConf takes for a value of any type that is still missing
+        if isinstance(node, str) and node == MISSING:  # OmegaConf accepts this text for any type, as a value still to be set.
             raise UserError(f"{origin}: the stored settings contain a value that is missing ({MISSING}). The file is damaged.")
         if isinstance(node, str) and not own:
             characters += len(node)
@@ -244,12 +244,12 @@ def _signed_content(config: Mapping[str, Any]) -> bytes:
 
 
 def _optional_groups() -> list[str]:
-    """Return the names of all groups within groups; some of them may be null."""
+    """Return the names of all groups within groups, since some of them may be null."""
     return sorted({key.rpartition(".")[0] for key in TRAIN_KINDS if key.count(".") > 1})
 
 
 def _find(config: Any, key: str) -> list[Any]:
-    """Return the value of a setting in nested settings, in a list; an empty list if there is none."""
+    """Return a list with the value of a setting in nested settings, or an empty list if there is none."""
     for name in key.split("."):
         if not isinstance(config, Mapping) or name not in config:
             return []
@@ -273,7 +273,7 @@ def _default_fields(kind: type) -> dict[str, Any]:
 
 
 def _restrict(typed: dict[Any, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of nested settings that known has as well."""
+    """Return the part of nested settings whose names are in `known` too."""
     return {
         name: _restrict(typed[name], value) if isinstance(value, dict) and isinstance(typed[name], dict) else typed[name]
         for name, value in known.items()

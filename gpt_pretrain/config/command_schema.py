@@ -1,7 +1,6 @@
-"""The settings of the commands `gpt-pretrain prepare`, `tokenizer`, `export`, `report`, `compare` and
-`leaderboard`, as typed dataclasses.
+"""The settings of `gpt-pretrain prepare`, `tokenizer`, `export`, `report`, `compare` and `leaderboard`, as typed dataclasses.
 
-The help texts of the commands explain them: they are the docstrings of the modules in commands/.
+The help texts of the commands explain them. These are the docstrings of the modules in commands/.
 """
 
 from __future__ import annotations

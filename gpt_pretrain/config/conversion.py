@@ -41,7 +41,7 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
 
 
 def explain_value(error: OmegaConfBaseException, schema: type) -> str | None:
-    """Return the message about a value of the wrong type, or a reference to nothing; None for another error."""
+    """Return the message about a value of the wrong type or a reference to nothing, or None for any other error."""
     key, text = str(error.full_key), str(error.msg or error)
     if (reference := MISSING_REFERENCE.match(text)) is not None:
         return f"{key} refers to ${{{reference[1]}}}, which does not exist. --cfg job shows all settings."
@@ -58,7 +58,7 @@ def _first_line(error: OmegaConfBaseException) -> str:
 
 
 def find_full_names(key: str, schema: type) -> list[str]:
-    """List the settings in groups that end in this name, such as trainer.max_steps; none if the name is a setting itself."""
+    """List the settings in groups that have this name, such as trainer.max_steps. The list is empty if it is a setting itself."""
     hints = get_type_hints(schema)
     if "." in key or "/" in key or key in hints:
         return []

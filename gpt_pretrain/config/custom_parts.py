@@ -1,8 +1,8 @@
 """The user's own parts: groups of settings that name a class to build, and its arguments.
 
 A group with a `_target_` has no schema. Its fields move to the setting `custom`, and the group keeps what the rest of the program
-needs to know. A checkpoint stores the name of the class as a text and the arguments as plain data; what it says is used only
-after the user has named the same class again.
+needs to know. A checkpoint stores the name of the class as a text, and the arguments as plain data. They are used only after the
+user has named the same class again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.system.shown_values import short_repr
 
-CUSTOM_GROUPS = ("model", "data", "optimizer", "scheduler")  # may be left to the user
+CUSTOM_GROUPS = ("model", "data", "optimizer", "scheduler")  # groups that may name a class of the user's own
 TARGET, CUSTOM = "_target_", "custom"
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 MAX_NAME = 200  # characters of a class's name
-DEFAULT_CONTEXT = 256  # tokens of a window, if neither the user nor the class of the model says
-OF_THE_LOADER = 0  # a batch size that the user's own loader says
-# The fields that replace the user's in a group.
+DEFAULT_CONTEXT = 256  # tokens of a window, unless the user or the class of the model states another number
+OF_THE_LOADER = 0  # the batch size that stands for that of the user's own loader
+# The fields that a group gets in place of the user's.
 PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "model": {
         **{"kind": CUSTOM_KIND, "context_length": DEFAULT_CONTEXT, "emb_dim": 1, "n_heads": 1, "n_layers": 1, "drop_rate": 0.0},
@@ -38,14 +38,14 @@ PLACEHOLDERS: dict[str, dict[str, Any]] = {
         **{"batch_size": OF_THE_LOADER, "train_ratio": 0.9, "num_workers": 0},
     },
 }
-# Fields that mean the same in both.
+# The user's fields that keep their value in the group, since they mean the same there.
 STATED = {"model": ("context_length",), "optimizer": ("lr", "weight_decay"), "data": ("batch_size", "num_workers")}
 
 
 def open_schema(schema: type) -> type:
-    """Return a schema for composing, whose groups for the user's own parts hold anything.
+    """Return a schema for composing, in which the groups for the user's own parts accept any fields.
 
-    The options in conf/ include the types of their group; those of the user need not.
+    The options in conf/ include the types of their group. The user's own options need not.
     """
     groups = [name for name in CUSTOM_GROUPS if name in get_type_hints(schema)]
     fields: list[Any] = [(name, dict[str, Any], dataclasses.field(default_factory=dict)) for name in groups]
@@ -53,10 +53,10 @@ def open_schema(schema: type) -> type:
 
 
 def take_custom_parts(config: DictConfig) -> DictConfig:
-    """Return a composed config with the fields of the user's own parts in the setting `custom`.
+    """Return a composed config with the fields of the user's own parts moved to the setting `custom`.
 
     Raises:
-        UserError: If a group cannot be left to the user, or its class is not named.
+        UserError: If a group cannot name a class, or does not name one.
     """
     groups = [group for group in CUSTOM_GROUPS if group in config and isinstance(config[group], DictConfig)]
     parts = {group: config[group] for group in groups if TARGET in list(config[group].keys())}
@@ -75,10 +75,10 @@ def take_custom_parts(config: DictConfig) -> DictConfig:
 
 
 def named_model(fields: Any) -> dict[str, Any] | None:
-    """Return the class that the user names for weights of a model of their own, with its arguments; None if none is named.
+    """Return the class, and its arguments, that the user names for weights of their own model. Return None if none is named.
 
     Raises:
-        UserError: If something else than a class is chosen.
+        UserError: If the fields name something else than a class.
     """
     if not fields:
         return None
@@ -93,7 +93,7 @@ def named_model(fields: Any) -> dict[str, Any] | None:
 
 
 def placeholder(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that replace those of the user in a group of settings."""
+    """Return the fields that a group gets in place of the user's."""
     stated = {name: fields[name] for name in STATED.get(group, ()) if _is_amount(fields.get(name))}
     return copy.deepcopy(PLACEHOLDERS[group]) | stated
 
@@ -112,9 +112,9 @@ def _target_problem(group: str, fields: DictConfig) -> str | None:
 
 
 def storable_parts(custom: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the user's parts for a checkpoint, in which nothing says what to build.
+    """Return the user's parts as a checkpoint stores them, without any `_target_`.
 
-    The arguments are left out if a class is among them.
+    If an argument names a further class, the arguments are left out.
     """
     return {
         group: {
@@ -128,18 +128,18 @@ def storable_parts(custom: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
 def resume_custom_parts(
     stored: Any, named: Mapping[str, Mapping[str, Any]], *, own: bool, origin: str
 ) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
-    """Return the user's parts of a resumed run: the classes that are named now, with the stored arguments that are not given.
+    """Return the user's parts of a resumed run: the classes that are named now. The checkpoint adds arguments that are not typed.
 
     Args:
-        stored: What `storable_parts` returned, as a checkpoint has it.
+        stored: The result of `storable_parts`, as the checkpoint has it.
         named: The parts that this start names.
-        own: Whether the checkpoint has this user's signature; without it, its arguments have to be typed.
+        own: Whether the checkpoint has this user's signature. If it has not, its arguments must be typed.
         origin: The file, for messages.
 
     Returns:
-        The parts, the problems, and the changes that give the saved state another meaning.
+        The parts, the problems, and messages about changes that give the saved state another meaning.
     """
-    from gpt_pretrain.config.override_messages import describe_override, explain_locations  # they load what --help need not
+    from gpt_pretrain.config.override_messages import describe_override, explain_locations  # heavy, so not loaded for --help
 
     before = stored if isinstance(stored, dict) else {}
     parts = {group: dict(fields) for group, fields in named.items()}
@@ -164,14 +164,14 @@ def resume_custom_parts(
 
 
 def _changed_model(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the arguments of a model that are not those of its weights, which may mean something else with them."""
+    """List the arguments of a model that differ from those of its weights. The weights may mean something else with them."""
     typed = {name: value for name, value in _arguments(now).items() if name != "context_length"}
     changed = [name for name, value in typed.items() if name not in before or before[name] != value]
     return [f"model.{name} was {_shown(before.get(name, 'not given'))}, is {_shown(now[name])} now" for name in changed]
 
 
 def _unnamed(group: str, name: object, *, own: bool, origin: str) -> str:
-    from gpt_pretrain.config.override_messages import UNSIGNED  # it loads what --help need not
+    from gpt_pretrain.config.override_messages import UNSIGNED  # heavy, so not loaded for --help
 
     typed = f"{group}.{TARGET}={name if _is_class_name(name) else ''}"
     if not own:
@@ -192,7 +192,7 @@ def _is_class_name(name: object) -> bool:
 
 
 def _shown(name: object) -> str:
-    from gpt_pretrain.system.terminal import escape_line  # it loads the library for terminals, and --help must not wait
+    from gpt_pretrain.system.terminal import escape_line  # heavy, so not loaded for --help
 
     return escape_line(str(name)[:MAX_NAME])
 
@@ -208,7 +208,7 @@ def _names_a_class(value: Any) -> bool:
 
 
 def naming_overrides(custom: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the overrides that name the user's parts again, with their arguments where a checkpoint does not store these."""
+    """Return the overrides that name the user's parts again. Arguments are added if a checkpoint does not store them."""
     words = []
     for group, fields in custom.items():
         words.append(f"{group}.{TARGET}={fields[TARGET]}")
@@ -218,7 +218,7 @@ def naming_overrides(custom: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def callback_overrides(callbacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the overrides that name the user's own callbacks again, which a checkpoint does not store."""
+    """Return the overrides that name the user's own callbacks again. A checkpoint does not store callbacks."""
     return [
         override
         for name, fields in callbacks.items()

@@ -1,6 +1,6 @@
 """Import and build the classes that the user names in the settings.
 
-Only names that are typed, or are in the user's own configs, are ever imported here; see `config/custom_parts.py`.
+Only names that the user has typed, or that are in the user's own configs, are imported; see `config/custom_parts.py`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from gpt_pretrain.errors import UserError
 
 
 def find_target(name: str, *, setting: str) -> Any:
-    """Import a class or function by its dotted name; modules in the current folder are found after installed ones.
+    """Import a class or function by its dotted name. Installed modules come before those in the current folder.
 
     Raises:
-        UserError: If there is no such module or name in it, if importing it fails, or if it can't be called.
+        UserError: If there is no such module or name, if importing it fails, or if it can't be called.
     """
     parts = name.split(".")
     with _current_folder(parts[0]):
@@ -47,15 +47,16 @@ def find_target(name: str, *, setting: str) -> Any:
 
 @contextmanager
 def _current_folder(package: str) -> Iterator[None]:
-    """Have Python look in the current folder as well, and only within this block, for a package that is not installed.
+    """Let Python find a package in the current folder during the block, unless it is installed.
 
-    Libraries try to import optional packages at any time, and a stranger's folder may lie here under the name of one.
+    The folder is not searched at other times, since libraries may try to import optional packages at any time, and a stranger's
+    folder could have the name of one.
     """
     here = str(Path.cwd())
     if here in sys.path or _is_installed(package, here=here):
         yield
         return
-    sys.path.append(here)  # at the end, so that no file there takes the place of an installed package
+    sys.path.append(here)  # Installed packages come first.
     try:
         yield
     finally:
@@ -64,7 +65,7 @@ def _current_folder(package: str) -> Iterator[None]:
 
 
 def _is_installed(package: str, *, here: str) -> bool:
-    """Return whether a package is found elsewhere than in the current folder, from which it may have been imported before."""
+    """Return whether a package is found outside of the current folder. It may already be imported from that folder."""
     try:
         found = find_spec(package)
     except ValueError:  # a module without a specification, such as __main__
@@ -76,7 +77,7 @@ def _is_installed(package: str, *, here: str) -> bool:
 
 
 def _import_longest(parts: list[str], *, setting: str) -> tuple[ModuleType, list[str]]:
-    """Import as many parts of a dotted name as are modules, and return the last module with the other parts."""
+    """Import as many parts of a dotted name as are modules. Return the last module and the other parts."""
     name, module = ".".join(parts), None
     for end in range(1, len(parts) + 1):
         path = ".".join(parts[:end])
@@ -104,7 +105,7 @@ def _failed_import(setting: str, name: str, path: str, error: Exception) -> str:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return an exception of the user's code in one line, with the file and line that raised it."""
+    """Describe an exception of the user's code on one line, with the file and the line that raised it."""
     last = (traceback.extract_tb(error.__traceback__) or [None])[-1]
     of_others = last is None or "importlib" in last.filename or f"{os.sep}hydra{os.sep}" in last.filename
     where = "" if last is None or of_others else f" ({last.filename}, line {last.lineno})"
@@ -129,13 +130,13 @@ def call_target(fields: Mapping[str, Any], *positional: Any, setting: str, **giv
     """Call the class or function that a group of settings names.
 
     Args:
-        fields: The `_target_` and the arguments, in which further classes may be named.
+        fields: The `_target_` and the arguments, which may name further classes.
         positional: Arguments that come first.
-        setting: The group.
-        given: Arguments that are passed where the callable has a parameter of that name, and the fields do not give it.
+        setting: The name of the group.
+        given: Arguments that are passed if the callable has parameters of these names and the fields leave them out.
 
     Raises:
-        UserError: If the arguments are not those of the callable, or it fails.
+        UserError: If the callable does not accept the arguments, or fails.
     """
     name = str(fields[TARGET])
     target = find_target(name, setting=f"{setting}.{TARGET}")
@@ -154,7 +155,7 @@ def call_target(fields: Mapping[str, Any], *positional: Any, setting: str, **giv
 
 
 def _inner_targets(values: list[Any]) -> Iterator[str]:
-    """Yield the classes that arguments name, which Hydra imports without looking in the current folder."""
+    """Yield the classes that arguments name. They are imported here first, since Hydra does not look in the current folder."""
     for value in values:
         if isinstance(value, Mapping):
             if isinstance(name := value.get(TARGET), str):
@@ -165,7 +166,7 @@ def _inner_targets(values: list[Any]) -> Iterator[str]:
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a class or function by name; none if Python cannot tell."""
+    """Return the parameters of a class or function by name, or an empty dict if Python cannot tell."""
     try:
         return dict(inspect.signature(target).parameters)
     except (TypeError, ValueError):

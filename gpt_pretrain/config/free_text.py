@@ -1,9 +1,11 @@
-"""Texts, paths and names on a command line: quoted for Hydra, so that they mean what they say, and written as users type them.
+"""Quote texts, paths and names on a command line for Hydra, so that users can type them as they are.
 
-The rule, without and with -m: a text or a path is typed as it is, whatever is in it. In a sweep, commas separate paths and names,
-as they separate numbers, unless the whole is the name of an existing file, or quotation marks stand around the comma:
-`data.path="a, b.txt",c.txt`. Commas in a text separate nothing: several texts are typed in quotation marks of their own,
-`prompt='One, two','Three'`.
+The rules, with and without -m:
+
+- Any character may be in a text or a path.
+- In a sweep, commas separate paths and names, as they separate numbers. A comma is part of a name if the whole value names an
+  existing file, or if quotation marks are around the name: `data.path="a, b.txt",c.txt`.
+- In a text, commas separate nothing. Several texts are typed in quotation marks, each with its own: `prompt='One, two','Three'`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import re
 from gpt_pretrain.config.interpolation import unescape_interpolation
 from gpt_pretrain.config.overrides import quote_value, split_override
 
-# Settings that have one value in a sweep too: texts, and folders to write or to resume.
+# Settings that have only one value even in a sweep: texts, and folders to write or to resume.
 SINGLE_TEXTS = {"prompt", "start_context"} | {
     *("api_key", "data.cache_dir", "host", "out", "resume", "sweep_resume", "run_dir", "hydra.run.dir", "hydra.sweep.dir")
 }
@@ -32,18 +34,18 @@ LISTED_NAMES = {
     "tokenizer.name",
 } | {*("logger.wandb.project", "logger.wandb.name", "logger.mlflow.experiment_name", "logger.mlflow.tracking_uri")}
 FREE_TEXTS = SINGLE_TEXTS | LISTED_NAMES
-NULLABLE = FREE_TEXTS - {"prompt", "start_context"}  # where null is no text
-TEMPLATES = {"hydra.run.dir", "hydra.sweep.dir"}  # folders that may be named after settings: ${...}
+NULLABLE = FREE_TEXTS - {"prompt", "start_context"}  # settings for which null means no value, not the text "null"
+TEMPLATES = {"hydra.run.dir", "hydra.sweep.dir"}  # folders whose names may contain settings: ${...}
 
-# Possessive repetitions, since those that can be given back take a hundred bytes of memory for each character.
+# The repetitions are possessive. Others would take a hundred bytes of memory for each character, to be able to step back.
 QUOTED = r"""(?:'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+")"""
 ONE_QUOTED, SEVERAL_QUOTED = (re.compile(text, re.DOTALL) for text in (QUOTED, rf"{QUOTED}(?:\s*+,\s*+{QUOTED})++"))
 HYDRA_FUNCTION = re.compile(r"(?:choice|shuffle|tag|glob)\(.*\)", re.DOTALL)
-# What Hydra reads as the same text without quotation marks.
+# A text that Hydra reads in the same way without quotation marks.
 PLAIN = re.compile(r"(?!(?:true|false|null|inf|nan)\Z)(?:[A-Za-z_/]|\.\.?/)[\w./:@%+-]*", re.ASCII | re.IGNORECASE)
-# Names between commas; a comma in quotation marks or in ${a,b} separates none.
+# Names between commas. A comma in quotation marks or in ${a,b} is part of a name.
 NAMES = re.compile(rf"\s*+{QUOTED}\s*+(?=,|\Z)|(?:\$\{{[^}}$]*\}}|[^,])+", re.DOTALL)
-ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # as Hydra writes a text of a sweep's job
+ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # an escape that Hydra writes in a text of a sweep's job
 
 
 def quote_override(override: str, *, sweep: bool) -> str:
@@ -73,7 +75,7 @@ def plain_value(value: str) -> str:
     if not ONE_QUOTED.fullmatch(value):
         return ESCAPED.sub(r"\1", value)
     quote, text = value[0], value[1:-1]
-    # As in `quote_value`, a row of backslashes is searched once.
+    # The look-behind keeps a long row of backslashes from being searched once from each of them.
     text = re.sub(rf"(?<!\\)(\\++)({quote}|\Z)", lambda match: "\\" * (len(match[1]) // 2) + match[2], text)
     return unescape_interpolation(text)
 

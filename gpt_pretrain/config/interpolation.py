@@ -14,10 +14,10 @@ def escape_interpolation(value: Any) -> Any:
         return [escape_interpolation(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    # Without the look behind, a long row of backslashes would be searched once from each of them.
+    # The look-behind keeps a long row of backslashes from being searched once from each of them.
     return re.sub(r"(?<!\\)(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
 
 
 def unescape_interpolation(text: str) -> str:
-    """Undo `escape_interpolation` in a string; a `${...}` that is not escaped stays as it is."""
+    """Undo `escape_interpolation` in a string. A `${...}` that is not escaped stays as it is."""
     return re.sub(r"(?<!\\)((?:\\\\)*)\\\$\{", lambda match: "\\" * (len(match[1]) // 2) + "${", text)

@@ -1,6 +1,6 @@
-"""The habits of users of other programs: nanoGPT, nanochat, litgpt, torchtitan, transformers and the Lightning-Hydra template.
+"""Translate settings of other programs: nanoGPT, nanochat, litgpt, torchtitan, transformers and the Lightning-Hydra template.
 
-`setting_names.OTHER_NAMES` lists the settings that have another name here and the same values. This file lists the others.
+`setting_names.OTHER_NAMES` lists settings that only have another name here. This file lists those whose values differ too.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ SAMPLED = (
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 SENT_BY_CLIENTS = "Clients send it with each text: a request to /v1/completions has the field {field}."
 NOT_SAMPLED = "evaluate.py samples no text: a score follows from the probabilities of the tokens that a text has. Leave this out."
-# Settings of other programs, and the remedies in train.py and in the other scripts; None where another rule knows a better one.
-# VALUE, DEVICE, PRECISION and FILE stand for the typed value as it is written here.
+# Settings of other programs, with the remedy in train.py and the remedy in the other scripts. None means that another rule has a
+# better one. VALUE, DEVICE, PRECISION and FILE stand for the typed value as it is written here.
 REMEDIES: dict[str, tuple[str | None, str | None]] = {
     "device": ("Type trainer.accelerator=DEVICE", None),
     "dtype mixed_precision": ("Type trainer.precision=PRECISION", "Type precision=bf16-mixed or precision=32-true"),
@@ -119,11 +119,11 @@ VALUE_REMEDIES: dict[str, tuple[str | None, str | None]] = {
 
 
 def counterpart(key: str, value: str, *, schema: type) -> str | None:
-    """Return what to type, or to do, in place of another program's setting; None if the setting is not known.
+    """Return what to type or do in place of another program's setting, or None if the setting is unknown.
 
     Args:
         key: The name as typed, without dashes before it.
-        value: The typed value; an empty text if there is none.
+        value: The typed value, or an empty text.
         schema: The settings of the script.
     """
     key = key.lower().replace("-", "_")
@@ -147,12 +147,12 @@ def counterpart(key: str, value: str, *, schema: type) -> str | None:
 
 
 def other_value(override: str, *, schema: type) -> str | None:
-    """Return what to type in place of a value that has a meaning in another program only; None for other values."""
+    """Return what to type in place of a value that only another program knows, or None for any other value."""
     return VALUE_REMEDIES.get(override, (None, None))[0 if schema is TrainSettings else 1]
 
 
 def hydra_group_problem(override: str) -> str | None:
-    """Return what is wrong with an override that is meant to choose Hydra's launcher or sweeper; None if nothing is."""
+    """Return what is wrong with an override that is meant to choose Hydra's launcher or sweeper, or None."""
     key, _, value = override.partition("=")
     option = f"{key.replace('.', '/')}={value}"
     if key.startswith("hydra") and option in OPTION_REMEDIES:
@@ -165,20 +165,20 @@ def hydra_group_problem(override: str) -> str | None:
 def explain_python_file(name: str) -> str:
     """Return what to type in place of nanoGPT's file of settings, whose lines are `name = value`."""
     constants = _read_constants(Path(name))
-    if constants.get("wandb_log", "").lower() in OFF:  # the project and the name of the run have no effect then
+    if constants.get("wandb_log", "").lower() in OFF:  # Without it, the project and the name of the run have no effect.
         constants = {key: value for key, value in constants.items() if not key.startswith("wandb_")}
     translated = filter(None, (_translate(key, value) for key, value in constants.items()))
-    typed = dict.fromkeys(word for words in translated for word in shlex.split(words))  # some begin with the same logger=wandb
+    typed = dict.fromkeys(word for words in translated for word in shlex.split(words))  # without repeating logger=wandb
     found = f" Those of this file are written here: {' '.join(map(quote_word, typed))}" if typed else f" {EXPERIMENTS}"
     return f"{name}: settings are not read from Python files.{found}"
 
 
 def _read_constants(file: Path) -> dict[str, str]:
-    """Return the constants that lines of a Python file give names to, as texts; none if it cannot be read."""
+    """Return the constants that a Python file assigns to names, as texts. Return an empty dict if it cannot be read."""
     try:
         lines = ast.parse(read_bytes(file, max_bytes=MAX_PYTHON_BYTES)).body
         return {
-            line.targets[0].id: str(line.value.value)  # of a number with too many digits, this is a ValueError
+            line.targets[0].id: str(line.value.value)  # raises a ValueError for a number with too many digits
             for line in lines
             if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and isinstance(line.value, ast.Constant)
         }
@@ -187,7 +187,7 @@ def _read_constants(file: Path) -> dict[str, str]:
 
 
 def _translate(key: str, value: str) -> str | None:
-    """Return another program's setting of train.py as it is typed here; None if there is none, or several may be meant."""
+    """Return another program's setting as it is typed for train.py, or None if it is unknown or could mean several settings."""
     if (advice := counterpart(key, value, schema=TrainSettings)) is not None:
         return advice.removeprefix("Type ") if advice.startswith("Type ") else None
     names = [key] if is_declared(TrainSettings, key) else nearest_settings(key, TrainSettings)

@@ -1,4 +1,4 @@
-"""Messages about the overrides that a file brings: as the user would type them, without secrets."""
+"""Write the overrides from a file in messages: as the user would type them, without secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNSIGNED = "which is not signed with your key (another user, another machine or 
 def describe_override(key: str, value: Any) -> str:
     """Return the override that gives a setting a value, as the user would type it in a shell, on one line and without secrets.
 
-    A `${...}` in the value is text there too, which a sweep or another setting than a path would otherwise resolve.
+    A `${...}` in the value is escaped, so that it stays a text wherever the override is typed.
     """
     if isinstance(value, str):
         text = without_secrets(value)
@@ -32,7 +32,7 @@ def describe_override(key: str, value: Any) -> str:
 
 
 def write_value(value: Any) -> str:
-    """Return a value within an override; Hydra reads no JSON, in which backslashes are doubled."""
+    """Return a value in the form of an override. JSON will not do: it doubles backslashes, and Hydra does not undo that."""
     if isinstance(value, list):
         return f"[{', '.join(map(write_value, value))}]"
     if isinstance(value, dict):
@@ -47,7 +47,7 @@ def quote_for_message(override: str) -> str:
 
 
 def without_shell_quotes(override: str) -> str:
-    """Return an override of `describe_override` or `quote_for_message` without the shell's quotes."""
+    """Remove the shell's quotes from an override that `describe_override` or `quote_for_message` returned."""
     return " ".join(shlex.split(override))
 
 
@@ -56,9 +56,9 @@ def explain_locations(overrides: Sequence[str], *, origin: str, own: bool = Fals
 
     Args:
         overrides: The overrides to type, as `describe_override` writes them.
-        own: Whether the file has the user's signature, so that only parts that are never stored are missing.
+        own: Whether the file has the user's signature. Then only secret parts are missing, which are never stored.
     """
-    # `describe_override` puts logger=NAME before each of its settings, which is typed only once.
+    # `describe_override` writes logger=NAME before each setting of a logger, but it is typed only once.
     parts = [override.split(" ", 1) if override.startswith("logger=") else [override] for override in overrides]
     plain, typed = ", ".join(map(without_shell_quotes, overrides)), " ".join(dict.fromkeys(chain.from_iterable(parts)))
     come, it = ("comes", "it") if len(overrides) == 1 else ("come", "them")

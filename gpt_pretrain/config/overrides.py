@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.system.amounts import parse_amount, parse_duration
 
-# What a run from existing weights overrides if it names no model: the defaults are the recipe of a new one.
+# The overrides of a run that starts from existing weights and names no model. The defaults are a recipe for new weights.
 FINE_TUNING = ("optimizer=adamw", "scheduler=constant", "model.drop_rate=0.1")
-# The endings of settings that may be typed with a unit, and the unit of their value: a noun, or a number of seconds.
+# The endings of settings that may be typed with a unit, each with the unit of its value: a noun, or a number of seconds.
 AMOUNT_ENDINGS = {"_tokens": "tokens", "_steps": "steps", "_bytes": "bytes"}
 DURATION_ENDINGS = {"_minutes": 60, "_seconds": 1, "remote.timeout": 1}
 QUANTITY = re.compile(r"(?<![\w.])[0-9][\w.+:]*(?:\s+[\w.]+)*")
@@ -45,16 +45,16 @@ def expand_amounts(override: str) -> str:
 def quote_value(text: str) -> str:
     """Quote a text as one string of Hydra's override grammar."""
     escaped = escape_interpolation(text)
-    # As in `escape_interpolation`, a row of backslashes is searched once.
+    # The look-behind keeps a long row of backslashes from being searched once from each of them.
     quoted = re.sub(r"(?<!\\)(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), escaped)
     return f"'{quoted}'"
 
 
 def full_form(override: str, *, script: str) -> str:
-    """Write `tokenizer=X`, which is how users type it, with the name of the setting in the schema of a script.
+    """Write `tokenizer=X`, as users type it, with the full name of the setting in a script.
 
     Args:
-        script: "train", whose settings of the tokenizer are a group, or another one, where it is one setting.
+        script: "train", where the tokenizer is a group of settings, or another script, where it is a single setting.
     """
     key, equals, value = override.partition("=")
     if not equals or key.lstrip("+") not in ("tokenizer", "tokenizer.name") or value.startswith("{"):
@@ -63,7 +63,7 @@ def full_form(override: str, *, script: str) -> str:
 
 
 def short_form(override: str) -> str:
-    """Write the tokenizer of an override as `tokenizer=X`: as users type it, and as all versions store it."""
+    """Write an override of the tokenizer as `tokenizer=X`, as users type it and all versions store it."""
     return full_form(override, script="generate")
 
 
@@ -79,13 +79,13 @@ def override_key(override: str) -> str:
 
 
 def find_override(overrides: Iterable[str], key: str) -> str | None:
-    """Return the value that the last override of a setting or group gives it, as typed; None if there is no override of it."""
+    """Return the typed value of the last override of a setting or group, or None if there is no such override."""
     values = [value for name, value in map(split_override, overrides) if name == key]
     return values[-1] if values else None
 
 
 def with_recipe_of_weights(overrides: list[str]) -> list[str]:
-    """Add the optimizer, schedule and dropout of a run whose weights `init_from` names, unless they or a model are typed."""
+    """Add the overrides of FINE_TUNING if `init_from` names weights, unless a model is typed. Typed settings are kept."""
     typed = {override_key(override) for override in overrides}
     if find_override(overrides, "init_from") in (None, "null", "") or typed & {"model", "experiment"}:
         return overrides

@@ -1,4 +1,4 @@
-"""The form of the rules for settings that a type cannot express, and the tests that several settings share."""
+"""Rules for settings that a type cannot express: their form, and tests that several settings share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Test = Callable[[Any], bool]
 Rule = tuple[str, Test, str]  # the name of a setting, the test for its value, and the requirement, as a phrase
 
 INFINITY = float("inf")
-MAX_WORKERS = max(64, PROCESSES_PER_CORE * cores())  # more would only wait for each other
+MAX_WORKERS = max(64, PROCESSES_PER_CORE * cores())  # More processes would only wait for each other.
 WEIGHTS = ("trained", "ema", "average")
 
 
@@ -44,7 +44,7 @@ def at_least(least: float, unit: str = "", *, null: str | None = None) -> tuple[
     return lambda value: null is not None if value is None else least <= value < INFINITY, requirement
 
 
-# A null stands for the default size, where it is allowed.
+# Settings that allow null have a default size.
 VOCABULARY_SIZE: tuple[Test, str] = (
     lambda size: size is None or 257 <= size <= 1_000_000,
     "must be between 257 tokens, which are the 256 bytes and the end of text, and 1,000,000 tokens",
@@ -59,7 +59,7 @@ def rule_problems(settings: object, rules: list[Rule]) -> list[str]:
 
 
 def config_problems(group: str, build: Callable[[], object]) -> list[str]:
-    """List the problems of a config that validates itself, with the names that its settings have in a group."""
+    """List the problems of a config that validates itself, with the name of its group before each setting."""
     try:
         build()
     except UserError as error:

@@ -13,15 +13,15 @@ from gpt_pretrain.system.urls import SECRET, hide_secrets, is_cut, secret_parts,
 # Options of a file system may be access keys. Their names are kept, to say later what to type again.
 OPTIONS = "data.remote.options"
 _OPTION_WORD = re.compile(rf"({re.escape(OPTIONS)}[\w.]{{0,200}})=(?!(?:true|false|null)\b)\S+")
-MAX_SEARCHED = 10_000  # characters of a text of run metadata; of a longer one, the middle is left out
-_TEXTS = ("start_context", "callbacks.grid.prompts", "prompt")  # a model continues them as they are
+MAX_SEARCHED = 10_000  # characters of a text in run metadata; the middle of a longer text is left out
+_TEXTS = ("start_context", "callbacks.grid.prompts", "prompt")  # Nothing is cut out of these: a model continues them as they are.
 
 
 def settings_without_secrets(settings: Mapping[Any, Any], *, prefix: str = "") -> dict[Any, Any]:
     """Return nested settings without the secrets of their URLs, and without the values of `data.remote.options`.
 
     Args:
-        prefix: The name of the group that the settings are from, with a dot at its end.
+        prefix: The name of the group of these settings, with a dot at its end.
     """
     return {name: _without_secrets(value, f"{prefix}{name}") for name, value in settings.items()}
 
@@ -36,13 +36,13 @@ def override_without_secrets(override: str) -> str:
 
 
 def metadata_without_secrets(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return run metadata without secrets, which an earlier version recorded in the command, the overrides and the path."""
+    """Return run metadata without the secrets that an earlier version recorded in the command, the overrides and the path."""
     cut: dict[str, Any] = dict(metadata)
     for name in ("overrides", "swept"):
         if isinstance(texts := cut.get(name), list):
             cut[name] = [override_without_secrets(_shorten(text)) if isinstance(text, str) else text for text in texts]
     if isinstance(command := cut.get("command"), str):
-        # Its words are quoted for a shell, and OPTIONS are recognized by their name.
+        # The words of a command are quoted for a shell, so options are found by a pattern.
         cut["command"] = _OPTION_WORD.sub(rf"\1={SECRET}", hide_secrets(_shorten(command)))
     if isinstance(error := cut.get("error"), str):
         cut["error"] = hide_secrets(_shorten(error))
@@ -56,7 +56,7 @@ def _shorten(text: str) -> str:
 
 
 def secret_values(settings: Mapping[Any, Any]) -> list[str]:
-    """List the texts that are cut out of nested settings."""
+    """List the secret texts in nested settings, which have to be cut out."""
     found = []
     for key, text in _leaves(settings, ""):
         if key.startswith(f"{OPTIONS}.") and not _says_nothing(text):
@@ -82,7 +82,7 @@ def _without_secrets(value: Any, key: str) -> Any:
 
 
 def _says_nothing(value: object) -> bool:
-    """Return whether a value is too plain to be a secret, such as that of anon=true."""
+    """Return whether a value is too plain to be a secret, such as true in anon=true."""
     return str(value).lower() in ("true", "false", "null", "none", "{}", SECRET)
 
 

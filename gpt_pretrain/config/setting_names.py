@@ -1,4 +1,4 @@
-"""The names and types of all settings and groups, and the names that come nearest to a mistyped one."""
+"""Look up the names and types of all settings and groups, and find the names that are most like a mistyped one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpt_pretrain.system.yaml_files import read_yaml
 
 MAX_NEAREST = 3
 MAX_NAME = 200  # characters of a mistyped name; a longer one is like no other
-LEAST_LIKENESS = 0.75  # of two names, between 0 and 1
+LEAST_LIKENESS = 0.75  # the least likeness, between 0 and 1, of a name that is suggested
 # What other programs call these settings. `other_programs.py` has names whose values are written differently.
 OTHER_NAMES = {
     **dict.fromkeys(
@@ -67,7 +67,7 @@ def all_types(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def find_type(schema: type, key: str) -> Any:
-    """Return the type of a setting or a group of settings by its dotted name.
+    """Return the type of the setting, or group of settings, with a dotted name.
 
     Raises:
         KeyError: If there is none.
@@ -90,7 +90,7 @@ def is_declared(schema: type, key: str, *, within_mapping: bool = False) -> bool
     """Return whether the schema has a setting of this name.
 
     Args:
-        within_mapping: Ask instead whether the name belongs to a mapping, whose names are free.
+        within_mapping: Return instead whether the name is inside a mapping, where any name is allowed.
     """
     try:
         find_type(schema, key)
@@ -109,10 +109,10 @@ def is_mapping(schema: type, key: str) -> bool:
 
 
 def set_checked(schema: type, key: str, value: Any) -> None:
-    """Check that a setting that exists can have a value, by its type.
+    """Check that the type of an existing setting allows a value.
 
     Raises:
-        OmegaConfBaseException: If it cannot.
+        OmegaConfBaseException: If it does not.
     """
     group, _, name = key.rpartition(".")
     owner = _settings_class(find_type(schema, group) if group else schema)
@@ -121,7 +121,7 @@ def set_checked(schema: type, key: str, value: Any) -> None:
 
 
 def describe_type(hint: Any) -> str:
-    """Return what a value of this type must be, as a phrase with an example."""
+    """Describe the values of a type in a phrase with an example, such as "a whole number, such as 4"."""
     options = [one for one in _options(hint) if one is not types.NoneType]
     nullable = ", or null" * (len(options) < len(_options(hint)))
     phrases = {
@@ -147,7 +147,7 @@ def describe_type(hint: Any) -> str:
 
 
 def nearest_settings(key: str, schema: type) -> list[str]:
-    """Return the settings whose names come nearest to an unknown one, the best first."""
+    """Return the settings whose names are most like an unknown one, the best first."""
     names = _setting_names(schema)
     last = key.rpartition(".")[2]
     same = same_names(last, schema)
@@ -167,14 +167,14 @@ def nearest_settings(key: str, schema: type) -> list[str]:
 
 
 def same_names(last: str, schema: type) -> list[str]:
-    """Return the settings whose names end in a word: optimizer.lr for lr, rather than optimizer.matrices.lr."""
+    """Return the settings whose last name is a word. Less deeply nested ones win: optimizer.lr, not optimizer.matrices.lr."""
     same = [name for name in _setting_names(schema) if name.rpartition(".")[2] == last]
     least = min((name.count(".") for name in same), default=0)
     return [name for name in same if name.count(".") == least]
 
 
 def names_within(key: str, schema: type) -> list[str]:
-    """Return the names of the settings in the group that a dotted name names; none if there is no such group."""
+    """Return the names of the settings in the group around a dotted name, or an empty list if there is no such group."""
     try:
         found = _settings_class(find_type(schema, key.rpartition(".")[0])) if "." in key else None
     except KeyError:
@@ -183,7 +183,7 @@ def names_within(key: str, schema: type) -> list[str]:
 
 
 def nearest(name: str, choices: list[str]) -> list[str]:
-    """Return the choices that come nearest to a name, the best first."""
+    """Return the choices that are most like a name, the best first."""
     likeness = {one: 1.0 if _is_part(name.lower(), one) else _likeness(name, one) for one in choices if name}
     best = max([LEAST_LIKENESS, *likeness.values()])
     found = [one for one, value in likeness.items() if value >= max(LEAST_LIKENESS, best - 0.05)]
@@ -192,13 +192,13 @@ def nearest(name: str, choices: list[str]) -> list[str]:
 
 @cache
 def group_options(group: str, folders: tuple[Path, ...] = (CONF,)) -> list[str]:
-    """Return the options of a group of conf/, in alphabetical order; none if there is no such group."""
+    """Return the options of a group of conf/ in alphabetical order, or an empty list if there is no such group."""
     return sorted({file.stem for folder in folders for file in (folder / group).glob("*.y*ml")})
 
 
 @cache
 def script_groups(script: str) -> list[str]:
-    """Return the groups that a script has by its defaults list."""
+    """Return the groups in a script's defaults list."""
     try:
         defaults = read_yaml(CONF / f"{script}.yaml").get("defaults")
     except (OSError, DamagedFileError):
@@ -214,7 +214,7 @@ def _setting_names(schema: type) -> list[str]:
 
 
 def _is_part(name: str, choice: str) -> bool:
-    """Return whether a choice begins with a name, or has it as a word: cosine in warmup_cosine."""
+    """Return whether a choice begins with a name, or contains it as a word, as warmup_cosine contains cosine."""
     return choice.startswith(name) or name in choice.split("_")
 
 
@@ -227,5 +227,5 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _settings_class(hint: Any) -> type | None:
-    """Return the dataclass of a group of settings, which may be null; None for the type of a single setting."""
+    """Return the dataclass in the type of a group of settings. Return None for the type of a single setting."""
     return next((one for one in _options(hint) if dataclasses.is_dataclass(one) and isinstance(one, type)), None)

@@ -1,4 +1,4 @@
-"""The paths and URLs in stored settings: which of them a stranger's file may name, since they cannot lead elsewhere."""
+"""Decide which paths and URLs a stranger's file may name in stored settings: those that cannot lead elsewhere."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.urls import is_cut
 from gpt_pretrain.system.yaml_files import read_yaml
 
-READ_WITH_FOLDER = (".json", ".bin")  # manifest.json and train.bin stand for the folder that they are in
-MAX_FILES = 10_000  # to look at; a folder with more is asked about
-MAX_PARTS = 100  # folders on the way to a place
-MAX_SOURCES = 20  # texts of a mixture whose locations are looked at; more are asked about
+READ_WITH_FOLDER = (".json", ".bin")  # manifest.json and train.bin stand for their whole folder
+# The user is asked about a location with more of these, in place of checking each.
+MAX_FILES = 10_000  # files in a folder
+MAX_PARTS = 100  # parts of a path
+MAX_SOURCES = 20  # texts of a mixture
 
 
 def is_harmless_location(key: str, value: Any, *, folder: Path | None) -> bool:
-    """Return whether a stored location cannot lead out of the folder of its run or sweep and out of the working directory.
+    """Return whether a stored location stays inside the folder of its run or sweep, or inside the working directory.
 
     Args:
         folder: The folder of the run or sweep; None if it is unknown.
@@ -53,7 +54,7 @@ def is_harmless_location(key: str, value: Any, *, folder: Path | None) -> bool:
 
 
 def fix_location(key: str, value: Any) -> Any:
-    """Return a harmless location as an absolute path: it will be signed, and must mean the same in another working directory."""
+    """Return a harmless location as an absolute path. It will be signed, so it must mean the same in any working directory."""
     if key == "data.sources" and isinstance(value, list):
         return [one | {"path": fix_location("data.path", one["path"])} for one in value]
     if key == "evaluation.texts" and isinstance(value, list):
@@ -62,7 +63,7 @@ def fix_location(key: str, value: Any) -> Any:
 
 
 def has_cut_part(value: object) -> bool:
-    """Return whether a stored location lacks its secret parts, which are not stored."""
+    """Return whether secret parts were cut out of a stored location."""
     if isinstance(value, list) and all(isinstance(path, str) for path in value):
         return any(map(is_cut, value))
     if paths := _source_paths(value):
@@ -71,7 +72,7 @@ def has_cut_part(value: object) -> bool:
 
 
 def _source_paths(value: object) -> list[str] | None:
-    """Return the paths in a value of data.sources; None if it is no such value."""
+    """Return the paths in a value of data.sources, or None if the value has another form."""
     if not isinstance(value, list) or not all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in value):
         return None
     return [one["path"] for one in value]
@@ -80,10 +81,11 @@ def _source_paths(value: object) -> list[str] | None:
 def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) -> bool:
     """Return whether a path, folder or glob leads only to files in a folder or, if it is relative, in the working directory.
 
-    A link in there may lead elsewhere, and following many of them through deep folders takes long. A relative path through a
-    hidden file or folder, or any through `..` or `~`, leads elsewhere too, since the working directory may be the user's home.
-    Only the last part of a glob may be a pattern: with several `**`, a few characters could stand for more folders than can be
-    searched.
+    The following count as leading elsewhere:
+
+    - Links, which can lead anywhere, and through deep folders take long to follow.
+    - `..` and `~`, and in a relative path hidden files and folders, since the working directory may be the user's home.
+    - A glob with a pattern before its last part: with several `**`, a few characters could make the search endless.
 
     Args:
         folder: The folder of the run or sweep that names the location; None if it is unknown.

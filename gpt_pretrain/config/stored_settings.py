@@ -1,7 +1,7 @@
-"""The table of all settings that a file may bring: a checkpoint, a run's config.yaml, or the stored overrides of a sweep.
+"""The table of all settings that may come from a file: a checkpoint, a run's config.yaml, or the stored overrides of a sweep.
 
-What the user types is the user's. What a file says is data, and passes through this table. A signature with the user's key shows
-that this program has written the file for this user, as it has for a run that is resumed at home.
+Settings that the user types are trusted. Settings from a file are checked by this table. A signature with the user's key shows
+that this program wrote the file for this user, as it did if a run is resumed on the same machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _group(prefix: str, kind: str, names: str) -> dict[str, str]:
     return dict.fromkeys((prefix + name for name in names.split()), kind)
 
 
-# A setting that is missing here is never taken; a test compares the tables with the schema.
+# A setting that is missing here is never taken. A test compares the tables with the schema.
 TRAIN_KINDS: dict[str, str] = {
     **_group(
         "",
@@ -42,7 +42,7 @@ TRAIN_KINDS: dict[str, str] = {
     "data.cache_dir": LOCAL,
     "data.num_workers": BOUNDED,
     **_group("data.remote.", BOUNDED, "prefetch_batches threads retries timeout"),
-    "data.remote.cache_bytes": LOCAL,  # a small number would delete what other runs have cached
+    "data.remote.cache_bytes": LOCAL,  # A small number would delete what other runs have cached.
     "data.remote.options": NEVER,
     "tokenizer.name": NAMED,
     "tokenizer.vocab_size": TAKEN,
@@ -80,7 +80,7 @@ GENERATE_KINDS: dict[str, str] = {
     **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty window_step"),
     "sampler.max_new_tokens": BOUNDED,
 }
-# Options of groups, and the numbers and names among Hydra's own settings that a sweep needs.
+# For the overrides of a sweep: options of groups, and those of Hydra's own settings that a sweep needs.
 SWEEP_KINDS: dict[str, str] = {
     **_group("", TAKEN, "model data optimizer scheduler sampler trainer callbacks experiment debug"),
     **_group("logger=", TAKEN, "csv none tensorboard"),
@@ -93,9 +93,9 @@ SWEEP_KINDS: dict[str, str] = {
     ),
     **_group("hydra.sweeper.", TAKEN, "sampler pruning pruning_after seed"),
     **_group("hydra.sweeper.", BOUNDED, "n_trials n_parallel"),
-    "hydra.sweeper.params=null": TAKEN,  # leaves out the settings that a search of conf/ varies
+    "hydra.sweeper.params=null": TAKEN,  # This leaves out the settings that a search in conf/ varies.
 }
-# Of lists, the number of entries.
+# The largest numbers that are taken without a signature. For lists, this is the number of entries.
 BOUNDS: dict[str, Callable[[], int]] = {
     "eval_iter": lambda: 10_000,
     "n_samples": lambda: 1000,
@@ -121,10 +121,11 @@ BOUNDS: dict[str, Callable[[], int]] = {
 
 
 def override_kind(key: str, value: object, *, script: str) -> str:
-    """Return how a stored override is treated: the kind of its setting, or of the option that it chooses in a group.
+    """Return the kind of a stored override, which says how it is treated: TAKEN, BOUNDED, ASKED, LOCAL, NAMED or NEVER.
 
     Args:
-        value: The value; a group's option may decide.
+        key: A setting, or a group whose option is chosen.
+        value: The value. For some groups, it decides.
         script: "train" or "generate".
     """
     kinds = GENERATE_KINDS if script == "generate" else TRAIN_KINDS
@@ -132,17 +133,17 @@ def override_kind(key: str, value: object, *, script: str) -> str:
         return value_kind(kinds[key], value)
     parts = [name for name in kinds if name.startswith(f"{key}.")] + [name for name in SWEEP_KINDS if name.startswith(f"{key}=")]
     if value is None and parts:
-        return TAKEN  # null leaves out a part, such as callbacks.doctor, or the option of a group
+        return TAKEN  # null turns off a part, such as callbacks.doctor, or an option of a group.
     if "." not in key and not (value is None or (isinstance(value, str) and re.fullmatch(r"\w[\w-]*", value, re.ASCII))):
-        return NEVER  # the option of a group is the name of a file in conf/
+        return NEVER  # An option is the name of a file in conf/, so this could be a path.
     return SWEEP_KINDS.get(key) or SWEEP_KINDS.get(f"{key}={value}", NEVER)
 
 
 def value_kind(kind: str, value: object) -> str:
-    """Return the kind of a setting with this value: a name that is a path or URL is treated as one."""
+    """Return the kind of a setting with this value. NAMED becomes ASKED if the value is a path or URL, and otherwise TAKEN."""
     if kind != NAMED:
         return kind
-    from gpt_pretrain.tokenizers.build import is_location_of_tokenizer  # it loads the libraries of tokenizers
+    from gpt_pretrain.tokenizers.build import is_location_of_tokenizer  # loads the libraries of tokenizers
 
     return ASKED if isinstance(value, str) and is_location_of_tokenizer(value) else TAKEN
 
@@ -153,7 +154,7 @@ def is_within_bounds(key: str, value: object) -> bool:
 
 
 def within_bounds(key: str, value: Any) -> Any:
-    """Return a stored number or list, or what of it is within its bounds."""
+    """Return a stored number or list, cut to its bounds."""
     if is_within_bounds(key, value):
         return value
     return value[: BOUNDS[key]()] if isinstance(value, list) else BOUNDS[key]()

@@ -1,4 +1,4 @@
-"""The rules for the settings of train.py that a type cannot express; all broken rules are reported together."""
+"""The rules for the settings of train.py that a type cannot express. All broken rules are reported together."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def train_problems(settings: TrainSettings) -> list[str]:
 
 
 def broken_train_rules(name: str, value: Any) -> list[str]:
-    """List the rules of train.py that a value of a single setting breaks, by itself; none if it is of another type."""
+    """List the rules of train.py that the value of a single setting breaks. The list is empty for a value of a wrong type."""
     try:
         return [
             f"{name}={as_typed_value(value)}: {requirement}."
@@ -191,7 +191,7 @@ def broken_train_rules(name: str, value: Any) -> list[str]:
 
 
 def _role_problems(settings: TrainSettings) -> list[str]:
-    """List the settings of single roles that AdamW's usual groups cannot follow."""
+    """List settings of single roles (optimizer.matrices and the like) if the optimizer has no groups by role."""
     optimizer = settings.optimizer
     if optimizer.name == "muon" or optimizer.decay == "roles" or "optimizer" in settings.custom:
         return []

@@ -1,4 +1,4 @@
-"""Serving answers requests over HTTP with models that are loaded once, and decodes requests that come together in common steps.
+"""Answer requests over HTTP. Models are loaded once, and texts of different requests are decoded in common steps.
 
-It must not know Hydra, command lines, training or sweeps. What comes over the network never names a file.
+This room must not know Hydra, command lines, training or sweeps. Nothing that comes over the network names a file.
 """

@@ -1,4 +1,4 @@
-"""The HTTP interface: OpenAI's completions and models, the page's own routes, health and metrics."""
+"""The HTTP interface: OpenAI's completions and models, the routes of the page, health and metrics."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from gpt_pretrain.serving.requests import OUT_OF_TIME, QueueFullError
 from gpt_pretrain.serving.streams import EventStream, unless_gone
 from gpt_pretrain.tokenizers.base import Tokenizer
 
-RETRY_SECONDS = 2  # after which a client may try again
-SENDING_SECONDS = 60.0  # for a slow client to take what is ready, beyond the time limit of a text
-QUICK_SIZE = 2000  # characters or tokens that are encoded at once; a thread takes longer to begin
-MAX_DESCRIBED = 10_000  # tokens of a text, or as many as a model reads
+RETRY_SECONDS = 2  # time after which a client may try again
+SENDING_SECONDS = 60.0  # time for a slow client to receive an answer, beyond the time limit of a text
+QUICK_SIZE = 2000  # characters or tokens that are encoded right away, since starting a thread takes longer
+MAX_DESCRIBED = 10_000  # tokens of a text that are described, or the model's context length if that is larger
 NO_SUCH_PATH = "There is no such path. Texts are continued at /v1/completions; there is no chat, and there are no embeddings."
 BUSY = "The server has too many requests. Try again later."
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
     """Return the application that answers with an engine's models.
 
     Args:
-        facts: What is known of them, by name.
+        facts: Facts about the models, by name.
     """
     app = FastAPI(title="gpt-pretrain", docs_url=None, redoc_url=None)
     app.router.route_class = JsonRoute
@@ -137,7 +137,7 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
 
 
 def _add_page_routes(app: FastAPI, engine: Engine) -> None:
-    """Add what the page asks for: the tokens of a text, and a continuation with the alternatives of each token."""
+    """Add the routes of the page: the tokens of a text, and a continuation with the alternatives of each token."""
     seconds = engine.limits.seconds + SENDING_SECONDS
 
     @app.post("/api/tokens", responses=ERRORS)
@@ -164,12 +164,16 @@ def _add_page_routes(app: FastAPI, engine: Engine) -> None:
 
 
 async def _soon(work: Callable[[], T], *, size: int) -> T:
-    """Return the result of some work on a text of so many characters or tokens, in a thread if it is long."""
+    """Return the result of some work on a text. If the text is long, the work is done in a thread.
+
+    Args:
+        size: The text's number of characters or tokens.
+    """
     return work() if size <= QUICK_SIZE else await asyncio.to_thread(work)
 
 
 async def _page_events(texts: StartedTexts, tokenizer: Tokenizer, *, seed: int) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield what the page shows of a text, while it grows."""
+    """Yield the news of a text for the page while the text grows."""
     async for _, update in texts:
         if update.error is not None:
             yield error_body(500, update.error)
@@ -230,12 +234,12 @@ class _Answer:
 
 
 def _field_name(error: Mapping[str, Any]) -> str:
-    """Return the path to the field of a body that an error is about; empty if it is about the whole body."""
+    """Return the path to the field of a body that has an error, or an empty text if the whole body has it."""
     return "" if error["type"] == "json_invalid" else ".".join(map(str, error["loc"][1:]))
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Answer all errors in the form of OpenAI's; what a client sent is not repeated, except names of fields."""
+    """Answer all errors in OpenAI's form. Only the names of fields are repeated from what a client sent."""
 
     def refused(_: Request, error: RefusedError) -> JSONResponse:
         return JSONResponse(error_body(error.status, error.message, param=error.param), error.status)

@@ -1,4 +1,4 @@
-"""The bodies of requests: OpenAI's completions, and what a page about single tokens needs."""
+"""The bodies of requests: those of OpenAI's completions, and those of the page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gpt_pretrain.generation.config import (
 )
 
 MAX_CHOICES, MAX_SHOWN_LOGPROBS, MAX_TEMPERATURE = 16, 20, 100.0
-MAX_PROMPTS = 10_000  # of one body; the server's own limits are lower
-MAX_FIELDS = 100  # of an object; OpenAI's completions have 17
-DEFAULT_TOKENS = 16  # of OpenAI's completions
+MAX_PROMPTS = 10_000  # prompts of one body; the server's other limits are lower
+MAX_FIELDS = 100  # fields of an object; OpenAI's completions have 17
+DEFAULT_TOKENS = 16  # OpenAI's default of max_tokens
 ONE_PROMPT = "must be a text or a list of token ids"
 
-# What is said of pydantic's kinds of errors, with the values that come with them.
+# Messages for pydantic's kinds of errors, with placeholders for their values.
 FIELD_RULES = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
@@ -51,13 +51,13 @@ FIELD_RULES = {
 
 
 def describe_error(error: Mapping[str, Any]) -> str:
-    """Return what is wrong with a field of a body, in this program's words."""
+    """Return a message about the error in a field of a body."""
     rule = FIELD_RULES.get(error["type"])
     return str(error["msg"]) if rule is None else rule.format(**error.get("ctx", {}))
 
 
 def _only(rule: str) -> WrapValidator:
-    """Return a validator of a field that may have several types: one rule is given in place of an error for each of them."""
+    """Return a validator for a field of several types. It reports one rule, in place of an error for each type."""
 
     def check(value: Any, validated: Callable[[Any], Any]) -> Any:
         try:
@@ -70,7 +70,7 @@ def _only(rule: str) -> WrapValidator:
 
 
 def _whole_characters(text: str) -> str:
-    """Refuse half a surrogate pair, which JSON can write and no text can hold."""
+    """Refuse half a surrogate pair. JSON can express one, but no text can contain it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -80,7 +80,7 @@ def _whole_characters(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-# Without fail_fast, each wrong item of a list becomes an error of its own: a body of 1 MB took 28 s and 1.4 GB.
+# Without fail_fast, each wrong item of a list would become an error of its own: a body of 1 MB took 28 s and 1.4 GB.
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 
 
@@ -92,7 +92,7 @@ class StrictBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_number_of_fields(cls, fields: Any) -> Any:
-        """Refuse an object of very many fields before each of them becomes an error."""
+        """Refuse an object with very many fields, since each unknown one would become an error of its own."""
         if isinstance(fields, dict) and len(fields) > MAX_FIELDS:
             raise ValueError(f"it has {len(fields):,} fields, more than the limit of {MAX_FIELDS}")
         return fields
@@ -138,7 +138,7 @@ class StreamOptions(StrictBody):
 
 
 class CompletionBody(SampledBody):
-    """The body of POST /v1/completions. Fields that would change the text in ways that this program does not know are refused."""
+    """The body of POST /v1/completions. A field that would change the text in an unsupported way is refused."""
 
     prompt: Annotated[
         Text
@@ -176,7 +176,7 @@ class TokensBody(StrictBody):
 
 
 class ContinueBody(SampledBody):
-    """The body of POST /api/continue. To go on with another token, send the token ids before it and its own."""
+    """The body of POST /api/continue. To continue with another token, send the token ids before it, followed by its own."""
 
     prompt: Annotated[Text | TokenIds, _only(ONE_PROMPT)]
     alternatives: Annotated[int, Field(ge=0, le=MAX_SHOWN_LOGPROBS)] = 10

@@ -1,4 +1,4 @@
-"""Requests to the engine, made from bodies, and answers in the forms of OpenAI and of the page."""
+"""Turn the bodies of requests into work for the engine, and its updates into answers in OpenAI's form or the page's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RefusedError(Exception):
     Args:
         status: HTTP status.
         message: The reason.
-        param: The field that it is about.
+        param: The field that causes the error.
     """
 
     def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
@@ -39,7 +39,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class ReadPrompt:
-    """A prompt as text and as token ids, with a sentence about the parts of it that the vocabulary lacks."""
+    """A prompt as text and as token ids, with a sentence about parts that the vocabulary lacks, if there are any."""
 
     text: str
     ids: tuple[int, ...]
@@ -50,7 +50,7 @@ def find_model(models: Mapping[str, TextModel], name: str) -> TextModel:
     """Return a model by its name.
 
     Raises:
-        RefusedError: If there is none of this name.
+        RefusedError: If no model has this name.
     """
     if name not in models:
         raise RefusedError(404, f"There is no model {name[:100]!r}. Choose from: {', '.join(models)}.", param="model")
@@ -61,12 +61,12 @@ def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> R
     """Return a prompt with its token ids.
 
     Raises:
-        RefusedError: If it has no tokens, or unknown ones, or is too long.
+        RefusedError: If it has no tokens, has unknown tokens, or is too long.
     """
     context, warning = model.decoder.config.context_length, None
     if isinstance(prompt, str):
         ids, warning = encode_text(prompt, model.tokenizer, param="prompt")
-        if not ids and model.tokenizer.eos_id is not None:  # as OpenAI does
+        if not ids and model.tokenizer.eos_id is not None:  # OpenAI does the same.
             ids = [model.tokenizer.eos_id]
     else:
         ids = prompt
@@ -87,10 +87,13 @@ def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> R
 
 
 def encode_text(text: str, tokenizer: Tokenizer, *, param: str) -> tuple[list[int], str | None]:
-    """Return the token ids of a text, and a sentence about the parts of it that the vocabulary lacks.
+    """Return the token ids of a text, and a sentence about parts that the vocabulary lacks, or None.
+
+    Args:
+        param: The field with the text.
 
     Raises:
-        RefusedError: If it cannot be encoded; `param` names the field that it came in.
+        RefusedError: If the text cannot be encoded.
     """
     try:
         return encode_prompt(text, tokenizer), unknown_prompt(text, tokenizer)
@@ -101,14 +104,14 @@ def encode_text(text: str, tokenizer: Tokenizer, *, param: str) -> tuple[list[in
 def completion_requests(
     body: SampledBody, prompt: ReadPrompt, *, n: int, logprobs: int | None, echo: bool
 ) -> list[CompletionRequest]:
-    """Return the requests for n continuations of a prompt; each has a seed of its own."""
+    """Return the requests for n continuations of a prompt. Each has a seed of its own."""
     seed = secrets.randbits(62) if body.seed is None else body.seed
     first = CompletionRequest(body.model, prompt.ids, body.sampler(), seed, body.stops(), logprobs, echo and logprobs is not None)
     return [replace(first, seed=(seed + number) % 2**63) for number in range(n)]
 
 
 class StartedTexts:
-    """Texts that the engine has begun to continue; iterating over them gives their updates, each with the index of its text.
+    """Texts that the engine has begun to continue. Iterating yields their updates, each with the index of its text.
 
     Args:
         engine: The engine.
@@ -134,17 +137,17 @@ class StartedTexts:
         return index, update
 
     def cancel(self) -> None:
-        """Give up those that are not over."""
+        """Cancel the texts that have not ended."""
         for text in self._texts:
             text.cancel()
 
     def _listen(self, index: int, update: Update) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and with it the client
+        with suppress(RuntimeError):  # The event loop has ended, so there is no client any more.
             self._loop.call_soon_threadsafe(self._news.put_nowait, (index, update))
 
 
 class Choice:
-    """One continuation in the form of OpenAI's, as it grows.
+    """One continuation in OpenAI's form, as it grows.
 
     Args:
         index: Its number in the answer.
@@ -161,9 +164,9 @@ class Choice:
         self._is_first = True
 
     def piece(self, update: Update) -> dict[str, Any]:
-        """Return an update as a choice of a chunk."""
+        """Return an update as one of the choices in a chunk."""
         text, scores = update.text, list(update.scores)
-        offsets = [len(self.prompt.text) + one for one in update.offsets]  # OpenAI's begin with the prompt, also without echo
+        offsets = [len(self.prompt.text) + one for one in update.offsets]  # OpenAI counts from the prompt, even without echo.
         if self._is_first and self._echoed:
             text = self._echoed + text
             scores, offsets = [*update.prompt_scores, *scores], [*token_offsets(self.prompt.ids, self.tokenizer), *offsets]
@@ -175,8 +178,8 @@ class Choice:
 
 
 def token_offsets(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Return where the text of each token begins, in characters."""
-    pieces = [len(piece) for piece in decode_stream(tokenizer, token_ids)]  # the last one is what no token completed
+    """Return the offset of each token's text, in characters."""
+    pieces = [len(piece) for piece in decode_stream(tokenizer, token_ids)]  # The last piece belongs to no complete token.
     return [0, *accumulate(pieces[:-2])] if token_ids else []
 
 
@@ -190,7 +193,7 @@ def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def echoes(body: CompletionBody) -> tuple[int, bool]:
-    """Return the number of choices of each prompt, and whether they begin with it.
+    """Return the number of choices for each prompt, and whether each choice begins with the prompt.
 
     Raises:
         RefusedError: If best_of differs from n.
@@ -202,7 +205,7 @@ def echoes(body: CompletionBody) -> tuple[int, bool]:
 
 
 def describe_tokens(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Return tokens for a page: each with its id, its text and its bytes."""
+    """Return tokens for the page, each with its id, its text and its bytes."""
     return [
         {"id": one, "text": (content := tokenizer.token_bytes(one)).decode(errors="replace"), "bytes": list(content)}
         for one in token_ids
@@ -210,7 +213,7 @@ def describe_tokens(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[dict
 
 
 def describe_scores(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Return tokens for a page, each with its log-probability and the likeliest tokens in its place with theirs."""
+    """Return tokens for the page, each with its log-probability, and with the likeliest alternatives and theirs."""
     described = []
     for score, token in zip(scores, describe_tokens([score.token_id for score in scores], tokenizer), strict=True):
         likely = describe_tokens(score.likely_ids, tokenizer)
@@ -220,5 +223,5 @@ def describe_scores(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> list[
 
 
 def continue_request(body: ContinueBody, prompt: ReadPrompt) -> CompletionRequest:
-    """Return the request of a page."""
+    """Return the request for a body from the page."""
     return completion_requests(body, prompt, n=1, logprobs=body.alternatives, echo=body.echo)[0]

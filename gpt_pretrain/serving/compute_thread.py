@@ -14,8 +14,8 @@ T = TypeVar("T")
 class ComputeThread:
     """Runs functions one after another in a thread of its own, which ends with the process.
 
-    Each thread that computes gets helpers from OpenMP, one for each core. Those of two threads have to share the cores: they
-    sleep instead of waiting actively, and decoding takes 1.6 times as long. So the thread that decodes must load the models too.
+    The thread that decodes must also load the models. OpenMP starts helper threads, one per core, for each thread that computes.
+    If two threads have helpers, these sleep instead of waiting actively, and decoding takes 1.6 times as long.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class ComputeThread:
         threading.Thread(target=self._run, name="compute", daemon=True).start()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run a function after those that were submitted before it, and return its future result or error."""
+        """Run a function after all functions that were submitted before. Return a future of its result."""
         future: Future[T] = Future()
         self._queue.put((work, future))
         return future

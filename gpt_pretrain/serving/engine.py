@@ -1,7 +1,7 @@
-"""The engine, which continues many texts at once: each step adds a token to every text, and new texts join at the next step.
+"""The engine continues many texts at once: each step adds a token to every text, and new texts join at the next step.
 
-A text depends only on its own request, not on what else is being served: each has its own keys and values, its own random
-numbers, and matrix products whose rows do not influence each other (see `PackedLinear`).
+A text depends only on its own request, and not on other texts. It has its own keys and values and its own random numbers, and the
+rows of matrix products do not influence each other (see `PackedLinear`).
 
 Shapes: B texts in a step, V vocab_size.
 """
@@ -66,11 +66,11 @@ class TextRow:
 
     @property
     def is_over(self) -> bool:
-        """True if nothing more will be added."""
+        """True if the text is complete."""
         return self.made.finish_reason is not None or self.job.is_cancelled
 
     def add_token(self) -> None:
-        """Choose the next token from the logits, and report what has become certain."""
+        """Choose the next token from the logits, and report the text that can no longer change."""
         job, made = self.job, self.made
         text = ""
         if made.finish_reason is None:
@@ -85,7 +85,7 @@ class TextRow:
         self._report(text)
 
     def next_input(self) -> Tensor:
-        """Return what the model reads next: the last token, (1, 1), or for a model without a cache the whole text, (1, T)."""
+        """Return the model's next input: the last token, (1, 1), or the whole text, (1, T), for a model without a cache."""
         device = self.prompt.device
         if self.cache is None:
             return torch.cat([self.prompt, torch.tensor([self.made.token_ids], device=device)], dim=1)
@@ -113,8 +113,8 @@ class Engine:
 
     Args:
         models: The models by name.
-        limits: What it takes on at a time.
-        thread: The thread that loaded the models; None makes one.
+        limits: Limits on the number of texts.
+        thread: The thread that loaded the models. None starts a new one.
 
     Attributes:
         counts: Totals since the start: texts finished, failed and cancelled, and tokens read and generated.
@@ -131,12 +131,12 @@ class Engine:
         self._running: Future[None] | None = None
 
     def start(self) -> None:
-        """Begin to work."""
+        """Begin to continue texts."""
         self._running = self._thread.submit(self._run)
         self._running.add_done_callback(_report_failure)
 
     def stop(self) -> None:
-        """End after the present step, and tell all clients."""
+        """End after the current step, and notify all clients."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -145,7 +145,7 @@ class Engine:
 
     @property
     def load(self) -> tuple[int, int]:
-        """The number of texts that are being continued, and of those that wait."""
+        """The number of texts that are being continued, and the number of waiting texts."""
         return len(self._rows), len(self._waiting)
 
     @property
@@ -154,11 +154,11 @@ class Engine:
         return self._running is not None and not self._running.done() and not self._stopping
 
     def submit(self, requests: Sequence[CompletionRequest], listeners: Sequence[Callable[[Update], None]]) -> list[QueuedText]:
-        """Queue texts, all of them or none.
+        """Queue all texts, or none of them.
 
         Args:
-            requests: Those with the same prompt and model that follow each other share its computation.
-            listeners: One for each request.
+            requests: The texts. Consecutive requests with the same prompt and model share its computation.
+            listeners: A listener for each request.
 
         Raises:
             QueueFullError: If they do not fit into the queue.
@@ -195,7 +195,7 @@ class Engine:
         self._drop_ended()
         while len(self._rows) < self.limits.rows and (job := self._next_job()) is not None:
             self._guarded([job], partial(self._begin, job))
-            if self._rows[:-1]:  # The others go on after each prompt that is read.
+            if self._rows[:-1]:  # After each prompt, the other texts get their next token.
                 break
         for _, same in groupby(sorted(self._rows, key=lambda row: row.job.request.model), lambda row: row.job.request.model):
             rows = [row for row in same if not row.is_over and row.made.token_ids]
@@ -235,7 +235,7 @@ class Engine:
         return tuple(scores), logits
 
     def _advance(self, rows: list[TextRow]) -> None:
-        """Add a token to each of these texts of one model."""
+        """Add a token to each of some texts of the same model."""
         decoder = rows[0].job.model.decoder
         caches = [row.cache for row in rows if row.cache is not None]
         if len(caches) == len(rows):
@@ -249,7 +249,7 @@ class Engine:
         self.counts["steps"] += 1
 
     def _drop_ended(self) -> None:
-        """Free the rows of texts that are over, given up or out of time, and forget such texts in the queue."""
+        """Remove the texts that are complete, cancelled or out of time, from the rows and from the queue."""
         now = time.monotonic()
         with self._changed:
             jobs = [*(row.job for row in self._rows if row.made.finish_reason is None), *self._waiting]
@@ -263,13 +263,13 @@ class Engine:
             self._waiting = deque(job for job in self._waiting if not job.is_cancelled)
 
     def _guarded(self, jobs: Sequence[QueuedText], work: Callable[[], None]) -> None:
-        """Do some work, and end the jobs that it is for if it fails."""
+        """Do some work for jobs. If it fails, the jobs end with an error."""
         try:
             work()
         except UserError as error:
             for job in jobs:
                 self._fail(job, " ".join(error.problems))
-        except Exception:  # Whatever fails for one text, the others go on.
+        except Exception:  # The other texts must go on, whatever has failed.
             log.exception("A step of the server failed.")
             for job in jobs:
                 self._fail(job, FAILED)

@@ -1,4 +1,4 @@
-"""Check the host, origin, key and size of every request before anything else looks at it."""
+"""Check the host, origin, key and size of every request before the application sees it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 4_000_000
 TOO_LARGE = f"The request has more than {MAX_BODY_BYTES:,} bytes, the most that this server accepts."
-BODY_SECONDS = 30.0  # for a body to arrive
+BODY_SECONDS = 30.0  # time for a body to arrive
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN_PATHS = ("/", "/health")  # that need no key; the page asks for it
-HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/]+?)\.?)(?::[0-9]*)?")  # a Host header, in small letters
+OPEN_PATHS = ("/", "/health")  # paths that need no key; the page itself asks for the key
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/]+?)\.?)(?::[0-9]*)?")  # a Host header in lower case
 
 
 class Guards:
-    """An ASGI application that passes on only requests that may reach another one.
+    """An ASGI application that checks requests before it passes them on to another application.
 
     Args:
-        app: The other one.
-        hosts: Names that the Host header may have, against pages that lead a browser here under another name; None allows all.
-        api_key: Secret that a client must send; None lets everybody on this machine in.
+        app: The other application.
+        hosts: Allowed names in the Host header; None allows all. A page elsewhere could lead a browser here under another name.
+        api_key: The secret that a client must send; None admits everybody who can reach the server.
         origins: Other origins whose pages may send requests.
     """
 
@@ -41,7 +41,7 @@ class Guards:
         await self.app(scope, _limited(receive), send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Return the status and the message for a request that may not pass."""
+        """Return the status and the message for a request that is refused, or None."""
         headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
@@ -72,7 +72,7 @@ class Guards:
 
 
 async def send_error(send: Send, status: int, message: str) -> None:
-    """Send an error in the form of OpenAI's, and close the connection, since a body may still be on its way."""
+    """Send an error in OpenAI's form, and close the connection, since a body may still be on its way."""
     content = json.dumps(error_body(status, message)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), (b"connection", b"close")]
     if status == 401:
@@ -82,20 +82,20 @@ async def send_error(send: Send, status: int, message: str) -> None:
 
 
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, object]:
-    """Return the JSON of an error in the form of OpenAI's."""
+    """Return the JSON of an error in OpenAI's form."""
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def _limited(receive: Receive) -> Receive:
-    """Return a source of a request's body that has limits on its size and on its time."""
+    """Wrap the source of a request's body with limits on its size and its time."""
     size, is_complete = 0, False
     end = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def limited() -> Message:
         nonlocal size, is_complete
-        if is_complete:  # what follows is only the end of the connection
+        if is_complete:  # Only the end of the connection can follow.
             return await receive()
         try:
             async with asyncio.timeout_at(end):
@@ -113,6 +113,6 @@ def _limited(receive: Receive) -> Receive:
 
 
 def host_name(header: str) -> str | None:
-    """Return the name in a Host header, without its port and the brackets of IPv6; None if there is anything else in it."""
+    """Return the name in a Host header, without the port and the brackets of IPv6. Return None if the header is not valid."""
     found = HOST.fullmatch(header.lower())
     return found and (found[1] or found[2])

@@ -1,4 +1,4 @@
-"""Routes that read the JSON of a body once, with limits, and without holding up other requests."""
+"""Routes that parse the JSON of a body with limits, and without holding up other requests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from starlette.responses import Response
 from gpt_pretrain.system.json_files import check_pairs, count_outer_marks
 from gpt_pretrain.system.reading import DamagedFileError
 
-QUICK_BYTES = 20_000  # that are parsed at once; a thread takes longer to begin
-MAX_PARTS = 20_000  # lists, objects and their names; a body with 10,000 prompts of token ids has 10,001 lists
+QUICK_BYTES = 20_000  # bytes that are parsed right away, since starting a thread takes longer
+MAX_PARTS = 20_000  # lists, objects and names in a body; one with 10,000 prompts of token ids has 10,001 lists
 
 
 class JsonRoute(APIRoute):
@@ -38,10 +38,11 @@ class _JsonRequest(Request):
 
 
 def parse_body(content: bytes) -> Any:
-    """Parse JSON in which no object has a name twice, since only the last value would count.
+    """Parse the JSON of a body.
 
     Raises:
-        HTTPException: If it is not JSON, or has far more lists, objects or names than any request needs.
+        HTTPException: If it is not JSON, if an object has a name twice, or if there are far more lists, objects or names than any
+            request needs.
     """
     try:
         text = content.decode(json.detect_encoding(content), "surrogatepass")

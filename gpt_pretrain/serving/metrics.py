@@ -16,7 +16,7 @@ MEANINGS = {
 
 
 def metrics_text(engine: Engine) -> str:
-    """Return the totals since the start, and the present load."""
+    """Return the totals since the start, and the current load."""
     lines = []
     for name, count in engine.counts.items():
         metric = f"gpt_pretrain_{name}_total"

@@ -1,4 +1,4 @@
-"""The page on which people try the models: one HTML file with its own script and style, and what it asks for first."""
+"""The page on which people try the models: one HTML file with its script and style, and the list of models that it loads."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ SCRIPTS = ((SHARED_TEMPLATES, "token_keys.js"), *((TEMPLATES, name) for name in 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The place of a model's weights in their training.
+    """Facts about a model's weights: the run and the moment in it at which they were saved.
 
     Args:
-        run: Name of the run that they are a checkpoint of; None: of none that is known.
-        epoch: The epoch that they were saved in, from 1.
+        run: Name of the run; None if it is unknown.
+        epoch: The epoch, counted from 1.
         step: Optimizer steps until then.
     """
 
@@ -63,7 +63,7 @@ def add_page(app: FastAPI, models: Mapping[str, TextModel], facts: Mapping[str, 
 
 
 def build_page() -> tuple[str, dict[str, str]]:
-    """Return the page, and the headers that keep a browser from running or loading anything else in it."""
+    """Return the page, and headers that forbid a browser to run or load anything that is not part of it."""
     style, script = _joined(STYLES), _joined(SCRIPTS)
     content = _joined(((TEMPLATES, "page.html"),)).replace("{{ style }}", style).replace("{{ script }}", script)
     policy = [
@@ -71,7 +71,7 @@ def build_page() -> tuple[str, dict[str, str]]:
         f"style-src '{_digest(style)}'",
         f"script-src '{_digest(script)}'",
         *("base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"),
-        *("require-trusted-types-for 'script'", "trusted-types 'none'"),  # text that is used as markup is an error
+        *("require-trusted-types-for 'script'", "trusted-types 'none'"),  # Using a text as markup is an error.
     ]
     headers = {
         "content-security-policy": "; ".join(policy),

@@ -1,4 +1,4 @@
-"""The requests of clients to the engine, and the updates that they get while their text grows."""
+"""Requests to the engine, and the updates that clients get while their texts grow."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ OUT_OF_TIME, STOPPED = "The request took longer than the server allows.", "The s
 
 
 class QueueFullError(Exception):
-    """There are too many requests already; a later try may succeed."""
+    """There are too many requests already. A later attempt may succeed."""
 
 
 @dataclass(frozen=True)
 class ServingLimits:
-    """The amounts that the server takes on at a time.
+    """Limits on the work that the server accepts at a time.
 
     Args:
         rows: Texts that are decoded together.
         queue: Texts that may wait for a row.
-        seconds: Time for a text, with its time in the queue.
+        seconds: Time for a text, including its time in the queue.
     """
 
     rows: int = 16
@@ -42,12 +42,12 @@ class CompletionRequest:
 
     Args:
         model: Name of the model.
-        prompt_ids: Token ids, at least one; with the new tokens at most one more than the model's context_length.
+        prompt_ids: At least one token id. Together with the new tokens, at most context_length + 1.
         sampler: How the tokens are chosen.
         seed: Seed of the choices.
         stop: Texts that end the continuation.
-        logprobs: Alternatives of each token to report with its log-probability; None reports neither.
-        scores_prompt: Report the prompt's tokens too; needs logprobs.
+        logprobs: Number of alternatives to report for each token, with log-probabilities. None reports no log-probabilities.
+        scores_prompt: Whether to report the prompt's tokens too, which needs logprobs.
     """
 
     model: str
@@ -64,13 +64,13 @@ class Update:
     """News of a text since the last update.
 
     Args:
-        text: More of the text.
-        scores: Further tokens that belong to the text, if they were asked for.
-        offsets: Where the text of each of these tokens begins in the continuation, in characters.
-        prompt_scores: The prompt's tokens, in the first update, if they were asked for.
+        text: The next part of the text.
+        scores: The next tokens of the text, if they were requested.
+        offsets: The offset of each of these tokens in the continuation, in characters.
+        prompt_scores: The prompt's tokens, in the first update, if they were requested.
         finish_reason: "stop" or "length" in the last update.
         n_tokens: New tokens so far.
-        error: What went wrong; there is no further update.
+        error: A message if the text has failed. No further update follows.
     """
 
     text: str = ""
@@ -87,10 +87,10 @@ class SharedPrompt:
     """The prompt of one or more texts, which is computed once.
 
     Args:
-        uses: Texts that still need it.
+        uses: Number of texts that still need it.
         cache: Its keys and values, once they are computed.
         logits: The logits after it, (1, V).
-        scores: The scores of its tokens, if they were asked for.
+        scores: The scores of its tokens, if they were requested.
     """
 
     uses: int
@@ -106,8 +106,8 @@ class QueuedText:
         request: The request.
         model: Its model.
         prompt: Its prompt, shared with the other texts of the same request.
-        listener: Called with each update, in the thread of the engine; it must return at once.
-        seconds: Time for the job from now on.
+        listener: Gets each update in the thread of the engine. It must return at once.
+        seconds: Time for the text from now on.
     """
 
     def __init__(
@@ -125,5 +125,5 @@ class QueuedText:
         self.is_cancelled = self.has_failed = False
 
     def cancel(self) -> None:
-        """Have the engine give up this text before its next step; it may be called from any thread."""
+        """Let the engine drop this text before its next step. Any thread may call this."""
         self.is_cancelled = True

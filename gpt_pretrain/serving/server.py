@@ -19,21 +19,22 @@ from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.guards import LOOPBACK, Guards, host_name
 from gpt_pretrain.serving.page import ModelFacts
 
-HEADER_SECONDS = 20.0  # for the headers of a request to arrive
-READING_SECONDS = 120.0  # for a client to take what has been sent so far
-IDLE_SECONDS = 75  # between two requests; clients keep connections for 15 s (aiohttp) to 60 s (nginx), and must end them first
+HEADER_SECONDS = 20.0  # time for the headers of a request to arrive
+READING_SECONDS = 120.0  # time for a client to receive what has been sent so far
+# Time between two requests. Clients keep connections for 15 s (aiohttp) to 60 s (nginx), and should be the first to close them.
+IDLE_SECONDS = 75
 MAX_CONNECTIONS = 512
-CLOSING_SECONDS = 5  # for answers that are on their way when the server ends
+CLOSING_SECONDS = 5  # time for answers that are on their way when the server ends
 
 
 @dataclass(frozen=True)
 class Address:
-    """The address at which the server listens, and who may use it.
+    """The address at which the server listens, and the rules for its clients.
 
     Args:
         host: Name or address of an interface of this machine.
         port: Port; 0 takes any free one.
-        api_key: Secret that clients send; None asks for none.
+        api_key: Secret that clients must send; None requires none.
         cors: Origins of other pages that may use the server.
     """
 
@@ -49,9 +50,9 @@ class Address:
 
 
 class PatientlessProtocol(H11Protocol):
-    """HTTP whose connections end if a client does not send its headers or take its answer in time, or if others need the room.
+    """Closes a connection whose client is too slow to send its headers or receive its answer, or if others need the room.
 
-    uvicorn 0.54 only ends connections on which nothing has arrived since the last answer.
+    uvicorn 0.54 itself only closes connections on which nothing has arrived since the last answer.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -81,7 +82,7 @@ class PatientlessProtocol(H11Protocol):
             self._reading_due.cancel()
 
     def _make_room(self) -> None:
-        """Close the oldest of the connections that wait for their clients."""
+        """Close the oldest connection that waits for its client."""
         others = [one for one in self.connections if isinstance(one, PatientlessProtocol) and one is not self]
         waiting = [one for one in others if one._waits_for_client and not one.transport.is_closing()]
         if waiting:
@@ -89,7 +90,7 @@ class PatientlessProtocol(H11Protocol):
 
     @property
     def _waits_for_client(self) -> bool:
-        """True if the client has to send a request, or the rest of it, or to take its answer."""
+        """True if the client has yet to send its request, or to receive its answer."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body or self.flow.write_paused
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -100,7 +101,7 @@ class PatientlessProtocol(H11Protocol):
 
 
 class InterruptibleServer(uvicorn.Server):
-    """A server that tells when it listens, and that ends the engine first when it is interrupted."""
+    """A server that reports when it listens. When it is interrupted, it ends the engine first."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, *, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -116,23 +117,24 @@ class InterruptibleServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _abort_connections(self) -> None:
-        """End the connections of clients that do not take their answers."""
+        """End the connections of clients that do not receive their answers."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
 
 def guarded_app(engine: Engine, address: Address, facts: Mapping[str, ModelFacts]) -> ASGIApp:
     """Return the application behind its checks."""
-    proxies = [host_name(origin.partition("://")[2]) for origin in address.cors]  # that pass on the name in the browser
+    # A proxy may pass on its own name, which the browser knows, as the host.
+    proxies = [host_name(origin.partition("://")[2]) for origin in address.cors]
     hosts = (*LOOPBACK, address.host, *filter(None, proxies)) if address.is_local else None
     app: ASGIApp = Guards(build_app(engine, facts), hosts=hosts, api_key=address.api_key, origins=address.cors)
-    if address.cors:  # outside of the checks, so that a page of these origins can read what they refuse
+    if address.cors:  # This is outside of the checks, so that pages of these origins can read their messages.
         app = CORSMiddleware(app, allow_origins=list(address.cors), allow_methods=["GET", "POST"], allow_headers=["*"])
     return app
 
 
 def server_config(app: ASGIApp) -> uvicorn.Config:
-    """Return how uvicorn serves an application."""
+    """Return uvicorn's settings for an application."""
     return uvicorn.Config(
         app,
         http=PatientlessProtocol,
@@ -141,9 +143,9 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS + 1,  # what remains when no connection can be closed
+        limit_concurrency=MAX_CONNECTIONS + 1,  # the last limit, if no connection can be closed
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=CLOSING_SECONDS + 5,  # for the tasks that remain after their connections
+        timeout_graceful_shutdown=CLOSING_SECONDS + 5,  # for tasks that outlive their connections
     )
 
 
@@ -158,8 +160,8 @@ def open_socket(address: Address) -> socket.socket:
         opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(where)
-        opened.listen()  # so that a second server finds the port taken, however long the models take to load
-    except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
+        opened.listen()  # From now on, a second server finds the port taken, even while the models are still loading.
+    except (OSError, UnicodeError) as error:  # A name that no host can have raises a UnicodeError.
         reason = getattr(error, "strerror", None) or "there is no such host"
         is_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
         remedy = "another port, such as port=8001, or port=0 for any free one"
@@ -181,7 +183,7 @@ def run_server(
     """Answer requests until the process is interrupted.
 
     Args:
-        facts: What is known of the models, by name.
+        facts: Facts about the models, by name.
         ready: Called when the server listens.
     """
     engine.start()

@@ -1,4 +1,4 @@
-"""Answers that are sent while they are made, and that end with their client."""
+"""Send answers while they are made, and stop when the client goes away."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-QUIET_SECONDS = 15.0  # after which a comment is sent: proxies end a connection on which nothing comes, nginx after 60 s
+QUIET_SECONDS = 15.0  # After this time, a comment is sent, since proxies close quiet connections (nginx after 60 s).
 COMMENT = b": the text goes on\n\n"
 
 
 class EventStream(Response):
-    """Server-sent events. When the client goes away, or takes too long, their source is closed at once.
+    """Server-sent events. If the client goes away, or takes too long, the source of the events is closed at once.
 
     Args:
         events: The events as JSON.
-        seconds: Time for all of them.
-        done: Whether "[DONE]" follows the last one, as with OpenAI.
-        close: Called at the end, whatever has been sent until then.
+        seconds: Time for all events.
+        done: Whether "[DONE]" follows the last event, as in OpenAI's interface.
+        close: Called at the end, also if sending was stopped.
     """
 
     media_type = "text/event-stream"
@@ -54,7 +54,7 @@ class EventStream(Response):
             await self.events.aclose()
 
     async def _send_comments(self, send: Send) -> None:
-        """Send a comment, which clients skip, whenever nothing has been sent for a while."""
+        """Send a comment whenever nothing has been sent for a while. Clients skip comments."""
         while True:
             self._is_quiet = True
             await asyncio.sleep(QUIET_SECONDS)
@@ -63,7 +63,7 @@ class EventStream(Response):
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Any], *, seconds: float) -> Any:
-    """Do some work unless the client goes away or the time is over, and return its result; None if it was given up."""
+    """Do some work, and return its result. If the client goes away or the time is over, stop and return None."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -72,7 +72,7 @@ async def unless_gone(receive: Receive, work: Awaitable[Any], *, seconds: float)
     task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
         await asyncio.wait({task, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:  # also if the server ends
+    finally:  # The server may end while this waits.
         watch.cancel()
         is_given_up = not task.done()
         task.cancel()

@@ -28,8 +28,8 @@ from gpt_pretrain.sweeps.results import Job, swept_keys
 
 MAX_PANELS = 12
 MAX_FAILED_NAMED = 5
-MAX_CATEGORIES_NAMED = 20  # On one axis.
-CHARACTER_WIDTH = 0.03  # Of a label, as a fraction of the axis.
+MAX_CATEGORIES_NAMED = 20  # labels on one axis
+CHARACTER_WIDTH = 0.03  # width of a label's character, as a fraction of the axis
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def sweep_figure(jobs: Sequence[Job]) -> Figure:
     columns = min(len(keys), 3)
     rows = -(-len(keys) // columns)
     named = min(MAX_FAILED_NAMED, sum(job.score > DIVERGED for job in jobs))
-    size = (max(5.2, 3.1 * columns), 2.8 * rows + 0.2 * named + 0.9)  # Including the legend.
+    size = (max(5.2, 3.1 * columns), 2.8 * rows + 0.2 * named + 0.9)  # with room for the legend
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes, key in zip(grid, keys, strict=False):
@@ -64,7 +64,7 @@ def sweep_figure(jobs: Sequence[Job]) -> Figure:
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel("validation loss\n(bits per byte)" if jobs[0].by_bits else f"validation {NATS}".replace(" (", "\n("))
-    grid[0].margins(y=0.12)  # Leaves room at the top for the jobs without a loss.
+    grid[0].margins(y=0.12)  # leaves room at the top for jobs without a loss
     if jobs[0].score > DIVERGED:
         grid[0].set_yticks([])
     entries = {line.get_label(): line for line in grid[0].get_lines()}
@@ -131,7 +131,7 @@ def _scale_numbers(axes: Axes, texts: dict[float, str]) -> None:
     """Scale the horizontal axis for numbers, and label it with the typed values if there is room.
 
     Args:
-        texts: At least two numbers, each with the text it was typed as.
+        texts: At least two numbers, each with its text as it was typed.
     """
     numbers = sorted(texts)
     log_scale = spans_decades(numbers)

@@ -23,12 +23,12 @@ from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.system.yaml_files import read_yaml
 
 SWEEPS = OUTPUTS / "multirun"
-SWEEP_SETTINGS = "multirun.yaml"  # The name that Hydra's own sweepers use.
+SWEEP_SETTINGS = "multirun.yaml"  # Hydra's own sweepers use this name.
 SWEEP_SIGNATURE = "multirun.signature"  # shows which overrides in the settings this user has typed
 STUDY, SUMMARY, CHART, LADDER = "study.journal", "summary.csv", "summary.png", "ladder.json"
 SIGNATURE_PURPOSE, NAME_PURPOSE = "overrides of a sweep", "name of a job"
-MAX_SETTINGS_BYTES = 200_000  # of a sweep's settings, which have about 10,000
-# Everything in a sweep's folder that a sweep writes, besides the folders of its jobs.
+MAX_SETTINGS_BYTES = 200_000  # A sweep's settings have about 10,000 bytes.
+# The files that a sweep writes in its folder, besides the folders of its jobs.
 WRITTEN_BY_SWEEPS = (SWEEP_SETTINGS, SWEEP_SIGNATURE, STUDY, SUMMARY, CHART, LADDER, REPORT)
 MAX_NAME_BYTES = 120  # File systems allow 255.
 
@@ -41,7 +41,7 @@ def find_sweep(name: str, *, script: str) -> Path:
         script: The script without its ending: "train" or "generate".
 
     Raises:
-        UserError: If there is none, or its path holds an interpolation.
+        UserError: If there is none, or its path contains an interpolation.
     """
     if name == "latest":
         found = [file for file in SWEEPS.glob(f"*/{SWEEP_SETTINGS}") if _script_of(file) == script]
@@ -66,13 +66,13 @@ def is_sweep(folder: Path) -> bool:
 
 
 def job_folder_name(overrides: Sequence[str], *, any_case: bool = False) -> str:
-    """Return the name of a job's folder: its overrides, with a checksum if they are too long or contain other characters.
+    """Return the name of a job's folder: its overrides, with a checksum if they are too long or have characters besides a few.
 
-    Many file systems take two names for one if they differ only in upper and lower case, or in how a letter with an accent is
-    stored. So a name that is not in lower case gets a checksum too.
+    For many file systems, two names are the same if they differ only in upper and lower case, or in the way that a letter with an
+    accent is stored. So a name that is not in lower case gets a checksum too.
 
-    Secrets are left out. Jobs that differ only in them get different names, by this user's signature of the whole overrides: from
-    a checksum, a password could be guessed.
+    Secrets are left out. The names of jobs that differ only in secrets get this user's signature of the overrides, and not a
+    checksum, from which a password could be guessed.
 
     Args:
         any_case: Leave out the checksum for upper case, as earlier versions did.
@@ -89,7 +89,7 @@ def job_folder_name(overrides: Sequence[str], *, any_case: bool = False) -> str:
 
 
 def read_stored_overrides(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the overrides that a sweep was started with: those of Hydra's settings, and those of the script's.
+    """Return the overrides that a sweep was started with: those of Hydra's settings, and those of the script's settings.
 
     Raises:
         UserError: If they cannot be read.
@@ -104,7 +104,7 @@ def read_stored_overrides(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def read_stored_choices(folder: Path) -> dict[str, str]:
-    """Return the option that a sweep had chosen in each group, if its name is a word.
+    """Return the options that a sweep had chosen, by group. An option whose name is not a word is left out.
 
     Raises:
         UserError: If the sweep's settings cannot be read.
@@ -124,12 +124,12 @@ def _read_hydra_settings(file: Path) -> dict[str, Any]:
 
 
 def sign_sweep(folder: Path, overrides: Mapping[str, Any], *, script: str, typed: Sequence[str] | None = None) -> None:
-    """Sign the overrides of a sweep, and which of them the user has typed.
+    """Sign the overrides of a sweep, and the list of those that the user has typed.
 
     Args:
         overrides: The lists "hydra" and "task".
         script: The script without its ending: "train" or "generate".
-        typed: Those that the user has typed, if the others come from a sweep of somebody else; None stands for all.
+        typed: The overrides that the user has typed, if others come from somebody else's sweep. None stands for all.
     """
     content = _signed_content((list(overrides["hydra"]), list(overrides["task"])), script=script, typed=typed)
     lines = [signature(content, purpose=SIGNATURE_PURPOSE).hex(), *([] if typed is None else [json.dumps(typed)])]
@@ -137,7 +137,7 @@ def sign_sweep(folder: Path, overrides: Mapping[str, Any], *, script: str, typed
 
 
 def own_overrides(folder: Path, *, script: str) -> list[str]:
-    """Return the stored overrides of a sweep that this user has typed, as a signature shows."""
+    """Return the stored overrides of a sweep that this user has typed. The signature of the sweep lists them."""
     try:
         lines = read_bytes(folder / SWEEP_SIGNATURE, max_bytes=MAX_SETTINGS_BYTES, within=folder).decode().splitlines()
         overrides = read_stored_overrides(folder)

@@ -1,4 +1,4 @@
-"""The journal of a search: a file that Optuna reads line by line and without a limit, and that may be a stranger's."""
+"""Open the journal of a search. It may be a stranger's, and Optuna reads it without any limit, so it is checked first."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from optuna.storages import JournalStorage
 
 DAMAGED_JOURNAL = "{} is damaged ({}). Start a new search in another folder."
-# How long a lock stays the same before it counts as left behind; a shorter time suffices if it was made long ago.
+# A lock counts as left behind if it stays the same for STALE_SECONDS. A shorter time is enough if it was made long ago.
 STALE_SECONDS, STALE_SECONDS_IF_OLD, OLD_LOCK_SECONDS = 5.0, 0.5, 60.0
 
 
 @contextmanager
 def open_journal(folder: Path) -> Iterator[JournalStorage]:
-    """Yield the storage of a sweep's search, whose journal is checked first; failures in the block are explained.
+    """Check the journal of a sweep's search, and yield its storage.
 
     Raises:
-        UserError: If the journal is damaged.
+        UserError: If the journal is damaged, even if that shows only in the block.
     """
     _remove_stale_lock(folder)
     _check_journal(folder / STUDY)
     with explain_damage(folder / STUDY):
-        check_no_links(folder, [STUDY])  # Optuna appends to the file
+        check_no_links(folder, [STUDY])  # Optuna appends to the file.
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
@@ -41,27 +41,27 @@ def open_journal(folder: Path) -> Iterator[JournalStorage]:
 
 @contextmanager
 def explain_damage(journal: Path) -> Iterator[None]:
-    """Explain what Optuna says of a damaged journal.
+    """Replace the exceptions that a damaged journal causes in Optuna by a message.
 
     Raises:
-        UserError: If the block fails, and there was a journal before.
+        UserError: If the block fails, and the journal existed before.
     """
     exists = journal.exists()
     try:
         yield
     except (UserError, OSError):
         raise
-    except Exception as error:  # Optuna replays the journal, and can raise anything if it makes no sense.
+    except Exception as error:  # Optuna replays the journal. It can raise anything if the journal makes no sense.
         if not exists:
             raise
         raise UserError(DAMAGED_JOURNAL.format(journal, describe_damage(error)[:200])) from error
 
 
 def _remove_stale_lock(folder: Path) -> None:
-    """Remove Optuna's lock of a journal if its owner was killed, or it came with the folder; Optuna would wait for 30 seconds.
+    """Remove Optuna's lock of a journal if no process holds it. Optuna itself would wait for 30 seconds.
 
-    A process holds the lock while it appends a few lines, so one that stays the same has no owner. No clock is needed to see
-    that, but a lock whose time is far from now is recognized sooner.
+    The owner may have been killed, or the lock may have come with the folder. A process holds a lock only while it appends a few
+    lines, so a lock that stays the same has no owner. If its time is far from now, a shorter wait is enough to see that.
 
     Raises:
         UserError: If it cannot be removed.
@@ -75,12 +75,12 @@ def _remove_stale_lock(folder: Path) -> None:
             continue
         try:
             lock_file.unlink(missing_ok=True)
-        except OSError as error:  # it may be a folder
+        except OSError as error:  # for example, if it is a folder
             raise UserError(f"{lock_file} is an abandoned lock that cannot be removed ({error.strerror}). Delete it.") from error
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """Return what distinguishes a file or link from another one in its place; None if there is none."""
+    """Return numbers that identify a file or link, to see whether another one has replaced it. Return None if there is none."""
     try:
         status = file.lstat()
     except OSError:
@@ -89,7 +89,7 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 
 def _check_journal(journal: Path) -> None:
-    """Check a journal before Optuna reads it, line by line and without a limit.
+    """Check a journal before Optuna reads it.
 
     Raises:
         UserError: If it is damaged.

@@ -1,7 +1,7 @@
-"""Check the journal of a search, whose author may be anybody, before Optuna replays it without any limit.
+"""Check the journal of a search, which anybody may have written, before Optuna replays it without any limit.
 
-At each line, Optuna copies all values of the same kind that a trial or the study has so far, and it looks for a parameter in all
-trials, so that a journal may take time that grows with the square of its lines. What that would cost is counted here.
+For each line, Optuna copies all values of the same kind that the trial or the study has so far, and it looks for a parameter in
+all trials. So the time may grow with the square of the lines. This cost is counted here.
 
 Source: optuna/storages/journal/_storage.py of Optuna 4.
 """
@@ -17,23 +17,23 @@ from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 
 # A trial takes about ten lines of 200 bytes, and one for each epoch.
 MAX_JOURNAL_BYTES, MAX_LINE_BYTES, MAX_LINE_VALUES = 50_000_000, 1_000_000, 100_000
-MAX_COST = 500_000_000  # Values that are copied, about five seconds. A thousand trials of a thousand epochs cost as much.
-SEARCH_COST = 10  # Of looking for a parameter in a trial, in copied values.
-MAX_STEP = 10**15  # Larger whole numbers can all have one hash.
-MAX_GIVEN = 1000  # Values of each kind with which a trial begins.
-# Optuna's numbers of what a line does.
+MAX_COST = 500_000_000  # copied values, about five seconds; a thousand trials of a thousand epochs cost as much
+SEARCH_COST = 10  # copied values that take as long as looking for a parameter in a trial
+MAX_STEP = 10**15  # Larger whole numbers can all have the same hash.
+MAX_GIVEN = 1000  # values of each kind with which a trial begins
+# Optuna's numbers for the actions of lines.
 CREATE_STUDY, CREATE_TRIAL, SET_PARAMETER, SET_STATE, SET_INTERMEDIATE = 0, 4, 5, 6, 7
 OF_STUDY = (2, 3)
-ALLOWED = {0, 2, 3, 4, 5, 6, 7, 8, 9}  # This program deletes no study and discards no trial.
-UNFINISHED = (0, 4)  # States of a trial: running and waiting.
+ALLOWED = {0, 2, 3, 4, 5, 6, 7, 8, 9}  # all but the deletion of a study, which this program never does
+UNFINISHED = (0, 4)  # states of a trial: running and waiting
 
 
 def check_journal(journal: Path) -> None:
-    """Check that a journal can be replayed in a time that its size explains; a last line without an end is left out.
+    """Check that a journal can be replayed in reasonable time. An incomplete last line is left out.
 
     Raises:
         OSError: If it cannot be read.
-        DamagedFileError: If it cannot.
+        DamagedFileError: If replaying it would take too long, or it is no journal of a search.
     """
     replay = _Replay()
     for line in read_bytes(journal, max_bytes=MAX_JOURNAL_BYTES).splitlines(keepends=True):
@@ -44,20 +44,20 @@ def check_journal(journal: Path) -> None:
 
 
 class _Replay:
-    """Counts what Optuna would copy and search."""
+    """Counts the values that Optuna would copy and search."""
 
     def __init__(self) -> None:
         self._study: Any = None  # the name of the only study
         self._n_trials = self._cost = 0
         self._finished = set[int]()
-        self._values = Counter[tuple[int, int]]()  # of a kind that a trial, or the study, has
-        self._first_with: dict[str, int] = {}  # the trial in which Optuna finds a parameter
+        self._values = Counter[tuple[int, int]]()  # number of values by their kind, and their trial
+        self._first_with: dict[str, int] = {}  # the first trial with each parameter, where Optuna finds it
 
     def add(self, entry: dict[str, Any]) -> None:
         """Count a line.
 
         Raises:
-            DamagedFileError: If it is none of a search of this program, or the lines so far cost too much.
+            DamagedFileError: If this program's searches write no such line, or the lines so far cost too much.
         """
         kind, study, trial = entry.get("op_code"), entry.get("study_id", 0), entry.get("trial_id", 0)
         if type(kind) is not int or kind not in ALLOWED or type(study) is not int or study != 0 or type(trial) is not int:

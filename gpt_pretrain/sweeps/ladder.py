@@ -1,4 +1,4 @@
-"""A ladder: a few short trainings on one text say which model and learning rate are best for the rest of a budget."""
+"""Plan a ladder: a few short trainings on one text that show which model and learning rate are best for the rest of a budget."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gpt_pretrain.training.budget.law import Law, fitted_law
 from gpt_pretrain.training.budget.speed import Speed
 
 N_SIZES = 3
-LR_FACTORS = (0.5, 2.0)  # of the learning rate, at the middle size, besides 1
+LR_FACTORS = (0.5, 2.0)  # multiples of the learning rate that are tried as well, with the middle size
 N_RUNGS = N_SIZES + len(LR_FACTORS)
-RUNG_SHARE = 0.06  # of the budget, for each rung
-MIN_RUNG_SECONDS = 45.0  # a shorter one would hardly be more than its start
-MIN_RUNG_STEPS = 60  # with fewer, a model has not learned enough to be compared
+RUNG_SHARE = 0.06  # share of the budget for each rung
+MIN_RUNG_SECONDS = 45.0  # A shorter rung would be mostly its start.
+MIN_RUNG_STEPS = 60  # With fewer steps, a model has not learned enough to be compared.
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Rung:
 
     @property
     def final_name(self) -> str:
-        """The name of its folder if it is trained with the rest of the budget."""
+        """The name of its folder when it is trained with the rest of the budget."""
         return self.name.replace("rung", "best")
 
     @property
@@ -59,7 +59,7 @@ class Rung:
         return choice.architectures([self.vocab_size], [(self.width, self.layers)])[0]
 
     def overrides(self, lr: float) -> list[str]:
-        """Return its settings as they are typed.
+        """Return its settings as overrides.
 
         Args:
             lr: The usual learning rate.
@@ -76,8 +76,8 @@ class RungResult:
 
     Args:
         bits: Bits per byte of held-out text.
-        tokens: Tokens it was trained on.
-        tokens_per_second: Without losses and checkpoints.
+        tokens: Number of tokens that it was trained on.
+        tokens_per_second: Speed of the steps alone, without evaluations and checkpoints.
     """
 
     rung: Rung
@@ -88,7 +88,7 @@ class RungResult:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The expected loss of a model of some size, and its interval for nine of ten cases.
+    """The expected loss of a model of some size, and the interval in which it lies in nine of ten cases.
 
     Args:
         parameters: All parameters of the model.
@@ -106,8 +106,8 @@ class LadderChoice:
 
     Args:
         best: The training, with the seconds that are left.
-        sizes: Predictions for each size with these seconds, ascending.
-        rungs: What the fitted law says about the measured sizes, ascending.
+        sizes: Predictions for all sizes with the seconds that are left, the smallest first.
+        rungs: Predictions for the measured sizes with the seconds of a rung, the smallest first.
         is_extrapolated: Whether the chosen model is larger than those of the rungs.
     """
 
@@ -126,7 +126,7 @@ def check_length(seconds: float) -> None:
     """Check that a ladder of this length has time for its rungs.
 
     Raises:
-        UserError: If not.
+        UserError: If it has not.
     """
     each, shortest = RUNG_SHARE * seconds, math.ceil(MIN_RUNG_SECONDS / RUNG_SHARE / 60)
     if each < MIN_RUNG_SECONDS:
@@ -138,10 +138,10 @@ def check_length(seconds: float) -> None:
 
 
 def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, seconds: float) -> list[Rung]:
-    """Return the rungs of a ladder: three sizes up to the size that the law would choose, and two more learning rates.
+    """Return the rungs of a ladder: three sizes up to the one that the law would choose, and two more learning rates.
 
     Args:
-        limits: What this machine has.
+        limits: The memory and disk space of this machine.
         seconds: The whole budget.
 
     Raises:
@@ -192,7 +192,7 @@ def _can_train(shape: tuple[int, int], vocab_size: int, text: choice.TextFacts, 
 
 
 def with_vocabulary(text: choice.TextFacts, vocab_size: int) -> choice.TextFacts:
-    """Return a text with one vocabulary, as a training sees it for which the vocabulary is typed."""
+    """Return the facts about a text with only one vocabulary, as in a training whose vocabulary is typed."""
     return replace(text, bytes_per_token={vocab_size: text.bytes_per_token[vocab_size]})
 
 

@@ -1,4 +1,4 @@
-"""The picture of a ladder: what the rungs measured, what the fitted law predicts, and the chosen size."""
+"""Draw a ladder: the losses of the rungs, the predictions of the fitted law, and the chosen size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALT = (
 
 
 def measured_bits(ladder: StoredLadder, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the bits per byte that `ladder_figure` draws.
+    """Return the bits per byte for `ladder_figure`.
 
     Args:
         results: The results of the trainings that have ended, by the names of their folders.
@@ -40,7 +40,7 @@ def ladder_figure(ladder: StoredLadder, bits: Mapping[str, float]) -> Figure:
     """Draw the rungs and, if they have ended, the fitted law with its interval and the choice.
 
     Args:
-        bits: Measured bits per byte by the name of the rung, and the result under the name BEST.
+        bits: Measured bits per byte by the name of the rung. The last training has the name BEST.
     """
     figure, axes = new_figure(9.0, 4.0)
     measured = [rung for rung in ladder.rungs if rung.name in bits]
@@ -84,7 +84,7 @@ def _draw_law(axes: Axes, predictions: Sequence[Prediction], *, label: str, colo
 
 
 def _label_sizes(axes: Axes, ladder: StoredLadder) -> None:
-    """Mark the sizes on the logarithmic axis, those that have room."""
+    """Label the sizes on the logarithmic axis, as far as there is room."""
     sizes = {num_parameters(rung.config) for rung in ladder.rungs}
     if ladder.choice is not None:
         sizes |= {one.parameters for one in [*ladder.choice.sizes, *ladder.choice.rungs]}

@@ -1,4 +1,4 @@
-"""Choose what a ladder trains with the rest of its budget, by what its rungs have measured."""
+"""Choose the training for the rest of a ladder's budget from the results of its rungs."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from gpt_pretrain.training.budget.law import Training, fitted_law
 from gpt_pretrain.training.budget.own_law import MeasuredTraining, OwnLaw, fit_own_law
 from gpt_pretrain.training.budget.speed import Speed
 
-MIN_MEASURED = 2  # sizes
-MIN_REST_SECONDS = 45.0  # for the last training
-WORTHWHILE = 0.003  # another learning rate is taken if it lowers the loss by this share
+MIN_MEASURED = 2  # sizes to fit the law
+MIN_REST_SECONDS = 45.0  # time for the last training
+WORTHWHILE = 0.003  # Another learning rate is chosen if it lowers the loss by this share.
 
 
 def choose_rest(results: Sequence[RungResult], text: choice.TextFacts, limits: choice.Limits) -> LadderChoice:
-    """Return what to train with the rest of the budget.
+    """Return the training for the rest of the budget.
 
     Args:
-        results: Those of the rungs that have ended.
-        limits: What this machine has; the seconds are those that are left.
+        results: The results of the rungs that have ended.
+        limits: The memory and disk space of this machine, and the seconds that are left.
 
     Raises:
         UserError: If too few sizes were measured, or nothing fits into the rest.
@@ -70,13 +70,13 @@ def choose_rest(results: Sequence[RungResult], text: choice.TextFacts, limits: c
 
 
 def best_lr_factor(ratios: Mapping[Rung, float]) -> float:
-    """Return the multiple of the usual learning rate with the lowest loss: the vertex of a parabola, between the measured rates.
+    """Return the multiple of the usual learning rate with the lowest loss: the vertex of a parabola through the measured rates.
 
-    The usual rate stays if another one is hardly better, or if a rate of the line was not measured.
+    The usual rate is kept if another one is hardly better, or if one of the rates was not measured.
 
     Args:
-        ratios: The loss of each rung as a multiple of what the law expects of the text that it has read, since rungs read
-            different amounts where the speed of the machine changes.
+        ratios: The loss of each rung as a multiple of the loss that the law expects after so much text. Losses themselves cannot
+            be compared: rungs read different amounts of text if the speed of the machine changes.
     """
     line = {math.log2(rung.lr_factor): ratio for rung, ratio in ratios.items() if rung.lr_factor != 1}
     shapes = {(rung.width, rung.layers) for rung in ratios if rung.lr_factor != 1}
@@ -93,7 +93,7 @@ def best_lr_factor(ratios: Mapping[Rung, float]) -> float:
 
 
 def describe_choice(ladder: LadderChoice, results: Sequence[RungResult]) -> list[str]:
-    """Return lines that say what the rungs have shown and what is chosen."""
+    """Return lines that describe the results of the rungs and the choice."""
     config, chosen, best = ladder.best.config, ladder.chosen, ladder.best
     lines = ["", "Ladder:"]
     for one in sorted(results, key=lambda one: (one.rung.lr_factor != 1, one.rung.width, one.rung.lr_factor)):
@@ -112,7 +112,7 @@ def describe_choice(ladder: LadderChoice, results: Sequence[RungResult]) -> list
 
 
 def _best_by_size(found: Sequence[choice.Candidate]) -> list[choice.Candidate]:
-    """Return the training with the lowest expected loss of each model, the smallest model first."""
+    """Return the training with the lowest expected loss for each model, the smallest model first."""
     best: dict[int, choice.Candidate] = {}
     for one in found:
         size = num_parameters(one.config)
@@ -127,7 +127,7 @@ def _predict(config: GPTConfig, training: Training, own: OwnLaw, text: choice.Te
 
 
 def measured_training(result: RungResult, text: choice.TextFacts) -> MeasuredTraining:
-    """Return the training of a rung, as the law sees it, with what it reached."""
+    """Return a rung as the law sees it: its training and the loss that it reached."""
     config = result.rung.config
     matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
     trained_bytes = result.tokens * text.bytes_per_token[config.vocab_size]
@@ -135,6 +135,6 @@ def measured_training(result: RungResult, text: choice.TextFacts) -> MeasuredTra
 
 
 def _measured_speed(sizes: Sequence[RungResult]) -> Speed:
-    """Return the speed of training as the rungs had it, with everything around their steps."""
+    """Return the speed of training in the rungs, including everything around their steps."""
     flops = [training_flops_per_token(one.rung.config) for one in sizes]
     return Speed(tuple(flops), tuple(work * one.tokens_per_second for work, one in zip(flops, sizes, strict=True)))

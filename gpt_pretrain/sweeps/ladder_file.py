@@ -1,4 +1,4 @@
-"""The file with a ladder's plan and choice, by which an interrupted ladder continues, and from which its picture is drawn."""
+"""Write and read the file with a ladder's plan and choice, from which an interrupted ladder continues."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gpt_pretrain.training.budget import choice
 
 MAX_FILE_BYTES = 100_000
 MAX_SECONDS = 366 * 86400.0
-MAX_WIDTH, MAX_LAYERS, MAX_VOCABULARY = 8192, 128, 300_000  # other versions may choose other models
+MAX_WIDTH, MAX_LAYERS, MAX_VOCABULARY = 8192, 128, 300_000  # Other versions may choose other models, within these limits.
 
 
 @dataclass
 class StoredLadder:
-    """A ladder's plan, and its choice when the rungs have ended.
+    """A ladder's plan, and its choice once the rungs have ended.
 
     Args:
         seconds: The whole budget.
@@ -42,7 +42,7 @@ class StoredLadder:
 
 
 def read_ladder(folder: Path) -> StoredLadder | None:
-    """Return the ladder in a sweep's folder; None if there is none.
+    """Return the ladder in a sweep's folder, or None if there is none.
 
     Raises:
         UserError: If the file is damaged, or has values that no ladder has.
@@ -78,7 +78,7 @@ def _choice(content: dict[str, Any]) -> LadderChoice:
 
 
 def _rung(content: dict[str, Any], *, factors: Sequence[float] | None = None) -> Rung:
-    """Return a rung with values that this program can have chosen: they become settings of a training."""
+    """Return a rung. Its values become settings of a training, so only values that this program can choose are accepted."""
     width, layers, vocab_size, factor = (content[name] for name in ("width", "layers", "vocab_size", "lr_factor"))
     limits = ((width, MAX_WIDTH), (layers, MAX_LAYERS), (vocab_size, MAX_VOCABULARY))
     if not all(type(value) is int and 0 < value <= most for value, most in limits) or width % choice.HEAD_DIM:

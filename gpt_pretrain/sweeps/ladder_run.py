@@ -1,4 +1,4 @@
-"""Run a ladder as the jobs of a sweep: the rungs, and then the best model for the rest of the budget."""
+"""Run a ladder as the jobs of a sweep: first the rungs, then the best model for the rest of the budget."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from gpt_pretrain.training.budget.typed import LENGTHS
 
 CHOSEN = ("model", "tokenizer", "optimizer.lr", "experiment", "init_from")  # settings and groups that a ladder decides
 TEXTS = ("data", "data.path", "data.url")
-MIN_STEPS = MIN_RUNG_STEPS // 2  # of a rung that counts, on a machine that has become slower
+MIN_STEPS = MIN_RUNG_STEPS // 2  # A rung with fewer steps does not count. The machine may have become slower.
 DIVERGED = 100.0  # bits per byte
-MAX_MEASURED = 1e18  # of tokens and the like
+MAX_MEASURED = 1e18  # the largest believable number of tokens and the like
 
 
 def ladder_problems(keys: Set[str], swept: Set[str]) -> list[str]:
     """List what is wrong with the settings that are typed for a ladder.
 
     Args:
-        keys: All of them.
-        swept: Those with several values.
+        keys: All typed settings.
+        swept: Settings with several values.
     """
     problems = [f"{key}: a ladder chooses its own trainings, so each setting has one value." for key in sorted(swept)]
     problems += [
@@ -55,13 +55,13 @@ def ladder_problems(keys: Set[str], swept: Set[str]) -> list[str]:
 def run_ladder(
     runner: JobRunner, settings: TrainSettings, common: Sequence[str], *, began: float, save_settings: Callable[[], None]
 ) -> None:
-    """Run what is missing of a ladder.
+    """Run the trainings of a ladder that have not ended yet.
 
     Args:
-        settings: Those of all trainings; its budget is that of the whole ladder.
-        common: The overrides of each training.
-        began: The moment at which this process began.
-        save_settings: Stores the overrides of the sweep, when nothing is wrong with them.
+        settings: The settings of all trainings. Its budget is for the whole ladder.
+        common: The overrides of all trainings.
+        began: The time at which this process began, by the monotonic clock.
+        save_settings: Stores the overrides of the sweep, once they have been checked.
 
     Raises:
         UserError: If the budget is no time or too short, the text cannot be read, or too few rungs have ended.
@@ -97,7 +97,7 @@ def _climb(
     *,
     began: float,
 ) -> None:
-    """Train the rungs and choose what to train with the rest."""
+    """Train the rungs, choose the best model, and train it with the rest of the budget."""
     earlier = _trained_seconds(runner.folder, ladder.rungs)
     planned = ladder.planning
     ladder.planning = planned + time.monotonic() - began
@@ -120,7 +120,7 @@ def _climb(
 
 
 def rung_result(folder: Path, rung: Rung) -> RungResult | None:
-    """Return what a rung has measured; None if it has not ended, has no usable loss, or made too few steps to be compared."""
+    """Return the result of a rung. Return None if it has not ended, has no usable loss, or made too few steps."""
     metadata = read_metadata(folder / rung.name)
     result = metadata_section(metadata, "result")
     numbers = [result.get(name) for name in ("best_bits_per_byte", "tokens_seen", "tokens_per_second", "steps")]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def pruning_callbacks(run_dir: Path) -> list[Callback]:
-    """Return the pruning callback of a run; an empty list outside a search, or in a search that prunes no runs."""
+    """Return a list with the pruning callback of a run. It is empty outside a search, or if the search prunes no runs."""
     if not (run_dir.parent / STUDY).is_file():
         return []
     from gpt_pretrain.sweeps.search import RunningTrial

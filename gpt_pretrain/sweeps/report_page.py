@@ -39,12 +39,12 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.system.yaml_files import read_yaml
 
-MAX_JOBS = 200  # In the table and the chart.
+MAX_JOBS = 200  # jobs in the table and the chart
 TABLE_CHARACTERS = 120_000
 CONFIG_CHARACTERS = 20_000
 COMMAND_CHARACTERS = 4_000
 MAX_CURVES = 40
-MAX_DETAILS = 40  # Jobs whose errors or findings are shown.
+MAX_DETAILS = 40  # jobs whose errors or findings are shown
 
 FILE_PURPOSES = {
     SUMMARY: "the ranking as a table",
@@ -134,7 +134,7 @@ def _sweep_facts(settings: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _sweep_settings(folder: Path) -> dict[str, Any]:
-    """Return Hydra's settings of the sweep; empty if they are missing or damaged."""
+    """Return Hydra's settings of the sweep, or an empty dict if they are missing or damaged."""
     try:
         return metadata_section(read_yaml(folder / SWEEP_SETTINGS, max_bytes=MAX_SETTINGS_BYTES, within=folder), "hydra")
     except (OSError, DamagedFileError):
@@ -142,7 +142,7 @@ def _sweep_settings(folder: Path) -> dict[str, Any]:
 
 
 def _ranking_cells(jobs: Sequence[Job]) -> list[list[str]]:
-    """Return the ranking with cells cut to a length that keeps the page small, the heading first."""
+    """Return the ranking, the heading first. Long cells are cut to keep the page small."""
     rows = ranking_rows(jobs)
     limit = max(12, min(80, TABLE_CHARACTERS // (len(rows) * len(rows[0]))))
     return [[printable(cell if len(cell) <= limit else cell[: limit - 3] + "...") for cell in row] for row in rows]
@@ -155,10 +155,10 @@ def _describe_best(best: Job, jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def _ladder_pictures(folder: Path, jobs: Sequence[Job]) -> list[Picture]:
-    """Return the picture of the ladder that the sweep is, if it is one."""
+    """Return a list with the picture of a ladder if the sweep is one, or an empty list."""
     if not (folder / LADDER).is_file():
         return []
-    from gpt_pretrain.sweeps import ladder_chart, ladder_file  # they load torch
+    from gpt_pretrain.sweeps import ladder_chart, ladder_file  # loads torch
 
     try:
         ladder = ladder_file.read_ladder(folder)
@@ -221,7 +221,7 @@ def _findings(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def _next_commands(folder: Path, jobs: Sequence[Job], best: Job | None, *, config: dict[str, str]) -> list[str]:
-    """Return the commands that are suggested.
+    """Return the commands that the page suggests.
 
     Args:
         config: The settings of the best job.

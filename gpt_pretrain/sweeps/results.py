@@ -1,4 +1,4 @@
-"""The jobs of a sweep: reading, ranking and tabulating them, and the command that repeats the best one."""
+"""Read, rank and tabulate the jobs of a sweep, and find the command that repeats the best one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RESULT_COLUMNS = (
     "tokens_per_second",
 )
 
-MAX_KEYS = 1000  # that jobs may differ in; a stranger's could have any number
+MAX_KEYS = 1000  # settings in which jobs may differ; a stranger's sweep could have any number
 
 NATS_PER_TOKEN, BITS_PER_BYTE = "nats per token", "bits per byte"
 
@@ -67,7 +67,7 @@ class Job:
 
     @property
     def score(self) -> float:
-        """The number that the job is ranked by, the lower the better: its bits per byte or its loss; infinite if unknown."""
+        """The number by which the job is ranked: its bits per byte or its loss. It is infinite if unknown; lower is better."""
         return self._number("best_bits_per_byte") if self.by_bits else self.val_loss
 
     @property
@@ -81,11 +81,10 @@ class Job:
 
 
 def read_sweep(folder: Path) -> list[Job]:
-    """Return the jobs in a sweep's folder by ascending score, those without one last.
+    """Return the jobs in a sweep's folder, the best first. Jobs without a score are last.
 
-    The score is the validation loss. Jobs with different tokenizers are ranked by bits per byte.
-
-    Links are left out: they are no jobs of this sweep, or repeat one.
+    The score is the validation loss, or bits per byte if jobs have different tokenizers. Links are left out: they lead to jobs of
+    other sweeps, or repeat a job.
     """
     jobs = []
     files = (file for file in sorted(folder.glob(f"*/{METADATA_FILE}")) if not file.parent.is_symlink())
@@ -102,7 +101,7 @@ def read_sweep(folder: Path) -> list[Job]:
 
 
 def has_different_tokenizers(jobs: Sequence[Job]) -> bool:
-    """Return whether jobs have different tokenizers, so that their losses per token cannot be compared."""
+    """Return whether jobs have different tokenizers. Their losses per token cannot be compared then."""
     return len({str(name) for job in jobs if (name := job.metadata.get("tokenizer"))}) > 1
 
 
@@ -112,7 +111,7 @@ def varies_tokenizer(keys: Iterable[str]) -> bool:
 
 
 def search_by_bits(keys: Iterable[str], folder: Path) -> bool:
-    """Return whether a search over these settings compares bits per byte, which jobs of earlier versions lack."""
+    """Return whether a search over these settings compares bits per byte. Jobs of earlier versions have no such number."""
     jobs = read_sweep(folder)
     return varies_tokenizer(keys) and all("best_bits_per_byte" in job.result for job in jobs if job.state in COMPLETE)
 
@@ -133,12 +132,15 @@ def varied_keys(jobs: Sequence[Job]) -> set[str]:
 
 
 def best_job(jobs: Sequence[Job]) -> Job | None:
-    """Return the best complete job; None if no job is complete and has a validation loss."""
+    """Return the best complete job, or None if no complete job has a validation loss."""
     return next((job for job in jobs if job.state in COMPLETE and job.score < math.inf), None)
 
 
 def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
-    """Return the command that repeats the best job outside the sweep; None if there is none, or its overrides could run code."""
+    """Return the command that repeats the best job outside the sweep.
+
+    Return None if there is no best job, or if its overrides could run code.
+    """
     best = best_job(jobs)
     return None if best is None else repeat_command(stored_overrides(best.metadata), script=script)
 
@@ -183,7 +185,7 @@ def ranking_rows(jobs: Sequence[Job]) -> list[list[str]]:
 
 
 def generation_rows(jobs: Sequence[Job]) -> list[list[str]]:
-    """Return the texts that jobs of generate.py made, with their settings and measures, as rows of text, the heading first."""
+    """Return rows of text, the heading first: the settings, the measures and the texts of generate.py's jobs."""
     keys = swept_keys(jobs)
     rows = [[*keys, "distinct-1", "distinct-2", "distinct-3", "memorized", "mean log p", "text"]]
     for job in jobs:
@@ -209,19 +211,19 @@ def write_ranking(jobs: Sequence[Job], folder: Path) -> None:
 def write_generations(rows: Sequence[Sequence[str]], folder: Path) -> None:
     """Write the rows of `generation_rows` to summary.csv."""
     heading, *body = rows
-    columns = ["memorised" if name == "memorized" else name for name in heading]  # The name of the column in version 0.1.0.
+    columns = ["memorised" if name == "memorized" else name for name in heading]  # the column's name since version 0.1.0
     _write_rows([columns, *body], folder)
 
 
 def _write_rows(rows: Sequence[Sequence[str]], folder: Path) -> None:
-    """Write rows of text to summary.csv, in which no spreadsheet program finds a formula."""
+    """Write rows of text to summary.csv in a form in which spreadsheet programs find no formulas."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([_escape_formula(cell) for cell in row] for row in rows)
     write_text(folder / SUMMARY, text.getvalue())
 
 
 def _escape_formula(cell: str) -> str:
-    """Put an apostrophe before a cell that a spreadsheet program would run, as a setting or a text of a stranger's job may be."""
+    """Put an apostrophe before a cell that a spreadsheet program would run as a formula. A stranger's job could have one."""
     if cell[:1] not in ("=", "+", "-", "@", "\t", "\r") or cell == "-":
         return cell
     try:
@@ -232,7 +234,7 @@ def _escape_formula(cell: str) -> str:
 
 
 def _ranks(jobs: Sequence[Job]) -> list[str]:
-    """Return the rank of each job, counted from 1; empty for one that has no score."""
+    """Return the rank of each job, counted from 1. It is empty for a job without a score."""
     scores = [job.score for job in jobs]
     ordered = sorted(scores)
     return ["" if score == math.inf else str(1 + bisect_left(ordered, score)) for score in scores]

@@ -43,7 +43,7 @@ class JobRunner:
 
     Args:
         folder: The folder of the sweep.
-        launch: Runs jobs, given their overrides and the number of the first one.
+        launch: Runs jobs. It gets their overrides and the number of the first job.
         common: The overrides that every job gets.
 
     Attributes:
@@ -65,7 +65,7 @@ class JobRunner:
             by_bits: Whether jobs have different tokenizers, and are compared in bits per byte.
 
         Returns:
-            The lowest validation loss of each job, in nats per token or bits per byte; None for jobs that failed.
+            The lowest validation loss of each job, in nats per token or bits per byte. It is None for jobs that failed.
         """
         jobs = {name: overrides for overrides, name in batch}
         self.requested += [name for name in jobs if name not in self.requested]
@@ -86,13 +86,13 @@ class JobRunner:
         return [name for name in self.requested if self._state(name) not in COMPLETE]
 
     def _launch(self, jobs: dict[str, Sequence[str]]) -> None:
-        for name in jobs:  # before Hydra writes the logs of the jobs
+        for name in jobs:  # This must come before Hydra writes the logs of the jobs.
             check_folder_name(self.folder / name)
             check_no_links(self.folder, [name, *(f"{name}/{written}" for written in WRITTEN_BY_RUNS)])
         overrides = [[*own, *self.common, f"hydra.sweep.subdir='{name}'"] for name, own in jobs.items()]
         try:
             self.launch(overrides, self._next_number)
-        except Exception as error:  # A launcher that loses one of its processes also loses the results of the others.
+        except Exception as error:  # A launcher that loses one of its processes raises, and the other jobs have no results.
             _print(f"error: the launcher failed: {error}")
             for name in jobs:
                 if self._state(name) == RUNNING and not is_running(self.folder / name):
@@ -116,7 +116,7 @@ class JobRunner:
 
 @contextmanager
 def open_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[str]) -> Iterator[JobRunner]:
-    """Yield the runner of a sweep's jobs, and print the summary when the block ends, even if it is interrupted.
+    """Yield the runner of a sweep's jobs. Print the summary when the block ends, even if it is interrupted.
 
     Raises:
         SystemExit: With code 1 at the end if a job is not complete.
@@ -140,7 +140,7 @@ def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] 
     Args:
         script: The script that the sweep was started with: "train.py" or "generate.py".
         unfinished: The folder names of jobs that are not complete.
-        is_interrupted: Whether the sweep was stopped, maybe before it knew its next jobs.
+        is_interrupted: Whether the sweep was stopped, perhaps before it had chosen its next jobs.
     """
     from gpt_pretrain.system.terminal import escape_problem
 
@@ -203,7 +203,7 @@ def _summarize_generations(jobs: Sequence[Job], folder: Path) -> list[str]:
 
 
 def _shorten_cell(cell: str) -> str:
-    """Return a cell on one line. Of a long one, the middle is left out, since samples differ at the end."""
+    """Return a cell on one line. The middle of a long cell is left out, since samples differ at the end."""
     line = " ".join(cell.split())
     limit = MAX_CELL_CHARACTERS
     return line if len(line) <= limit else f"{line[: limit // 4]} ... {line[-limit * 3 // 4 :]}"

@@ -1,7 +1,7 @@
-"""A search over settings with Optuna, which chooses the values and ends jobs that fall behind.
+"""Search over settings with Optuna, which chooses the values and ends jobs that fall behind.
 
 Optuna is used directly, because hydra-optuna-sweeper requires a version before 3. The study is a journal file in the sweep's
-folder, which jobs in other processes, or on other machines that share the disk, read and write too.
+folder. Jobs read and write it too, perhaps in other processes or on other machines that share the disk.
 
 Source: Akiba et al. 2019 (arXiv:1907.10902); TPE: Bergstra et al. 2011.
 """
@@ -38,7 +38,7 @@ except ImportError as error:
 
 STUDY_NAME = "sweep"
 MIN_TRIALS_FOR_MEDIAN = 3
-MAX_UNFINISHED = 5000  # trials to end or to queue again, each of which takes a millisecond
+MAX_UNFINISHED = 5000  # trials to end or to queue again; each takes a millisecond
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -92,7 +92,7 @@ class Search:
         """Start a search, or resume the one in the folder.
 
         Raises:
-            UserError: If a range is empty or not positive on a logarithmic scale, or the search was started with other values,
+            UserError: If a range is empty or not positive on a logarithmic scale, if the search was started with other values,
                 or its journal is damaged.
         """
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
@@ -122,7 +122,7 @@ class Search:
             return [self._ask_one() for _ in range(max(count, 0))]
 
     def assign_folder(self, trial: optuna.Trial, folder: str) -> None:
-        """Store the folder name of a trial's run, by which the run finds its trial."""
+        """Store the name of the folder of a trial's run. The run finds its trial by this name."""
         trial.set_user_attr("folder", folder)
 
     def finish(self, trial: optuna.Trial, val_loss: float | None, *, pruned: bool) -> None:
@@ -139,17 +139,17 @@ class Search:
             self.study.tell(trial, val_loss)
 
     def count_ended(self) -> int:
-        """Return the number of trials that have ended, without failed ones that were queued again."""
+        """Return the number of trials that have ended, not counting failed ones that were queued again."""
         ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         return len(ended) - self.retried
 
     def requeue_unfinished(self) -> None:
-        """Queue interrupted and failed trials again. Equal values mean equal folders, so that their runs are resumed.
+        """Queue interrupted and failed trials again. They have the same values and so the same folders: their runs are resumed.
 
         Raises:
             UserError: If there are far too many.
         """
-        # A waiting trial without such parameters draws its values when it is chosen.
+        # A waiting trial without fixed parameters draws its values only when it is chosen.
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         known = {_values_key(trial.system_attrs.get("fixed_params", {})) for trial in waiting}
@@ -173,16 +173,16 @@ class Search:
             trial = self.study.ask(self.distributions)
             if self._is_in_ranges(trial.params):
                 return trial
-            self.study.tell(trial, state=TrialState.FAIL)  # It was queued before its range was changed.
+            self.study.tell(trial, state=TrialState.FAIL)  # It was queued before a range was changed.
             self.retried += 1
         raise UserError(DAMAGED_JOURNAL.format(self.journal, f"more than {MAX_UNFINISHED:,} of its trials are out of range"))
 
     def _is_in_ranges(self, values: Mapping[str, object]) -> bool:
-        """Return whether the values of a trial, which may come from a stranger's journal, are in the ranges of this search.
+        """Return whether the values of a trial are in the ranges of this search. The journal may be a stranger's.
 
         Raises:
-            UserError: If a value has a type that no range or list yields. A text in place of a number, for example, would
-                become part of an override.
+            UserError: If a value has a type that no range or list yields. For example, a text in place of a number would become
+                part of an override.
         """
         for key in self.distributions.keys() & values.keys():  # A trial may have ended before all values were drawn.
             value, distribution = values[key], self.distributions[key]
@@ -207,7 +207,7 @@ class RunningTrial:
 
     @classmethod
     def find(cls, run_dir: Path) -> RunningTrial | None:
-        """Return the trial of a run; None if its search prunes no runs.
+        """Return the trial of a run, or None if its search prunes no runs.
 
         Raises:
             UserError: If the journal is damaged.
@@ -254,12 +254,12 @@ def _check_values_unchanged(study: optuna.Study, distributions: dict[str, BaseDi
 
 
 def _values_key(values: object) -> str:
-    """Return a text that is equal for equal values of a trial, whatever a journal holds in their place."""
+    """Return a text that is the same for equal values of a trial. A journal may hold values of any kind, also unhashable ones."""
     return json.dumps(values, sort_keys=True, default=repr)
 
 
 def _range_problems(key: str, space: SearchSpace) -> Iterator[str]:
-    """Yield what is wrong with the range that a setting is drawn from."""
+    """Yield the problems of the range from which a setting is drawn."""
     if isinstance(space, ValueList):
         return
     if not (math.isfinite(space.low) and math.isfinite(space.high)):

@@ -1,4 +1,4 @@
-"""The folder in which submitit keeps the files of a sweep's jobs: their pickles, results and logs."""
+"""Give submitit a private folder for the files of a sweep's jobs: their pickles, results and logs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.runs.metadata import LOCK_FILE
 from gpt_pretrain.system.locks import try_lock
 
-FOLDER_SETTING = "submitit_folder"  # of the submitit launchers
+FOLDER_SETTING = "submitit_folder"  # a setting of the submitit launchers
 OWN_NAME = re.compile(r"\.submitit-[0-9a-f]{16}")
-JOB_NUMBER = re.compile(r"[1-9][0-9_]{0,30}")  # SLURM's, or that of a process
-SECONDS_TO_END = 5.0  # that interrupted jobs on this machine get in all; submitit kills them after one
-MAX_LEFT_FOLDERS, MAX_JOBS = 100, 10_000  # of earlier starts, and of the jobs in one of them, that are looked at
+JOB_NUMBER = re.compile(r"[1-9][0-9_]{0,30}")  # the number of a SLURM job or of a process
+SECONDS_TO_END = 5.0  # time for all interrupted jobs on this machine to end; submitit kills them after one second
+MAX_LEFT_FOLDERS, MAX_JOBS = 100, 10_000  # folders of earlier starts that are looked at, and jobs in each of them
 
 KEPT = "Jobs may still run and need {}. Delete it when they have ended: it holds their settings."
 
@@ -30,10 +30,11 @@ KEPT = "Jobs may still run and need {}. Delete it when they have ended: it holds
 def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: bool) -> Iterator[None]:
     """Let submitit keep its files in a new folder within the sweep, which is deleted when all its jobs have ended.
 
-    submitit unpickles what it finds under the number of a job, and its pickles hold all settings, passwords too. Its default
-    folder has a fixed name, which a sweep from someone else may hold already. The nodes of a cluster read the files, so that
-    the folder must be on the disk of the sweep. A folder that the user has chosen is left alone. Those that earlier starts of the
-    sweep have left, because they were killed, are deleted when their jobs have ended.
+    submitit unpickles the files that it finds under the number of a job. Its default folder has a fixed name, so a sweep from
+    someone else could bring such files. Also, its own pickles hold all settings, including passwords.
+
+    The nodes of a cluster read the files, so the folder must be on the disk of the sweep. If earlier starts of the sweep were
+    killed, their folders are deleted once their jobs have ended. A folder that the user has chosen is left alone.
 
     Args:
         sweep: The folder of the sweep.
@@ -54,7 +55,7 @@ def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: 
         with try_lock(folder / LOCK_FILE):  # shows that this start of the sweep still runs
             yield
     except BaseException as error:
-        interrupted = not isinstance(error, Exception)  # Then a job may have been submitted whose pickle is not yet in place.
+        interrupted = not isinstance(error, Exception)  # A job may be submitted before its pickle is in place.
         if (interrupted and any(folder.glob("*.pkl"))) or not _have_ended(folder, n_tasks=n_tasks, on_slurm=on_slurm):
             _report_kept(folder)
         else:
@@ -69,7 +70,7 @@ def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: 
 def _remove_left_folders(sweep: Path, *, n_tasks: int, on_slurm: bool) -> None:
     """Delete the folders of earlier starts of a sweep, or name those whose jobs may still run.
 
-    A sweep from someone else may hold any number of them, so all together get the time of one.
+    A sweep from someone else may hold any number of them, so the time limit is for all together.
     """
     found = (path for path in sweep.glob(".submitit-*") if OWN_NAME.fullmatch(path.name))
     end = time.monotonic() + SECONDS_TO_END
@@ -80,7 +81,7 @@ def _remove_left_folders(sweep: Path, *, n_tasks: int, on_slurm: bool) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
                 elif held:
                     _report_kept(folder)
-        except Exception:  # SLURM cannot be asked, or the folder is not the program's own
+        except Exception:  # SLURM cannot be asked, or the folder is not the program's own.
             _report_kept(folder)
 
 
@@ -94,7 +95,7 @@ def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool, end: float | None
     """Return whether all jobs that were submitted with this folder have ended.
 
     Args:
-        end: The time, by the monotonic clock, until which it may take; SECONDS_TO_END from now by default.
+        end: The time, by the monotonic clock, at which to stop waiting. By default, SECONDS_TO_END from now.
     """
     files = list(islice(folder.glob("*/*_submitted.pkl"), MAX_JOBS + 1))
     jobs = {file.parent.name for file in files if JOB_NUMBER.fullmatch(file.parent.name)}
@@ -106,7 +107,7 @@ def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool, end: float | None
 
         if time.monotonic() > end:
             return False
-        # All are made first, so that SLURM is asked once for all of them.
+        # All job objects are made first, so that SLURM is asked once for all of them.
         submitted: list[Any] = [submitit.SlurmJob(folder / "%j", job_id=job, tasks=list(range(n_tasks))) for job in sorted(jobs)]
         return all(job.done() for job in submitted)
     while any(_is_running(int(job)) for job in jobs if job.isdecimal()):
@@ -117,7 +118,7 @@ def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool, end: float | None
 
 
 def _is_running(pid: int) -> bool:
-    """Return whether a process runs that this one, or an earlier start of the sweep, has started."""
+    """Return whether a process is running. This process, or an earlier start of the sweep, has started it."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == 0
     except ChildProcessError:  # It has ended and its exit code has been read, or another process has started it.
