@@ -51,7 +51,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def settings_page() -> str:
     """Return the tables of all settings of train.py, generate.py and evaluate.py as Markdown."""
     sys.path.insert(0, str(ROOT))
-    from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
+    from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
+    from gpt_pretrain.config.schema import TrainSettings
 
     parts = ["## train.py", _table(_own_settings(CONF / "train.yaml"), TrainSettings)]
     for group, default in GROUPS.items():

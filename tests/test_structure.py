@@ -12,7 +12,8 @@ import pytest
 
 import gpt_pretrain
 from gpt_pretrain.config.custom_parts import PLACEHOLDERS
-from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.inference_schema import GenerateSettings
+from gpt_pretrain.config.schema import TrainSettings
 from tests.conftest import ROOT
 
 PACKAGE = sorted((ROOT / "gpt_pretrain").rglob("*.py"))

@@ -56,7 +56,7 @@ def write_checkpoint(content: dict[str, Any], target: Path) -> None:
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name, as safely as `write_checkpoint`. They may share one file: nothing changes a checkpoint in place."""
+    """Give a checkpoint a second name, as safely as `write_checkpoint`. The names may share a file, which never changes."""
     with replacing(target) as scratch:
         clone_file(source, scratch)
 

@@ -1,8 +1,7 @@
-"""Check the arguments of an entry script before Hydra reads them, so that all mistakes are explained, and together."""
+"""Check the arguments of an entry script before Hydra reads them, so that all mistakes are explained together."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -31,21 +30,20 @@ from gpt_pretrain.commands.command_words import (
 )
 from gpt_pretrain.commands.custom_options import custom_groups, is_custom_field
 from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
+from gpt_pretrain.commands.setting_messages import several_values, unknown_setting, wrong_type
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.inference_rules import evaluate_problems, generate_problems, serve_problems
+from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
 from gpt_pretrain.config.other_programs import OPTION_REMEDIES, counterpart, hydra_group_problem, other_value
-from gpt_pretrain.config.overrides import override_key, short_form, split_override, takes_unit
-from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
+from gpt_pretrain.config.overrides import override_key, short_form
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import (
-    describe_type,
     find_type,
     group_options,
     is_declared,
     is_mapping,
-    names_within,
     nearest,
-    nearest_settings,
     script_groups,
     set_checked,
 )
@@ -61,10 +59,6 @@ PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", 
     *("init_from", "resume", "sweep_resume", "checkpoint", "pretrained", "prompt_file", "prompts", "out", "tasks.path")
 }
 WRITTEN = {"data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir", "out"}
-TOGETHER = {"logger", "callbacks"}  # groups of which a run can have several options
-AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
-FRACTION = re.compile(r"\d+,\d+(e-?\d+)?\s*[a-z]*", re.IGNORECASE)  # with a decimal comma
-GROUPED = re.compile(r"\d{1,3}(,\d{3})+")  # with commas between thousands
 
 
 def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
@@ -118,7 +112,7 @@ def broken_rules(arguments: Arguments, *, script: str) -> list[str]:
     kept = [one for one in arguments.overrides if not list(override_problems(one, script=script))]
     settings = [with_prefix(one, script=script) for one in kept if not override_key(one).startswith(("hydra", "sweep_resume"))]
     overrides = [to_hydra_override(override, sweep=False) for override in settings]
-    # What is wrong besides is explained when the other problems are mended.
+    # Whatever else is wrong is explained in a later start, when the problems that are known already have been mended.
     with suppress(Exception), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         if script == "generate":
             return generate_problems(to_settings(compose("generate", overrides), GenerateSettings))
@@ -162,24 +156,35 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
     if (other := other_value(shown, schema=schema)) is not None:
         yield f"{shown}: {other}"
         return
+    yield from _typed_value_problems(override, hint, is_group=is_group, script=script, sweep=sweep, folders=folders)
+
+
+def _typed_value_problems(
+    override: str, hint: Any, *, is_group: bool, script: str, sweep: bool, folders: tuple[Path, ...]
+) -> Iterator[str]:
+    """Yield the problems of the values that an override gives an existing setting or group.
+
+    Args:
+        hint: The type of the setting; None for a group that is no setting.
+    """
+    key, shown = override_key(override), short_form(override)
     try:
         parsed = OverridesParser.create().parse_override(to_hydra_override(override, sweep=sweep))
-    except (HydraException, RecursionError, ValueError):  # of a number with more digits than Python reads
-        yield _wrong_type(shown, hint, None)
+    except (HydraException, RecursionError, ValueError):  # A number with too many digits raises a ValueError.
+        yield wrong_type(shown, hint, None)
         return
     if parsed.is_sweep_override() and not sweep:
-        yield _several_values(shown, key, hint, is_group=is_group)
+        yield several_values(shown, key, hint, is_group=is_group)
         return
     for value in _values(parsed):
         if is_group and not isinstance(value, dict):
             yield from _option_problems(shown, key, value, folders=folders, script=script)
+        elif isinstance(value, dict) and _is_scalar(hint):
+            yield wrong_type(shown, hint, value)
         else:
-            if isinstance(value, dict) and _is_scalar(hint):
-                yield _wrong_type(shown, hint, value)
-                continue
             for name, leaf in setting_values(key, value):
-                problems = list(_value_problems(shown, name, leaf, schema))
-                swept = script == "train" and parsed.is_sweep_override()  # a single value is checked with all others
+                problems = list(_value_problems(shown, name, leaf, schema_of(script)))
+                swept = script == "train" and parsed.is_sweep_override()  # A single value is checked with all others.
                 yield from problems or (broken_train_rules(name, leaf) if swept else [])
 
 
@@ -197,20 +202,6 @@ def _removal_problem(override: str, *, script: str, folders: tuple[Path, ...]) -
         options = ", ".join(group_options(key))
         return f"{override}: a run needs this group. Leave this out to have its default, or choose from {options}."
     return None
-
-
-def _several_values(shown: str, key: str, hint: Any, *, is_group: bool) -> str:
-    """Return what is wrong with several values outside of a sweep."""
-    listed = quote_word("{}=[{}]".format(*shown.split("=", 1)))
-    if get_origin(hint) is list:
-        return f"{shown}: must be {describe_type(hint)}. Type {listed}"
-    name, _, typed = shown.partition("=")
-    grouped = bool(GROUPED.fullmatch(typed)) and hint not in (float, float | None)
-    number = f" A number is typed without commas: {name}={typed.replace(',', '')}" * grouped
-    fraction = (hint in (float, float | None) or takes_unit(key)) and FRACTION.fullmatch(typed) and not grouped
-    point = f" A decimal fraction is typed with a point: {quote_word(shown.replace(',', '.'))}" * bool(fraction)
-    single = f" All of them in one run: {listed}" if key in TOGETHER else " A single run has one of them." * is_group
-    return f"{shown}: only a sweep tries several values. Add -m.{point}{number}{single}"
 
 
 def _text_problem(key: str, value: str, shown: str) -> str | None:
@@ -252,20 +243,6 @@ def with_prefix(override: str, *, script: str, custom: Set[str] = frozenset()) -
     if is_declared(schema, key, within_mapping=True) or (is_setting and not is_group and is_mapping(schema, key)):
         return f"++{override.lstrip('+')}"
     return override.lstrip("+") if is_setting else override
-
-
-def unknown_setting(override: str, schema: type) -> str:
-    """Return the message about an override whose setting does not exist."""
-    if (other := counterpart(*split_override(override), schema=schema)) is not None:
-        return f"{override}: there is no such setting. {other}"
-    names = [short_form(f"{name}=")[:-1] for name in nearest_settings(override_key(override), schema)]
-    if names:
-        return f"{override}: there is no such setting. Did you mean {' or '.join(names)}?"
-    key = override_key(override)
-    siblings = names_within(key, schema)
-    shown = "hydra" if key.startswith("hydra.") else "job"
-    remedy = f"{key.rpartition('.')[0]} has {', '.join(siblings)}." if siblings else f"--cfg {shown} shows all settings."
-    return f"{override}: there is no such setting. {remedy}"
 
 
 def _is_scalar(hint: Any) -> bool:
@@ -338,31 +315,11 @@ def _value_problems(override: str, key: str, value: Any, schema: type) -> Iterat
     try:
         set_checked(schema, key, value)
     except OmegaConfBaseException:
-        yield _wrong_type(override, hint, value)
+        yield wrong_type(override, hint, value)
         return
     if (
         isinstance(value, list)
         and get_args(hint)[:1] in ((str,), (float,), (int,))
         and any(isinstance(one, list | dict) for one in value)
     ):
-        yield _wrong_type(override, hint, value)
-
-
-def _wrong_type(override: str, hint: Any, value: Any) -> str:
-    """Return the message about a value that cannot be read as the type of its setting."""
-    if value is None and hint is None:
-        return f"{override}: this is not the name of an option."
-    key, _, typed = override.partition("=")
-    if not typed:
-        return f"{key}= has no value. It must be {describe_type(hint)}."
-    remedy = ""
-    if isinstance(value, str) and (amount := AMOUNT.fullmatch(value)):
-        number = float(amount[1]) * {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[amount[2].lower()]
-        remedy = f" Write {key}={number:.0f}"
-    elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
-        remedy = f" Write {key}={float(value[:-1]) / 100:g}"
-    elif re.fullmatch(r"[\[({][^\[\](){}:]+[\])}]", typed) and get_origin(hint) is not list:
-        remedy = f" To try several values: -m {key}={typed[1:-1].replace(' ', '')}"
-    elif isinstance(value, float) and value.is_integer():
-        remedy = f" Write {key}={value:.0f}"
-    return f"{override}: must be {describe_type(hint)}.{remedy}"
+        yield wrong_type(override, hint, value)

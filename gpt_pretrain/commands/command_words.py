@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import get_type_hints
 
 from gpt_pretrain.config.free_text import FREE_TEXTS
+from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
 from gpt_pretrain.config.other_programs import counterpart, explain_python_file
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form, takes_unit
-from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import find_type, nearest, nearest_settings, script_groups
 from gpt_pretrain.system.amounts import is_quantity
 from gpt_pretrain.system.checkout import CONF

@@ -16,7 +16,7 @@ from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import overridden_keys
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import evaluate_problems
-from gpt_pretrain.config.schema import EvaluateSettings
+from gpt_pretrain.config.inference_schema import EvaluateSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_count

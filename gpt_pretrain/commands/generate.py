@@ -16,7 +16,7 @@ from gpt_pretrain.commands.generate_warnings import generate_warnings
 from gpt_pretrain.commands.job import is_multirun, output_folder, start_info
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import generate_problems
-from gpt_pretrain.config.schema import GenerateSettings
+from gpt_pretrain.config.inference_schema import GenerateSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import track_run
 from gpt_pretrain.system.environment import user_path

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from gpt_pretrain.commands.job import overridden_keys
-from gpt_pretrain.config.schema import GenerateSettings
+from gpt_pretrain.config.inference_schema import GenerateSettings
 from gpt_pretrain.generation.config import SamplerConfig
 
 CURLY_QUOTED = re.compile("[\u201c\u201d\u201e\u2018\u201a].+[\u201c\u201d\u2019]", re.DOTALL)

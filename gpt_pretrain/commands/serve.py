@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import serve_problems
-from gpt_pretrain.config.schema import ServeSettings
+from gpt_pretrain.config.inference_schema import ServeSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.loading import loading_libraries
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
 from gpt_pretrain.config.rules import WEIGHTS, Rule, Test, at_least, one_of, rule_problems, sampler_problems
-from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings
 from gpt_pretrain.generation.config import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS
 from gpt_pretrain.system.environment import user_path
 

@@ -10,7 +10,8 @@ import re
 import shlex
 from pathlib import Path
 
-from gpt_pretrain.config.schema import EvaluateSettings, ServeSettings, TrainSettings
+from gpt_pretrain.config.inference_schema import EvaluateSettings, ServeSettings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import is_declared, nearest_settings, same_names
 from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.reading import read_bytes

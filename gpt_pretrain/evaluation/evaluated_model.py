@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gpt_pretrain.checkpoints.weights import Weights
-from gpt_pretrain.config.schema import EvaluateSettings
+from gpt_pretrain.config.inference_schema import EvaluateSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.alternatives import find_alternatives
 from gpt_pretrain.evaluation.contamination import Overlap, task_overlap, text_overlap

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from gpt_pretrain.config.schema import DataSettings, HeldOutSettings, TaskSettings
+from gpt_pretrain.config.inference_schema import TaskSettings
+from gpt_pretrain.config.schema import DataSettings, HeldOutSettings
 from gpt_pretrain.data.token_stream import TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.contamination import task_overlap, text_overlap

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt_pretrain.config.schema import TaskSettings
+from gpt_pretrain.config.inference_schema import TaskSettings
 from gpt_pretrain.evaluation.core_tasks import CONFIG, is_core_folder, read_core_tasks
 from gpt_pretrain.evaluation.hub_tasks import read_hub_task
 from gpt_pretrain.evaluation.task_files import find_tasks

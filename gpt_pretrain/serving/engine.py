@@ -66,7 +66,7 @@ class TextRow:
 
     @property
     def is_over(self) -> bool:
-        """True if the text is complete."""
+        """True if the text is complete or cancelled."""
         return self.made.finish_reason is not None or self.job.is_cancelled
 
     def add_token(self) -> None:

@@ -124,7 +124,7 @@ class InterruptibleServer(uvicorn.Server):
 
 def guarded_app(engine: Engine, address: Address, facts: Mapping[str, ModelFacts]) -> ASGIApp:
     """Return the application behind its checks."""
-    # A proxy may pass on its own name, which the browser knows, as the host.
+    # A proxy may pass on the host name that the browser used.
     proxies = [host_name(origin.partition("://")[2]) for origin in address.cors]
     hosts = (*LOOPBACK, address.host, *filter(None, proxies)) if address.is_local else None
     app: ASGIApp = Guards(build_app(engine, facts), hosts=hosts, api_key=address.api_key, origins=address.cors)

@@ -107,7 +107,7 @@ class LadderChoice:
     Args:
         best: The training, with the seconds that are left.
         sizes: Predictions for all sizes with the seconds that are left, the smallest first.
-        rungs: Predictions for the measured sizes with the seconds of a rung, the smallest first.
+        rungs: Predictions for the trainings of the measured sizes, the smallest first.
         is_extrapolated: Whether the chosen model is larger than those of the rungs.
     """
 

@@ -7,8 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from gpt_pretrain.config.conversion import find_full_names, to_settings
+from gpt_pretrain.config.inference_schema import GenerateSettings
 from gpt_pretrain.config.overrides import find_override
-from gpt_pretrain.config.schema import GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
+from gpt_pretrain.config.schema import ModelSettings, SamplerSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model.config import GPTConfig

@@ -24,7 +24,8 @@ from gpt_pretrain.commands import generate_warnings
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import apply_resume, check_arguments
 from gpt_pretrain.commands.stored_overrides import admit_overrides
-from gpt_pretrain.config.schema import GenerateSettings, TrainerSettings
+from gpt_pretrain.config.inference_schema import GenerateSettings
+from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings, read_data_settings, read_stored_settings
-from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.inference_schema import GenerateSettings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.stored_locations import stays_inside
 from gpt_pretrain.config.stored_settings import (
     ASKED,

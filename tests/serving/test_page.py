@@ -17,7 +17,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_chec
 from gpt_pretrain.commands.serve import _open_models, _training_facts
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import serve_problems
-from gpt_pretrain.config.schema import ServeSettings
+from gpt_pretrain.config.inference_schema import ServeSettings
 from gpt_pretrain.serving.page import ModelFacts, build_page
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
