@@ -66,7 +66,7 @@ class InertObject:
 
 @dataclass(frozen=True)
 class PickleRules:
-    """What a pickle may hold besides plain values, lists, tuples and dicts.
+    """The list of what a pickle may hold besides plain values, lists, tuples and dicts.
 
     Args:
         calls: The functions that it may call, each with a stand-in that gets the same arguments.

@@ -67,7 +67,7 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
     """
     own = _OwnFiles(name)
     with ExitStack() as stack:
-        for owner, function, wrap in (
+        for owner_name, function, wrap in (
             ("datasets.data_files", "resolve_pattern", own.check_pattern),
             *((f"datasets.{module}", "_prepare_path_and_storage_options", own.check_url) for module in OPENERS),
             ("fsspec.core", "get_filesystem_class", own.check_protocol),
@@ -82,7 +82,7 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
             ("pyarrow.json", "read_json", limit_fields),
             ("pandas", "read_json", limit_fields),
         ):
-            stack.enter_context(_wrapped(owner, function, wrap))
+            stack.enter_context(_wrapped(owner_name, function, wrap))
         yield
 
 
@@ -281,17 +281,17 @@ def _hub_endpoint() -> str:
 
 
 @contextmanager
-def _wrapped(owner: str, name: str, wrap: Callable[[Function], Function]) -> Iterator[None]:
+def _wrapped(owner_name: str, name: str, wrap: Callable[[Function], Function]) -> Iterator[None]:
     """Replace a function during the block.
 
     Args:
-        owner: Its module, or "module:Class".
+        owner_name: Its module, or "module:Class".
 
     Raises:
         AttributeError: If a newer release has no such function, so that nothing is read without the check.
     """
-    module, _, class_name = owner.partition(":")
-    owner = importlib.import_module(module)
+    module, _, class_name = owner_name.partition(":")
+    owner: Any = importlib.import_module(module)
     owner = getattr(owner, class_name) if class_name else owner
     original = getattr(owner, name)
     setattr(owner, name, wrap(original))
