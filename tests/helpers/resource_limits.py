@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,19 @@ def within(seconds: float, megabytes: float) -> Iterator[None]:
     yield
     assert time.process_time() - start < seconds
     assert _peak() - before < 1e6 * megabytes
+
+
+@contextmanager
+def allocating_at_most(*, megabytes: float) -> Iterator[None]:
+    """Check that Python's objects in a block take no more memory than this at their peak, beyond what was in use before."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        yield
+        assert (tracemalloc.get_traced_memory()[1] - before) / 1e6 < megabytes
+    finally:
+        tracemalloc.stop()
 
 
 def _begin_peak() -> int:

@@ -9,14 +9,10 @@ import pickle
 import struct
 import tarfile
 import time
-import tracemalloc
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-import pyarrow as pa
 import pytest
 import torch
 
@@ -32,34 +28,18 @@ from gpt_pretrain.system.pickle_rules import InertObject
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import parse_yaml_value
-from gpt_pretrain.texts import rows
 from gpt_pretrain.texts.archives import _parse_extended, read_tar, read_zip
-from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
-from gpt_pretrain.texts.columns import column_paths
 from gpt_pretrain.texts.contents import open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.json_values import MAX_GLUED, split_glued
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.rows import read_columns, split_rows
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.definition import canonical_fields
 from gpt_pretrain.tokenizers.ranks import _last_merge
 from gpt_pretrain.tokenizers.sentencepiece_model import Piece, _merges
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import vocabularies
-
-
-@contextmanager
-def at_most(*, megabytes: float) -> Iterator[None]:
-    """Check how much memory a block takes at its peak, beyond what was in use before."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        yield
-        assert (tracemalloc.get_traced_memory()[1] - before) / 1e6 < megabytes
-    finally:
-        tracemalloc.stop()
+from tests.helpers.resource_limits import allocating_at_most
 
 
 def test_many_special_tokens_are_added_in_linear_time(tmp_path: Path) -> None:
@@ -104,15 +84,10 @@ def test_a_header_of_an_array_that_is_no_description_is_refused(tmp_path: Path, 
         open_corpus(LocalFiles(tmp_path), format_name="numpy")
 
 
-def test_a_first_row_with_an_open_quotation_mark_is_read_within_bounds() -> None:
-    names = read_columns([b'a,"' + b"x" * 200_000])
-    assert names[0] == "a" and len(names) == 2
-
-
 def test_a_long_key_is_not_copied_for_each_part_below_it(tmp_path: Path) -> None:
     parts = {f"part {number}": [] for number in range(1000)} | {"wte.weight": torch.zeros(2, 2)}
     torch.save({"b": {"wte.weight": torch.zeros(2, 2)}, "a" * 100_000: parts}, tmp_path / "weights.pth")
-    with at_most(megabytes=20), pytest.raises(UserError, match=r"holds 2 models \(b, a{200}\)"):
+    with allocating_at_most(megabytes=20), pytest.raises(UserError, match=r"holds 2 models \(b, a{200}\)"):
         read_weights(tmp_path / "weights.pth")
 
 
@@ -120,7 +95,7 @@ def test_names_within_a_module_are_short() -> None:
     inner = InertObject("inner", state={"_modules": {}, "_parameters": {f"p{n}": torch.zeros(1) for n in range(1000)}})
     inner.state["_parameters"]["wte.weight"] = torch.zeros(2, 2)
     module = InertObject("outer", state={"_modules": {"a" * 100_000: inner}, "_parameters": {}})
-    with at_most(megabytes=20):
+    with allocating_at_most(megabytes=20):
         weights = find_weights([module])
     assert weights is not None and len(weights.tensors) == 1001
 
@@ -149,57 +124,6 @@ def test_a_long_key_is_not_read_again_and_again_from_a_pickle() -> None:
     assert len(read_plain_pickle(pickle.dumps([{key[:100]: number} for number in range(1000)]))) == 1000
 
 
-def read_rows(lines: list[str]) -> tuple[list[str], list[str]]:
-    """Return the texts in a table, and the details of its rejected rows."""
-    texts, problems = list[str](), list[str]()
-    blocks = ("".join(lines).encode()[start : start + 100_000] for start in range(0, sum(map(len, lines)), 100_000))
-    for chunk in split_rows(blocks, Cursor("a.csv", ReadPosition(), bytes_read=lambda: 0), "text"):
-        if isinstance(chunk.content, RejectedRecord):
-            problems.append(chunk.content.detail)
-        elif isinstance(chunk.content, list):
-            texts += chunk.content
-    return texts, problems
-
-
-def test_a_row_over_many_lines_has_few_columns() -> None:
-    lines = ["text,b\n", '"\n', *(['",' + "ab," * 30_000 + '"\n'] * 40), '",1\n']
-    with at_most(megabytes=60):
-        texts, problems = read_rows(lines)
-    assert not texts and "more than 100,000 columns" in problems
-
-
-@pytest.mark.parametrize("begin", ["", 'a"', '"a"', '"a""b"', '"', '""'])
-def test_a_line_with_many_columns_is_rejected_wherever_its_quotation_marks_are(begin: str) -> None:
-    with at_most(megabytes=60):
-        texts, problems = read_rows(["text,b\n", begin + "ab," * 1_000_000 + "\n", "good,1\n"])
-    if begin == '"':  # all that follows is one value
-        return
-    assert problems == ["more than 100,000 columns"]
-    assert texts == ["good"]
-
-
-def test_commas_within_a_value_are_no_columns() -> None:
-    value = '""He said, no, ""' * 100_000
-    texts, problems = read_rows(["text,b\n", f'"{value}",1\n', f'1,"{value}\n{value}"\n', f'"\n{value}",1\n'])
-    assert not problems
-    assert texts == [value.replace('""', '"'), "1", "\n" + value.replace('""', '"')]
-
-
-def test_marks_of_a_table_without_quoting_hide_no_columns() -> None:
-    head = ["text\tb\n", *(['5" nails\tx\n', '"odd\tx\n'] * 10_000)]
-    with at_most(megabytes=60):
-        texts, problems = read_rows([*head, '"' + "ab\t" * 1_000_000 + "\n", "good\t1\n"])
-    assert problems == ["more than 100,000 columns"]
-    assert len(texts) == 20_001
-
-
-def test_a_row_that_never_ends_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "LONGEST_RECORD", 100_000)
-    texts, problems = read_rows(["text,b\n", *(['x,"\n', '",\n'] * 3), 'y,"', *(["abcdefgh\n"] * 20_000), 'z"\n', "good,1\n"])
-    assert "the row is longer than 100,000 bytes" in problems
-    assert texts[-1] == "good"
-
-
 def zip_with_members(count: int) -> bytes:
     """Return an archive with many empty members, whose list is stated to be small where old programs look for its size."""
     local = b"PK\3\4" + struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b"a"
@@ -214,7 +138,7 @@ def test_a_zip_archive_in_a_small_file_has_few_members() -> None:
     assert len(list(read_zip(io.BytesIO(zip_with_members(3)), size=100))) == 3
     assert len(list(read_zip(io.BytesIO(zip_with_members(100_000)), size=4_000_000))) == 100_000
     archive = io.BytesIO(zip_with_members(100_000))
-    with at_most(megabytes=5), pytest.raises(DamagedArchiveError, match="contains too many files"):
+    with allocating_at_most(megabytes=5), pytest.raises(DamagedArchiveError, match="contains too many files"):
         list(read_zip(archive, size=20_000))
 
 
@@ -264,17 +188,9 @@ def test_a_value_of_many_aliases_is_not_written_out() -> None:
 def test_a_row_of_metrics_ends_with_its_line(tmp_path: Path) -> None:
     lines = ["step,loss\n", '1,"\n', *(['",' + "ab," * 10_000 + '"\n'] * 100), "2,0.5\n"]
     (tmp_path / "metrics.csv").write_text("".join(lines))
-    with at_most(megabytes=10):
+    with allocating_at_most(megabytes=10):
         rows_read = list(read_rows_of_metrics(tmp_path / "metrics.csv"))
     assert rows_read[-1] == {"step": "2", "loss": "0.5"}
-
-
-def test_columns_are_named_in_part() -> None:
-    inner = pa.struct([pa.field(f"{number}" + "b" * 100_000, pa.string()) for number in range(200)])
-    schema = pa.schema([pa.field("a" * 100_000, inner)])
-    with at_most(megabytes=70):
-        names = column_paths(schema)
-    assert len(names) == 50 and all(len(name) <= 201 for name in names)
 
 
 def test_damaged_archives_that_should_be_weights_are_refused(tmp_path: Path) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import time
-import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +21,7 @@ from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.definition import canonical_fields
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import corpora, vocabularies
+from tests.helpers.resource_limits import allocating_at_most
 
 GOOD = b'{"text": "hello there"}\n'
 
@@ -127,23 +125,12 @@ def test_tokens_of_many_lengths_with_the_same_letter_are_refused() -> None:
     assert [tokenizer.token_bytes(token_id) for token_id in tokenizer.encode("axxx bx")] == [b"axxx", b" ", b"bx"]
 
 
-@contextmanager
-def at_most(megabytes: float) -> Iterator[None]:
-    """Check how much memory a block takes at its peak, beyond what was in use before."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] / 1e6 < megabytes
-    finally:
-        tracemalloc.stop()
-
-
 def test_a_long_line_is_divided_in_little_memory() -> None:
     line = b'{"text": "a"}{"text": "' + b"x" * 16_000_000 + b'"}'
-    with at_most(megabytes=40):
+    with allocating_at_most(megabytes=40):
         assert [len(value) for value in split_glued(line)] == [13, len(line) - 13]
     blocks = [b"[", line[:13], b",", *(line[13:][start : start + (1 << 20)] for start in range(0, len(line), 1 << 20)), b"]"]
-    with at_most(megabytes=56):
+    with allocating_at_most(megabytes=56):
         chunks = split_values(blocks, Cursor("a", ReadPosition(), bytes_read=lambda: 0), is_array=True)
         assert sum(len(chunk.content.split(b"\n")) - 1 for chunk in chunks) == 2  # type: ignore[union-attr,arg-type,misc]
 

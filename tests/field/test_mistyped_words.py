@@ -1,0 +1,163 @@
+"""Mistyped settings are explained together, before anything starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import pytest
+
+from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.command_words import sort_arguments
+from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.config.overrides import full_form
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.setting_names import nearest_settings
+from gpt_pretrain.errors import UserError
+
+Script = Callable[..., "CompletedProcess[str]"]
+
+
+def checked(*words: str, script: str = "train") -> list[str]:
+    """Return what is wrong with the arguments of a script."""
+    try:
+        check_arguments(sort_arguments([full_form(word, script=script) for word in words]), script=script)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+MISTYPED = {
+    "optimizer.lrr=1": "optimizer.lrr=1: there is no such setting. Did you mean optimizer.lr?",
+    "lr=1e-3": "lr=1e-3: there is no such setting. Did you mean optimizer.lr?",
+    "learning_rate=1": "learning_rate=1: there is no such setting. Did you mean optimizer.lr?",
+    "block_size=64": "block_size=64: there is no such setting. Did you mean model.context_length?",
+    "trainer.max_stesp=4": "trainer.max_stesp=4: there is no such setting. Did you mean trainer.max_steps?",
+    "modl=tiny": "modl=tiny: there is no such setting. Did you mean model?",
+    "tokeniser=byte": "tokeniser=byte: there is no such setting. Did you mean tokenizer?",
+    "hydra.run.dri=x": None,
+    "nonsense=1": "nonsense=1: there is no such setting. --cfg job shows all settings.",
+    "optimizer.lr=fast": "optimizer.lr=fast: must be a number, such as 0.1.",
+    "optimizer.lr=0,001": (
+        "optimizer.lr=0,001: only a sweep tries several values. Add -m. A decimal fraction is typed with a point: "
+        "optimizer.lr=0.001"
+    ),
+    "budget=1,5h": "budget=1,5h: only a sweep tries several values. Add -m. A decimal fraction is typed with a point: budget=1.5h",
+    "trainer.max_steps=100,000": (
+        "trainer.max_steps=100,000: only a sweep tries several values. Add -m. A number is typed without commas: "
+        "trainer.max_steps=100000"
+    ),
+    "seed=1,2": "seed=1,2: only a sweep tries several values. Add -m.",
+    "trainer.max_epochs=1.5": "trainer.max_epochs=1.5: must be a whole number, such as 10.",
+    "trainer.max_epochs=": "trainer.max_epochs= has no value. It must be a whole number, such as 10.",
+    "data.batch_size=1k": "data.batch_size=1k: must be a whole number, such as 10, or null. Write data.batch_size=1000",
+    "trainer.max_tokens=10M": None,
+    "checkpoint.every_n_minutes=1h30m": None,
+    "model.drop_rate=10%": "model.drop_rate=10%: must be a number, such as 0.1. Write model.drop_rate=0.1",
+    "model.qkv_bias=perhaps": "model.qkv_bias=perhaps: must be true or false.",
+    "optimizer.betas=0.9": "optimizer.betas=0.9: must be a list of numbers, such as [0.9, 0.95].",
+    "optimizer.lr=[1": "optimizer.lr=[1: must be a number, such as 0.1.",
+    "model=tinny": (
+        "model=tinny: the group model has no option tinny. Did you mean tiny? "
+        "Its options are chapter5, custom, gpt2_124m, gpt2_1558m, gpt2_355m, gpt2_774m, "
+        "modern_124m, modern_1558m, modern_355m, modern_774m, modern_small, modern_tiny, tiny."
+    ),
+    "data=book.txt": (
+        "data=book.txt: the group data has no option book.txt. To train on a file: data=text data.path=book.txt. "
+        "Its options are custom, mixture, sample, shards, text, the_verdict."
+    ),
+    "--max_steps=5": "--max_steps=5: settings are written without dashes. Type trainer.max_steps=5",
+    "--trainer.max-steps=5": "--trainer.max-steps=5: settings are written without dashes. Type trainer.max_steps=5",
+    "seed=1\u200b": "seed=1\u200b: it has characters that cannot be seen, or look like others (U+200B). Type seed=1",
+    "\ufeffseed=1": "\ufeffseed=1: it has characters that cannot be seen, or look like others (U+FEFF). Type seed=1",
+    "seed=1\u00a0model=tiny": (
+        "seed=1\u00a0model=tiny: it has characters that cannot be seen, or look like others (U+00A0). Type seed=1 model=tiny"
+    ),
+    "optimizer.lr=1e\u22123": (
+        "optimizer.lr=1e\u22123: it has characters that cannot be seen, or look like others (U+2212). Type optimizer.lr=1e-3"
+    ),
+    "seed=\uff11\u0663": "seed=\uff11\u0663: it has characters that cannot be seen, or look like others (U+FF11, U+0663). Type seed=13",
+    "seed=1" + "0" * 5000: "seed=1" + "0" * 5000 + ": must be a whole number, such as 10.",
+    "experiment=": "experiment= has no value. Leave it out, or choose from bytes, chapter5, gpt2_from_scratch, modern, small_text.",
+    "evaluation.texts=[[a.txt]]": 'evaluation.texts=[[a.txt]]: must be a list of texts, such as ["One", "Two"].',
+    "--banana": "--banana: there is no such option. Settings are written as name=value; --help shows some.",
+    "--multi": "--multi: there is no such option. Did you mean --multirun?",
+    "\u2013m": "\u2013m: this begins with a dash, not with a hyphen. Type -m",
+    "book.txt": "book.txt: settings are written as name=value. Did you mean data.path=book.txt?",
+    "resume": "resume: this setting has no value. Type resume=VALUE",
+}
+
+
+@pytest.mark.parametrize("word", MISTYPED)
+def test_a_mistyped_word_is_explained_with_the_nearest_names(word: str) -> None:
+    message = MISTYPED[word]
+    assert checked(word) == ([] if message is None else [message])
+
+
+def test_words_that_belong_together_are_explained_together() -> None:
+    assert checked("--max_steps", "5") == ["--max_steps 5: settings are written without dashes. Type trainer.max_steps=5"]
+    (problem,) = checked("data.path=", "book.txt")[1:] or checked("data.path=", "book.txt")
+    assert problem.endswith("without spaces around its equals sign. Type data.path=book.txt")
+    (problem,) = checked("prompt=Once", "upon", "a", "time", script="generate")
+    assert checked("-m", "seed=1", "2", "3") == ['2 3: several values of a setting are written as one word. Type "seed=1,2,3"']
+    assert '2: several values of a setting are written as one word. Type "seed=1,2"' in checked("-m", "seed=1,", "2")
+    assert checked("budget=1e9", "tokens") == ["tokens: a value with a space needs quotation marks. Type 'budget=1e9 tokens'"]
+    assert checked("trainer.max_time=1h", "30m") == [
+        "30m: a value with a space needs quotation marks. Type 'trainer.max_time=1h 30m'"
+    ]
+    assert checked("-m", "budget=1m", "5m") == ['5m: several values of a setting are written as one word. Type "budget=1m,5m"']
+    assert problem == 'upon a time: a text with spaces needs quotation marks. Type "prompt=Once upon a time"'
+
+
+def test_everything_wrong_is_said_at_once_without_a_word_of_hydra(script: Script) -> None:
+    done = script("train.py", "optimizer.lrr=1", "trainer.max_steps=many", "model=huge", "optimizer.lr=-1", "seed=1,2")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines[0] == "5 errors:"
+    assert len(lines) == 6
+    for word in ("Hydra", "hydra", "Traceback", "full_key", "Could not"):
+        assert word not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["hydra.run.dri=x"],
+        ["seed=${nowhere}"],
+        ["callbacks=minimal", "callbacks.early_stopping.patience=3"],
+        ["-cd", "nowhere"],
+        ["--cfg", "jobs"],
+        ["-m", "--cfg", "job"],
+        ["~nothing"],
+    ],
+)
+def test_errors_of_hydra_itself_are_explained_too(script: Script, words: list[str]) -> None:
+    done = script("train.py", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    for word in ("Traceback", "full_key", "object_type", "HYDRA_FULL_ERROR", "usage:", "Error executing"):
+        assert word not in done.stderr
+
+
+def test_one_problem_is_reported_once() -> None:
+    assert UserError(["a", "b", "a"]).problems == ["a", "b"]
+
+
+def test_the_commands_of_gpt_pretrain_name_the_nearest_settings() -> None:
+    for typed, message in (
+        (["tokeniser=byte"], "tokeniser=byte: there is no such setting. Did you mean tokenizer?"),
+        (["shard_tokens=many"], "shard_tokens=many: must be a whole number, such as 10."),
+        (["report=perhaps"], "report=perhaps: must be true or false."),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            parse_arguments(["out=corpus", *typed], PrepareSettings, usage="")
+    assert parse_arguments(["out=corpus", "tokenizer.name=byte"], PrepareSettings, usage="").tokenizer == "byte"
+
+
+def test_a_name_in_the_right_group_is_suggested_first() -> None:
+    assert nearest_settings("evaluation.text", TrainSettings)[0] == "evaluation.texts"
+    assert nearest_settings("model.dropout", TrainSettings) == ["model.drop_rate"]
+    assert nearest_settings("trainer.foo", TrainSettings) == nearest_settings("model.zzz", TrainSettings) == []
+    assert nearest_settings("data.steps", TrainSettings) == ["trainer.max_steps"]
