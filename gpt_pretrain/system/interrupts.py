@@ -1,7 +1,7 @@
-"""The signals that ask a program to stop. Ctrl-C while libraries load waits until the module is complete.
+"""The signals that ask a program to stop. Ctrl-C while libraries load waits until the module is complete; a second one does not.
 
 An import that is broken off in the middle cannot be repeated: NumPy, for example, then refuses to load at all, and the summary of
-an interrupted sweep needs it.
+an interrupted sweep needs it. Some modules take many seconds to load, after which nobody waits for a summary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from types import FrameType
 
 IMPORT_MACHINERY = "<frozen importlib"
 RETRY_SECONDS = 0.05
+PATIENCE = 20  # repetitions after which the user is told what is waited for
+WAITING = b"\nStopping as soon as the libraries are loaded. Press Ctrl-C again to end at once.\n"
+
+_is_waiting = False  # for a module to be complete
+_repetitions = 0
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -27,16 +32,30 @@ def handle_interrupts() -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, or ask for the same again later.
+    """Raise KeyboardInterrupt, or ask for the same again later; end the process if the user asks again first.
 
     Raises:
         KeyboardInterrupt: If no module is being imported.
     """
+    global _is_waiting, _repetitions
     if not _is_importing(frame):
+        _is_waiting, _repetitions = False, 0
         raise KeyboardInterrupt
-    timer = threading.Timer(RETRY_SECONDS, os.kill, [os.getpid(), signum])
+    if _is_waiting:
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+    if _repetitions == PATIENCE:
+        os.write(2, WAITING)
+    _is_waiting, _repetitions = True, _repetitions + 1
+    timer = threading.Timer(RETRY_SECONDS, _repeat, [signum])
     timer.daemon = True
     timer.start()
+
+
+def _repeat(signum: int) -> None:
+    global _is_waiting
+    _is_waiting = False
+    os.kill(os.getpid(), signum)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -100,6 +101,22 @@ def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], env=os.environ | {"PYTHONPATH": path}, timeout=60)
     assert done.returncode == 5
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text("import signal\n" + "signal.raise_signal(signal.SIGINT)\n" * 2 + "complete = 5\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], env=os.environ | {"PYTHONPATH": path}, timeout=60)
+    assert done.returncode == -signal.SIGINT
+
+
+def test_a_long_wait_for_an_import_is_explained(tmp_path: Path) -> None:
+    slow = "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(0.5)\ncomplete = 5\n"
+    (tmp_path / "interrupted.py").write_text(f"from gpt_pretrain.system import interrupts\ninterrupts.PATIENCE = 2\n{slow}")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("Press Ctrl-C again to end at once.")) == (5, 1)
 
 
 def test_ctrl_c_ends_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:

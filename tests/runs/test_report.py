@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from gpt_pretrain.commands.report import write_report
+from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.config.command_schema import ReportSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.report.run_page import split_blank_lines
@@ -311,6 +313,14 @@ def test_the_page_is_written_after_an_interruption(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), report_at_end(tmp_path / "run"):
         raise KeyboardInterrupt
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_an_interruption_before_the_training_is_quick_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (KeyboardInterrupt(), SystemExit(128 + signal.SIGTERM)):
+        with pytest.raises(type(error)), run_context(tmp_path, script="train.py", writes=True):
+            raise error
+    assert not (tmp_path / "report.html").exists()
+    assert capsys.readouterr().err.count("Stopped by Ctrl-C before the training began.") == 1
 
 
 def test_the_command_writes_the_page_of_each_folder(
