@@ -74,6 +74,7 @@ class RunSweeper(Sweeper):
         overrides = list({one.get_key_element(): one for one in [*of_config, *typed]}.values())  # Typed ones replace params.
         swept = {_key(one) for one in overrides if one.is_sweep_override()}
         self.swept = swept | varied_keys(read_sweep(folder))
+        self.existing = set(os.listdir(folder)) if folder.is_dir() else set[str]()  # those of earlier starts
         try:
             fixed = [key for one in overrides if (key := _key(one)) not in self.swept]
             # Jobs use this Hydra setting to distinguish their fixed overrides from those that the sweep varies.
@@ -98,13 +99,10 @@ class RunSweeper(Sweeper):
     def folder_name(self, overrides: Sequence[str]) -> str:
         """Return the name of a job's folder: the overrides that this sweep varies now or varied when it was started."""
         varied = [short for override in overrides if override_key(short := short_form(override)) in self.swept]
-        assert self.config is not None
-        sweep = Path(str(self.config.hydra.sweep.dir))
-        existing = os.listdir(sweep) if sweep.is_dir() else []
         full = [full_form(one, script=self.script) for one in varied]
         # As version 0.1.0 named it. The list of names, unlike the file system, tells upper from lower case.
         earlier = (job_folder_name(names, any_case=True) for names in (full, varied))
-        return next((name for name in earlier if name in existing), job_folder_name(varied))
+        return next((name for name in earlier if name in self.existing), job_folder_name(varied))
 
     def save_settings(self, folder: Path) -> None:
         """Save the settings of this sweep for a later resume. Called when they have been validated."""

@@ -15,7 +15,7 @@ from gpt_pretrain.checkpoints.checksum import SummedStream, has_checksum
 from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import check_tensor_sizes, load_plain, read_torch_file
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import BEST, LAST, METRICS, find_checkpoints
+from gpt_pretrain.runs.folder import BEST, LAST, METRICS, find_checkpoints, without_repetitions
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import clone_file, replacing
@@ -68,7 +68,7 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
         UserError: If `read` rejects all files. The error is that of the first file.
     """
     rejected: list[UserError] = []
-    for path in paths:
+    for path in without_repetitions(paths):
         try:
             result = read(path)
         except UserError as error:

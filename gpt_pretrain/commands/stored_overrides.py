@@ -35,6 +35,7 @@ MAX_LENGTH, MAX_TOTAL_LENGTH = 10_000, 50_000  # characters of one override, and
 MAX_ITEMS = 2000  # commas in all overrides; the parser's time grows with the square of a list's length
 MAX_DEPTH = 20  # brackets within brackets; Hydra's parser is recursive
 MAX_JOBS = 10_000
+MAX_LOCATIONS = 100  # values of one setting that are looked for on the disk; more are asked about
 DEFAULT_OPTIONS = ("model", "optimizer", "scheduler")  # groups whose default has changed between versions
 REPLACED = {"hydra.mode", "hydra.sweep.dir"}  # a resumed sweep sets them itself
 
@@ -222,7 +223,8 @@ def _leads_elsewhere(stored: _Stored, folder: Path) -> bool:
     options = [f"{stored.override.key_or_group}={value}" for value in stored.values]
     if custom_groups(options, folders=sort_arguments(typed_arguments()).config_folders):
         return True
-    return not all(is_harmless_location(key, value, folder=folder) for key, value in stored.of_kind(ASKED))
+    named = stored.of_kind(ASKED)
+    return len(named) > MAX_LOCATIONS or not all(is_harmless_location(key, value, folder=folder) for key, value in named)
 
 
 def _parse(text: str, *, strict: bool) -> Override:

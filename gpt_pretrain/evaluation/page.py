@@ -19,7 +19,7 @@ from gpt_pretrain.evaluation.alternatives import TokenAlternatives
 from gpt_pretrain.evaluation.passages import Passage, extreme_documents, extreme_passages
 from gpt_pretrain.evaluation.results import TextResult, rank_results
 from gpt_pretrain.evaluation.text_scores import TextScores
-from gpt_pretrain.runs.charts.drawing import COLORS, NATS
+from gpt_pretrain.runs.charts.drawing import COLORS, NATS, label_text
 from gpt_pretrain.runs.report.page_parts import Picture, make_picture, printable, render_page, shorten
 from gpt_pretrain.tokenizers.base import Tokenizer
 
@@ -169,7 +169,7 @@ def _position_picture(models: Sequence[PageModel]) -> Picture:
         groups = [losses[low:high] for low, high in itertools.pairwise(edges)]
         points = [(low + 1, float(np.nanmean(one))) for low, one in zip(edges, groups, strict=False) if not np.isnan(one).all()]
         if points:
-            axes.plot(*zip(*points, strict=True), color=COLORS[index % len(COLORS)], label=shorten(model.result.model, 60))
+            axes.plot(*zip(*points, strict=True), color=COLORS[index % len(COLORS)], label=label_text(model.result.model))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("tokens of context")

@@ -138,7 +138,8 @@ def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
     for file in files:
         try:
             status = file.stat()
-        except OSError:
+        except OSError:  # which whoever reads the file explains
+            yield file
             continue
         key = status.st_dev, status.st_ino
         if status.st_nlink == 1 or key not in seen:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gpt_pretrain.system.formatting import shorten_middle
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 
 Item = TypeVar("Item")
 
 MAX_SAMPLES_BYTES = 500_000_000
+MAX_SHOWN = 20_000  # characters of a text in Markdown; each may become six, and a stranger's tokens are long
 
 # Version 0.1.0 wrote "9 of 50 new tokens in a row stand in the training text".
 HEADING = re.compile(
@@ -80,13 +82,14 @@ def markdown_table(samples: Sequence[Sample]) -> str:
     rows = ["| epoch | step | sampler | memorized | text |", "|---|---|---|---|---|"]
     for sample in samples:
         memorized = "" if sample.run_length is None else f"{sample.run_length} of {sample.new_tokens}"
-        rows.append(f"| {sample.epoch} | {sample.step} | {sample.sampler or ''} | {memorized} | {_escape(sample.text)} |")
+        text = _escape(shorten_middle(sample.text, MAX_SHOWN))
+        rows.append(f"| {sample.epoch} | {sample.step} | {sample.sampler or ''} | {memorized} | {text} |")
     return "\n".join(rows)
 
 
 def markdown_code_block(text: str) -> str:
-    """Return a text as a code block in Markdown, with lines of at most 100 characters."""
-    lines = (part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""])
+    """Return a text as a code block in Markdown, with lines of at most 100 characters, and without the middle of a long one."""
+    lines = (part for line in shorten_middle(text, MAX_SHOWN).splitlines() for part in textwrap.wrap(line, 100) or [""])
     return "\n".join("    " + line for line in lines)
 
 

@@ -6,13 +6,15 @@ import asyncio
 import hmac
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY_BYTES = 4_000_000
+MAX_BODY_BYTES, MAX_HELD_BYTES = 4_000_000, 64_000_000  # of one body, and of all whose requests are under way
 TOO_LARGE = f"The request has more than {MAX_BODY_BYTES:,} bytes, the most that this server accepts."
+TOO_MANY = "The requests that the server is working on are too large together. Try again later."
 BODY_SECONDS = 30.0  # time for a body to arrive
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = ("/", "/health")  # paths that need no key; the page itself asks for the key
@@ -31,6 +33,7 @@ class Guards:
 
     def __init__(self, app: ASGIApp, *, hosts: Sequence[str] | None, api_key: str | None, origins: Sequence[str] = ()) -> None:
         self.app, self.hosts, self.api_key, self.origins = app, hosts, api_key, set(origins)
+        self._held = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +41,23 @@ class Guards:
         if (refused := self._refusal(scope)) is not None:
             await send_error(send, *refused)
             return
-        await self.app(scope, _limited(receive), send)
+        sizes: list[int] = []
+        try:
+            await self.app(scope, _limited(receive, partial(self._hold, sizes)), send)
+        finally:
+            self._held -= sum(sizes)
+
+    def _hold(self, sizes: list[int], size: int) -> None:
+        """Count a part of a body.
+
+        Args:
+            sizes: Those of the body's parts so far.
+            size: In bytes.
+        """
+        sizes.append(size)
+        self._held += size
+        if self._held > MAX_HELD_BYTES:
+            raise HTTPException(429, TOO_MANY, headers={"connection": "close"})
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Return the status and the message for a request that is refused, or None."""
@@ -88,8 +107,12 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _limited(receive: Receive) -> Receive:
-    """Wrap the source of a request's body with limits on its size and its time."""
+def _limited(receive: Receive, hold: Callable[[int], None]) -> Receive:
+    """Wrap the source of a request's body with limits on its size and its time.
+
+    Args:
+        hold: Called with the size of each part.
+    """
     size, is_complete = 0, False
     end = asyncio.get_running_loop().time() + BODY_SECONDS
 
@@ -103,7 +126,9 @@ def _limited(receive: Receive) -> Receive:
         except TimeoutError as error:
             late = f"The request did not arrive within {BODY_SECONDS:g} seconds."
             raise HTTPException(408, late, headers={"connection": "close"}) from error
-        size += len(message.get("body", b""))
+        part = len(message.get("body", b""))
+        size += part
+        hold(part)
         if size > MAX_BODY_BYTES:
             raise HTTPException(413, TOO_LARGE, headers={"connection": "close"})
         is_complete = not message.get("more_body", False)

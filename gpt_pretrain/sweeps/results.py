@@ -112,8 +112,9 @@ def varies_tokenizer(keys: Iterable[str]) -> bool:
 
 def search_by_bits(keys: Iterable[str], folder: Path) -> bool:
     """Return whether a search over these settings compares bits per byte. Jobs of earlier versions have no such number."""
-    jobs = read_sweep(folder)
-    return varies_tokenizer(keys) and all("best_bits_per_byte" in job.result for job in jobs if job.state in COMPLETE)
+    if not varies_tokenizer(keys):
+        return False
+    return all("best_bits_per_byte" in job.result for job in read_sweep(folder) if job.state in COMPLETE)
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import short_form, split_override
@@ -101,15 +102,20 @@ class JobRunner:
 
     def _is_complete(self, name: str, overrides: Sequence[str]) -> bool:
         """Return whether a job was completed with these overrides."""
-        stored = set(map(_without_quotes, stored_overrides(read_metadata(self.folder / name))))
+        stored = set(map(_without_quotes, stored_overrides(self._metadata(name))))
         asked = {_without_quotes(short_form(override_without_secrets(override))) for override in overrides}
         return self._state(name) in COMPLETE and asked <= stored
 
     def _state(self, name: str) -> str | None:
-        return read_metadata(self.folder / name).get("state")
+        return self._metadata(name).get("state")
+
+    def _metadata(self, name: str) -> dict[str, Any]:
+        """Return the metadata of a job; empty for a link, which may lead to one job thousands of times."""
+        folder = self.folder / name
+        return {} if folder.is_symlink() else read_metadata(folder)
 
     def _best_score(self, name: str, *, by_bits: bool) -> float | None:
-        result = metadata_section(read_metadata(self.folder / name), "result")
+        result = metadata_section(self._metadata(name), "result")
         loss = result.get("best_bits_per_byte" if by_bits else "best_val_loss")
         return loss if is_finite_number(loss) and self._state(name) in COMPLETE else None
 

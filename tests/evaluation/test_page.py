@@ -4,6 +4,7 @@ import base64
 import hashlib
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -139,3 +140,9 @@ def test_a_text_without_passages_has_a_page(tmp_path: Path) -> None:
     page = page_of(page_model("ab"))
     assert "Hardest" not in page
     assert "A &gt; B." in page
+
+
+def test_the_name_of_a_model_is_no_formula() -> None:
+    model = page_model("Every effort")
+    page = page_of(replace(model, result=replace(model.result, model=r"$\frac$")))
+    assert r"$\frac$" in page and "Does context help?" in page

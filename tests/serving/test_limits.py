@@ -16,7 +16,7 @@ import requests
 from starlette.exceptions import HTTPException
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.serving import server, streams
+from gpt_pretrain.serving import guards, server, streams
 from gpt_pretrain.serving.json_route import MAX_PARTS, parse_body
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address, open_socket
@@ -149,5 +149,23 @@ def test_pages_of_allowed_origins_may_send_any_header_and_read_refusals() -> Non
         refused = requests.post(url, json={}, headers={"Origin": "https://a.example"}, timeout=60)
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://a.example")
         assert requests.post(url, json={}, headers={"Origin": "https://b.example"}, timeout=60).status_code == 403
+    finally:
+        served.close()
+
+
+def test_bodies_are_limited_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "MAX_HELD_BYTES", 10_000)
+    served = Served(ServingLimits(), Address(port=0))
+    request = {"model": "m", "prompt": "a" * 6000}
+    waiting, address = raw_request(request), f"{served.url}/v1/completions"
+    try:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=60) as first:
+            first.sendall(waiting[:-1])
+            wait_until(lambda: requests.post(address, json=request, timeout=60).status_code == 429)
+            assert "too large together" in requests.post(address, json=request, timeout=60).json()["error"]["message"]
+            assert requests.get(f"{served.url}/v1/models", timeout=60).ok
+            first.sendall(waiting[-1:])
+            assert first.recv(1000).startswith(b"HTTP/1.1 400 ")  # it is longer than the context
+        wait_until(lambda: requests.post(address, json=request, timeout=60).status_code == 400)
     finally:
         served.close()

@@ -47,6 +47,7 @@ from gpt_pretrain.checkpoints.sharded import (
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.runs.folder import without_repetitions
 from gpt_pretrain.training.distributed import ranks
 
 Value = TypeVar("Value")
@@ -148,8 +149,9 @@ def remove_unused_shards(folder: Path) -> None:
     shard_folders = [path for path in folder.glob("shards-*") if path.is_dir()]
     if not shard_folders:
         return
+    files = (path for path in folder.glob("*.ckpt") if path.is_file())
     try:
-        checkpoints = (read_checkpoint(path, assemble=False) for path in folder.glob("*.ckpt") if path.is_file())
+        checkpoints = (read_checkpoint(path, assemble=False) for path in without_repetitions(files))
         entries = [content["shards"] for content in checkpoints if "shards" in content]
     except UserError:  # A damaged checkpoint may need any of them. Resuming the run reports the damage.
         return
