@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_table, pick_evenly, read_samples
-from tests.security.test_costly_files import at_most
+from tests.helpers.resource_limits import allocating_at_most
 
 texts = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), max_size=60
@@ -105,7 +105,7 @@ def test_a_run_stores_samples_with_memorized_spans_and_a_grid(train: Callable[..
 
 def test_long_samples_are_shown_without_their_middle() -> None:
     text = "<" * 300_000
-    with at_most(megabytes=20):
+    with allocating_at_most(megabytes=20):
         shown = markdown_table([Sample(1, 2, 3, text, None, 5, 4)])
     assert len(shown) < 200_000 and "more characters" in shown
     assert len(markdown_code_block("x" * 300_000)) < 30_000

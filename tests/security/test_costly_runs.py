@@ -29,8 +29,8 @@ from gpt_pretrain.runs.reader import read_metrics
 from gpt_pretrain.sweeps.chart import _scale_axis, sweep_figure
 from gpt_pretrain.sweeps.results import Job, ranking_rows, read_sweep, swept_keys
 from tests.helpers.hostile_files import hostile_sweep
+from tests.helpers.resource_limits import allocating_at_most
 from tests.helpers.shown_runs import made
-from tests.security.test_costly_files import at_most
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def test_quotation_marks_cost_the_length_of_a_text() -> None:
     with soon():
         assert plain_value("'" + "\\" * 40_000 + "x'") == "\\" * 40_000 + "x"
         assert plain_value("'a" + "\\" * 40_000 + "'") == "a" + "\\" * 20_000
-    with at_most(megabytes=5):
+    with allocating_at_most(megabytes=5):
         assert ONE_QUOTED.fullmatch("'" + "x" * 300_000 + "'")
 
 
