@@ -6,7 +6,6 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -190,14 +189,15 @@ class TextDataModule(L.LightningDataModule):
     def eval_batches(self, n_batches: int) -> tuple[list[Batch], list[Batch]]:
         """Return this rank's batches for the losses at each evaluation: training and validation windows.
 
-        The training windows are chosen at random and stay the same for the whole run.
+        They stay the same for the whole run. The training windows are chosen at random, and the validation windows evenly: the
+        beginning of a validation set is often easier or harder than the rest.
         """
         size = self.settings.batch_windows
-        positions = np.arange(min(len(self.train), n_batches * size))
-        chosen = self.train.epoch_indices(positions, len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
-        train = self._share(np.split(chosen, range(size, len(chosen), size)))
-        val = self._share(list(islice(DistributedBatchSampler(len(self.val), size), n_batches)))
-        return [self.train[indices] for indices in train], [self.val[indices] for indices in val]
+        n_train, n_val = (min(len(windows), n_batches * size) for windows in (self.train, self.val))
+        train = self.train.epoch_indices(np.arange(n_train), len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
+        val = np.arange(n_val) * len(self.val) // max(n_val, 1)
+        train_indices, val_indices = (self._share(np.split(chosen, range(size, len(chosen), size))) for chosen in (train, val))
+        return [self.train[indices] for indices in train_indices], [self.val[indices] for indices in val_indices]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of training: the epoch, and the windows that all ranks together have read in it."""

@@ -162,6 +162,18 @@ def test_loaders_yield_the_windows_of_both_sets(tmp_path: Path, story: str, num_
     assert val == [val_text[s : s + 32] for s in range(0, len(val_text) - 32, 32)]
 
 
+@pytest.mark.parametrize("n_batches", [1, 3, 1000])
+def test_the_losses_of_a_few_batches_are_of_windows_from_the_whole_validation_set(tmp_path: Path, n_batches: int) -> None:
+    data = data_of(tmp_path)
+    windows = [row for inputs, _ in data.val_dataloader() for row in inputs.tolist()]
+    _, batches = data.eval_batches(n_batches)
+    positions = [windows.index(row) for inputs, _ in batches for row in inputs.tolist()]
+    assert len(positions) == min(len(windows), 4 * n_batches) == len(set(positions))
+    gaps = np.diff([*positions, len(windows)])
+    assert positions[0] == 0 and max(gaps) - min(gaps) <= 1
+    assert all(len(inputs) == 4 for inputs, _ in batches[:-1])
+
+
 def test_loading_leaves_the_global_random_state_unchanged(tmp_path: Path) -> None:
     data = data_of(tmp_path)
     state = torch.random.get_rng_state()
