@@ -125,15 +125,12 @@ def _write_results(evaluated: Sequence[EvaluatedModel], source: TextSource | Non
 
 def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None, settings: EvaluateSettings) -> None:
     """Print tables and comparisons, and write results.json and the page."""
-    from gpt_pretrain.evaluation.page import render_evaluation_page
-    from gpt_pretrain.evaluation.results import comparisons, differences, result_rows
     from gpt_pretrain.evaluation.task_results import core_results
     from gpt_pretrain.evaluation.task_tables import task_comparisons, task_rows
-    from gpt_pretrain.system.files import write_json, write_text
+    from gpt_pretrain.system.files import write_json
     from gpt_pretrain.system.tables import format_table
     from gpt_pretrain.system.terminal import print_escaped
 
-    texts = [result for one in evaluated for result in one.texts]
     tasks = [result for one in evaluated for result in one.tasks]
     warnings = list(dict.fromkeys(warning for one in evaluated for warning in one.warnings))
     folder = Path(settings.run_dir)
@@ -143,18 +140,8 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
         "comparisons": task_comparisons(tasks),
     }
     if source is not None:
-        sentences = comparisons(texts)
-        content["comparisons"] = sentences + content["comparisons"]
-        content |= {"text": source.name, "models": [result.as_json() for result in texts], "differences": differences(texts)}
-        print_escaped(f"{source.name}:")
-        print(format_table(result_rows(texts)))
-        for sentence in sentences:
-            print_escaped(sentence)
-        pages = [one.page for one in evaluated if one.page is not None]
-        page = render_evaluation_page(
-            pages, text_name=source.name, rows=result_rows(texts), sentences=sentences, warnings=warnings
-        )
-        write_text(folder / PAGE, page)
+        found = _show_text(evaluated, source, warnings, page=folder / PAGE)
+        content |= found | {"comparisons": found["comparisons"] + content["comparisons"]}
     if tasks:
         content["tasks"] = [result.as_json() for result in tasks]
         content["core"] = [result.as_json() for result in core_results(tasks)]
@@ -169,6 +156,30 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
     print_escaped(f"Results: {folder / RESULTS}")
     if source is not None:
         print_escaped(f"Page: {folder / PAGE}")
+
+
+def _show_text(evaluated: Sequence[EvaluatedModel], source: TextSource, warnings: Sequence[str], *, page: Path) -> dict[str, Any]:
+    """Print the losses of the models on the text, write the page, and return the fields of results.json about the text."""
+    from gpt_pretrain.evaluation.page import render_evaluation_page
+    from gpt_pretrain.evaluation.results import comparisons, differences, result_rows
+    from gpt_pretrain.system.files import write_text
+    from gpt_pretrain.system.tables import format_table
+    from gpt_pretrain.system.terminal import print_escaped
+
+    results = [result for one in evaluated for result in one.texts]
+    rows, sentences = result_rows(results), comparisons(results)
+    print_escaped(f"{source.name}:")
+    print(format_table(rows))
+    for sentence in sentences:
+        print_escaped(sentence)
+    pages = [one.page for one in evaluated if one.page is not None]
+    write_text(page, render_evaluation_page(pages, text_name=source.name, rows=rows, sentences=sentences, warnings=warnings))
+    return {
+        "comparisons": sentences,
+        "text": source.name,
+        "models": [result.as_json() for result in results],
+        "differences": differences(results),
+    }
 
 
 def _names(settings: EvaluateSettings) -> list[str]:

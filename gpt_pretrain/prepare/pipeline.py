@@ -150,13 +150,10 @@ def _status_changed(path: str) -> float:
 def _write_corpus(
     settings: PrepareSettings, inputs: CorpusInputs, plan: dict[str, Any], folder: Path, interrupt: Interrupt
 ) -> tuple[dict[str, Any], RecordCounts]:
-    """Write everything except the manifest.
+    """Write everything except the manifest. Return the content of the manifest, and the counts of all records.
 
     Args:
         plan: The plan of the preparation.
-
-    Returns:
-        The content of the manifest and the counts of all records.
     """
     itemsize = token_itemsize(cached_tokenizer(settings.tokenizer).vocab_size)
     rejected_file = folder / REJECTED_FILE
@@ -188,7 +185,7 @@ def _write_corpus(
         shards = write_shards(
             task_folders, settings, folder, itemsize=itemsize, workers=workers, progress=progress, interrupt=interrupt
         )
-    return {
+    manifest = {
         "format": FORMAT,
         "version": VERSION,
         "tokenizer": plan["tokenizer"],
@@ -199,7 +196,8 @@ def _write_corpus(
         "rejected": {"records": counts.rejected, "by_reason": dict(sorted(counts.by_reason.items()))},
         "duplicates": shards["duplicates"],
         **({FAILED: [describe_rejected(record) for record in failed]} if failed else {}),
-    }, counts
+    }
+    return manifest, counts
 
 
 def _judge_rejected(

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -74,13 +74,8 @@ def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: 
     previous_handlers = {signum: signal.signal(signum, forward) for signum in stop_signals()}
     try:
         for local_rank in range(devices):
-            own = {"LOCAL_RANK": str(local_rank), "RANK": str(node * devices + local_rank)}
-            inherited: list[int] = []
-            if listener is not None and local_rank == 0:
-                inherited = [listener.fileno()]
-                own[STORE_SOCKET] = str(listener.fileno())
-            # A session of its own keeps the terminal's Ctrl-C from reaching a rank twice: directly and through this process.
-            processes.append(subprocess.Popen(command, env=environment | own, pass_fds=inherited, start_new_session=True))
+            rank = {"LOCAL_RANK": str(local_rank), "RANK": str(node * devices + local_rank)}
+            processes.append(_start_rank(command, environment | rank, listener=None if local_rank else listener))
         if listener is not None:
             listener.close()
         code, failure = _wait(processes)
@@ -93,6 +88,20 @@ def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: 
         _record_failure(run_dir, failure, interrupted=code - 128 in received)
     if code:
         sys.exit(code)
+
+
+def _start_rank(
+    command: Sequence[str], environment: Mapping[str, str], *, listener: socket.socket | None
+) -> subprocess.Popen[bytes]:
+    """Start the process of one rank.
+
+    Args:
+        listener: The socket of the store, which only rank 0 inherits.
+    """
+    inherited = [] if listener is None else [listener.fileno()]
+    variables = {} if listener is None else {STORE_SOCKET: str(listener.fileno())}
+    # A session of its own keeps the terminal's Ctrl-C from reaching a rank twice: directly and through the parent process.
+    return subprocess.Popen(command, env={**environment, **variables}, pass_fds=inherited, start_new_session=True)
 
 
 def devices_to_start(devices: int | str, *, accelerator: str, num_nodes: int) -> int:
