@@ -10,11 +10,11 @@ from typing import Any
 from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import short_form
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.charts.curves import overlay_figure
-from gpt_pretrain.runs.folder import METRICS, REPORT, display_path
+from gpt_pretrain.runs.charts.curves import overlay_figure, thin_series
+from gpt_pretrain.runs.folder import METRICS, REPORT, display_path, without_repetitions
 from gpt_pretrain.runs.metadata import COMPLETE, FAILED, metadata_section, metadata_texts
 from gpt_pretrain.runs.next_commands import generate_command, page_command, sweep_resume_command, tensorboard_command
-from gpt_pretrain.runs.reader import first_series, read_metrics, read_settings
+from gpt_pretrain.runs.reader import MetricSeries, first_series, read_metrics, read_settings
 from gpt_pretrain.runs.report.page_parts import (
     Picture,
     describe_state,
@@ -177,7 +177,7 @@ def _pictures(jobs: Sequence[Job]) -> list[Picture]:
     found = [make_picture(figure, "Loss by setting", alt, width="panels" if len(keys) > 1 else "wide")]
     by_bits = any(job.by_bits for job in jobs)
     columns = ("val/bits_per_byte",) if by_bits else ("val/loss", "eval/val_loss")
-    curves = [first_series(read_metrics(job.folder / METRICS), *columns) for job in jobs[:MAX_CURVES]]
+    curves = _read_curves([job.folder / METRICS for job in jobs[:MAX_CURVES]], columns)
     if any(curves):
         labels = [
             f"{number}  " + (" ".join(f"{key}={job.settings.get(key, '-')}" for key in keys) or job.folder.name)
@@ -188,6 +188,13 @@ def _pictures(jobs: Sequence[Job]) -> list[Picture]:
         alt = "Validation loss of the jobs by tokens seen. The best jobs are in color."
         found.append(make_picture(overlay_figure({"validation": curves}, labels, **unit), title, alt, width="wide"))
     return found
+
+
+def _read_curves(files: Sequence[Path], columns: Sequence[str]) -> list[MetricSeries]:
+    """Return the first of these metrics of each file, with as many points as a chart shows; none of a file that is repeated."""
+    own = set(without_repetitions(files))
+    series = (first_series(read_metrics(file), *columns) if file in own else MetricSeries() for file in files)
+    return [thin_series(one) for one in series]
 
 
 def _failures(jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ RESULT_COLUMNS = (
     "tokens_per_second",
 )
 
-MAX_KEYS = 1000  # settings in which jobs may differ; a stranger's sweep could have any number
+# Settings in which jobs may differ; a stranger's sweep could have any number. A table has few of them if it has many rows.
+MAX_KEYS, MAX_CELLS, FEW_KEYS = 1000, 20_000, 20
 
 NATS_PER_TOKEN, BITS_PER_BYTE = "nats per token", "bits per byte"
 
@@ -124,7 +125,8 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
     for job in jobs:
         counts.update(job.settings.keys())
         varied.update(key for key, value in job.settings.items() if first.setdefault(key, value) != value)
-    return [key for key in islice(first, MAX_KEYS) if key in varied or counts[key] < len(jobs)]
+    found = (key for key in first if key in varied or counts[key] < len(jobs))
+    return list(islice(found, max(FEW_KEYS, min(MAX_KEYS, MAX_CELLS // max(1, len(jobs))))))
 
 
 def varied_keys(jobs: Sequence[Job]) -> set[str]:

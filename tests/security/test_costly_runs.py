@@ -26,6 +26,7 @@ from gpt_pretrain.runs.leaderboard import Entry, find_entries
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.runs.metrics_rows import History
 from gpt_pretrain.runs.reader import read_metrics
+from gpt_pretrain.sweeps import report_page
 from gpt_pretrain.sweeps.chart import _scale_axis, sweep_figure
 from gpt_pretrain.sweeps.results import Job, ranking_rows, read_sweep, swept_keys
 from tests.helpers.hostile_files import hostile_sweep
@@ -168,3 +169,28 @@ def test_overrides_of_a_stranger_are_short_together(tmp_path: Path) -> None:
     overrides = [f"callbacks.grid.prompts=[{','.join(['ab'] * 3000)}]"] * 8
     with pytest.raises(UserError, match="holds overrides of 72,192 characters, more than the limit of 50,000"), soon():
         admit_overrides(hostile_sweep(tmp_path / "sweep", task=overrides), script="train", typed=set())
+
+
+def test_a_table_of_many_jobs_has_few_settings() -> None:
+    jobs = [Job(Path(f"job{n}"), {f"k{key}": str(n) for key in range(300)}, "finished", {}) for n in range(100)]
+    assert len(swept_keys(jobs)) == 200 and len(swept_keys(jobs[:10])) == 300 and len(swept_keys(jobs * 100)) == 20
+    fixed = [Job(Path("job"), {f"fixed{key}": "1" for key in range(300)} | {"a": str(n)}, "finished", {}) for n in range(2000)]
+    assert swept_keys(fixed) == ["a"], "what does not differ takes no place"
+
+
+def test_the_curves_of_a_sweep_s_page_have_few_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "step,tokens_seen,val/loss\n" + "".join(f"{step},{step},{step % 7}\n" for step in range(5000))
+    sweep = hostile_sweep(tmp_path / "sweep", task=["seed=1,2,3"])
+    for name in "ab":
+        made(sweep / name, run_json=json.dumps({"result": {"best_val_loss": 1.0}}), metrics_csv=rows)
+    made(sweep / "c", run_json=json.dumps({"result": {"best_val_loss": 1.0}}))
+    (sweep / "c" / "metrics.csv").unlink()
+    os.link(sweep / "a" / "metrics.csv", sweep / "c" / "metrics.csv")
+    drawn = list[Any]()
+    figure = report_page.overlay_figure
+    monkeypatch.setattr(
+        report_page, "overlay_figure", lambda panels, *rest, **named: drawn.append(panels) or figure(panels, *rest, **named)
+    )
+    write_report(sweep)
+    first, second, third = drawn[0]["validation"]
+    assert 500 < len(first.values) == len(first.tokens) <= 1000 and first == second and not third

@@ -34,6 +34,12 @@ MAX_NAMED = 10  # Runs with a color and a name in one chart; the others are grey
 MAX_POINTS_PER_FIGURE = 8_000  # Of all lines together.
 
 
+def thin_series(series: MetricSeries) -> MetricSeries:
+    """Return the points of a series that a line by tokens seen shows."""
+    tokens, values = thin_points(series.tokens, series.values)
+    return series if len(values) == len(series.values) else MetricSeries([], tokens.astype(int).tolist(), values.tolist())
+
+
 def epoch_loss_figure(
     *, tokens_seen: list[int], train_losses: list[float], val_losses: list[float], tokens_per_epoch: int
 ) -> Figure:
