@@ -31,7 +31,7 @@ from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_byt
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.texts.archives import Members, read_tar, read_zip
 from gpt_pretrain.texts.blocks import read_stream
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.recognition import recognize_file
 
 # The name of one of several files of a model, perhaps of a variant such as fp16.
@@ -216,7 +216,8 @@ def _check_archive(path: Path) -> None:
     remedy = "Unpack it, and give the file or folder of weights in it."
     with open_regular(path) as stream:
         if zipfile.is_zipfile(stream):
-            names = _names(read_zip(stream, size=path.stat().st_size))
+            size = path.stat().st_size
+            names = _names(read_zip(stream, size=size, limit=ContentLimit(size)))
             if names and not any(name.endswith("data.pkl") for name in names):
                 raise UserError(f"{path} is a zip archive ({name_some(names)}), not weights. {remedy}")
             return

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError, PackedFileError
+from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError, PackedFileError
 
 RECORD = 512  # bytes of a header in a tar archive, and the unit to which contents are padded
 LONGEST_NAME = 1 << 16
@@ -30,6 +30,10 @@ NO_DIRECTORY = "File is not a zip file"  # zipfile's words for an archive withou
 # The list of a zip archive's members takes up to fifteen times its size in memory. Inside of a compressed file, it can expand a
 # thousandfold. So it may have this many bytes, or one third of the size of the archive if that is more.
 MAX_DIRECTORY, DIRECTORY_PART = 1 << 22, 3
+# Bytes that stand for the time to open a member of any archive, and to read a byte of the list in a zip archive, which zipfile
+# copies once for each field that describes a member. An archive in another one may have both in next to no space.
+MEMBER, DIRECTORY_BYTE = 1 << 13, 16
+MANY_FILES = "it contains too many files to be read as an archive; unpack it first"
 
 Members = Iterator[tuple[str, Iterator[bytes]]]
 
@@ -68,18 +72,19 @@ def read_tar(blocks: Iterable[bytes]) -> Members:
         reader.skip(end - reader.position)
 
 
-def read_zip(stream: BinaryIO, *, size: int) -> Members:
+def read_zip(stream: BinaryIO, *, size: int, limit: ContentLimit) -> Members:
     """Yield the name and the content of each regular file in a zip archive, which must be seekable.
 
     Args:
         size: Bytes of the file on the disk: the archive itself, or the file that contains it.
+        limit: Of what this file expands to. The list of the archive's members counts.
 
     Raises:
         DamagedArchiveError: If the archive is truncated or damaged.
         PackedFileError: If it is encrypted, compressed with a rare method, or has too many files.
     """
     try:
-        _check_directory(stream, size)
+        _check_directory(stream, size, limit)
         with zipfile.ZipFile(stream) as archive:
             for member in archive.infolist():
                 if not member.filename.endswith("/") and not stat.S_ISLNK(member.external_attr >> 16):
@@ -202,7 +207,7 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode(errors="replace")
 
 
-def _check_directory(stream: BinaryIO, size: int) -> None:
+def _check_directory(stream: BinaryIO, size: int, limit: ContentLimit) -> None:
     """Check that the list of a zip archive's members is not too large. zipfile would read it as a whole.
 
     Raises:
@@ -210,8 +215,10 @@ def _check_directory(stream: BinaryIO, size: int) -> None:
     """
     # The archive states the size of the list in two places. zipfile's own function returns the one that zipfile uses.
     end = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
-    if end is not None and end[zipfile._ECD_SIZE] > MAX_DIRECTORY + size // DIRECTORY_PART:  # type: ignore[attr-defined]
-        raise PackedFileError("it contains too many files to be read as an archive; unpack it first")
+    length = 0 if end is None else end[zipfile._ECD_SIZE]  # type: ignore[attr-defined]
+    if length > MAX_DIRECTORY + size // DIRECTORY_PART:
+        raise PackedFileError(MANY_FILES)
+    limit.take(DIRECTORY_BYTE * length, MANY_FILES)
 
 
 def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:

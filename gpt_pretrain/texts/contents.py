@@ -15,7 +15,7 @@ from typing import BinaryIO
 from gpt_pretrain.system.encodings import to_utf8
 from gpt_pretrain.system.file_kinds import COMPRESSED, EMPTY, PARQUET, PLAIN, FileKind
 from gpt_pretrain.system.file_recognition import content_name, recognize
-from gpt_pretrain.texts.archives import is_hidden, read_tar, read_zip
+from gpt_pretrain.texts.archives import MANY_FILES, MEMBER, is_hidden, read_tar, read_zip
 from gpt_pretrain.texts.blocks import peek, read_stream
 from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, decompress, drop_bytes
 from gpt_pretrain.texts.left_out import LeftOut
@@ -141,7 +141,7 @@ class _Opener:
             yield from self._members(label, read_tar(blocks), layers)
         elif kind.form == "zip":
             with content.seekable(self.limit) as archive:
-                found = read_zip(archive, size=self.size)
+                found = read_zip(archive, size=self.size, limit=self.limit)
                 yield from self._members(label, ((name, self.limit.apply(blocks)) for name, blocks in found), layers)
         elif kind.form == EMPTY:
             yield Content(label, PLAIN, blocks, self.limit)
@@ -155,6 +155,7 @@ class _Opener:
 
     def _members(self, label: str, found: Iterable[tuple[str, Iterator[bytes]]], layers: int) -> Iterator[Content]:
         for name, blocks in found:
+            self.limit.take(MEMBER, MANY_FILES)
             if not is_hidden(name):
                 yield from self.contents(name, f"{label}/{_shorten(name)}", blocks, layers + 1, is_member=True)
 

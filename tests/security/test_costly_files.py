@@ -30,7 +30,7 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.archives import _parse_extended, read_tar, read_zip
 from gpt_pretrain.texts.contents import open_contents
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.json_values import MAX_GLUED, split_glued
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.tokenizers.build import build_tokenizer
@@ -135,11 +135,11 @@ def zip_with_members(count: int) -> bytes:
 
 
 def test_a_zip_archive_in_a_small_file_has_few_members() -> None:
-    assert len(list(read_zip(io.BytesIO(zip_with_members(3)), size=100))) == 3
-    assert len(list(read_zip(io.BytesIO(zip_with_members(100_000)), size=4_000_000))) == 100_000
+    assert len(list(read_zip(io.BytesIO(zip_with_members(3)), size=100, limit=ContentLimit(100)))) == 3
+    assert len(list(read_zip(io.BytesIO(zip_with_members(100_000)), size=4_000_000, limit=ContentLimit(4_000_000)))) == 100_000
     archive = io.BytesIO(zip_with_members(100_000))
     with allocating_at_most(megabytes=5), pytest.raises(DamagedArchiveError, match="contains too many files"):
-        list(read_zip(archive, size=20_000))
+        list(read_zip(archive, size=20_000, limit=ContentLimit(20_000)))
 
 
 def test_a_long_name_of_a_member_is_shown_in_part() -> None:
