@@ -89,7 +89,7 @@ def read_pages(stream: BinaryIO | io.RawIOBase, column: Any) -> Iterator[Parquet
     """
     position, length = column_range(column)
     end, n_values = position + length, 0
-    while n_values < column.num_values and position < end - LATE:
+    while n_values < column.num_values and position < end:
         header, header_size = read_page_header(stream, position)
         kind, size, compressed = header.get(KIND), header.get(SIZE), header.get(COMPRESSED)
         if type(kind) is not int or type(size) is not int or type(compressed) is not int or min(size, compressed) < 0:

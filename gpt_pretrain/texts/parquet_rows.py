@@ -61,7 +61,7 @@ def _rows_at_a_time(stream: BinaryIO | io.RawIOBase, column: Any, *, is_nullable
         if page.encoding in (LENGTHS_FIRST, SHARED_BEGINNINGS) and page.kind != DICTIONARY:
             for values in decompress_values(stream, page, column):
                 levels = 0 if page.kind == DATA_V2 or not is_nullable else 4 + int.from_bytes(values[:4], "little")
-                _check_lengths(values[levels:], n_lists=1 + (page.encoding == SHARED_BEGINNINGS))
+                _check_lengths(values[levels:], n_lists=1 + (page.encoding == SHARED_BEGINNINGS), limit=limit)
         # In any other encoding, a few bytes may stand for a long value.
         is_plain = page.encoding in (PLAIN, LENGTHS_FIRST) and page.kind != DICTIONARY
         longest = max(longest, page.size // max(page.n_values, 1) if is_plain else page.size)
@@ -90,12 +90,13 @@ def decompress_values(stream: BinaryIO | io.RawIOBase, page: ParquetPage, column
             raise DamagedArchiveError(f"a part of it cannot be decompressed: {error}") from error
 
 
-def _check_lengths(values: bytes, *, n_lists: int) -> None:
+def _check_lengths(values: bytes, *, n_lists: int, limit: ContentLimit) -> None:
     """Check that the lengths in a page fit into memory, since Arrow decodes all of them at once.
 
     Args:
         values: The content of the page without its levels.
         n_lists: The number of lists of lengths at its beginning.
+        limit: Of what the file expands to. Each length counts as a byte, of which it may take none.
 
     Source: DELTA_BINARY_PACKED in apache/parquet-format's Encodings.md.
     """
@@ -108,6 +109,7 @@ def _check_lengths(values: bytes, *, n_lists: int) -> None:
             _, position = read_varint(values, position)
             if max(count, n_parts) > MAX_LENGTHS:
                 raise DamagedArchiveError(f"a part of it has more than {MAX_LENGTHS:,} texts")
+            limit.take(count, EXPANDED)
             # A block with very many parts would make the loop below take quadratic time.
             if block < SMALLEST_BLOCK or block // n_parts < SMALLEST_PART:
                 raise DamagedArchiveError(NO_PAGES)

@@ -21,14 +21,22 @@ def number(value: int) -> bytes:
     return varint(2 * value)
 
 
-def page(values: bytes, *, n_values: int, encoding: int = PLAIN, compressed: int = 0, level_encoding: int = 3) -> bytes:
+def page(
+    values: bytes,
+    *,
+    n_values: int,
+    encoding: int = PLAIN,
+    compressed: int = 0,
+    level_encoding: int = 3,
+    codec: str = "zstd",
+) -> bytes:
     """Return a page of values that the column needs, with its header.
 
     Args:
         compressed: What the header says of its size beyond the truth.
         level_encoding: Of what says which values are null.
     """
-    content = pa.Codec("zstd").compress(values, asbytes=True)
+    content = pa.Codec(codec).compress(values, asbytes=True)
     sizes = b"\x15" + number(len(values)) + b"\x15" + number(len(content) + compressed)
     details = b"\x2c\x15" + number(n_values) + b"\x15" + number(encoding) + b"\x15" + number(level_encoding) + b"\x15\x06\0"
     return b"\x15\x00" + sizes + details + b"\0" + content
@@ -46,6 +54,9 @@ def table(
     columns: bytes = b"",
     nullable: bool = False,
     names: int = 1,
+    stated_size: int | None = None,
+    groups: int = 1,
+    created_by: bytes = b"",
 ) -> bytes:
     """Return a file with a column of these pages.
 
@@ -53,10 +64,26 @@ def table(
         n_rows: What the footer says of the rows of the whole file.
         columns: Further columns of the row group.
         names: The number of columns that the footer names.
+        stated_size: What the footer says of the size of the column.
+        groups: Number of row groups, all with the same pages.
+        created_by: The program that wrote the file; one that has a name compresses with Brotli.
     """
     body = b"".join(pages)
-    size, path = number(len(body)), b"\x19\x18\x04text"
-    about = b"\x15\x0c\x19\x15\x00" + path + b"\x15\x0c\x16" + number(n_values) + b"\x16" + size + b"\x16" + size + b"\x26\x08"
+    size, path = number(len(body) if stated_size is None else stated_size), b"\x19\x18\x04text"
+    codec = b"\x08" if created_by else b"\x0c"
+    about = (
+        b"\x15\x0c\x19\x15\x00"
+        + path
+        + b"\x15"
+        + codec
+        + b"\x16"
+        + number(n_values)
+        + b"\x16"
+        + size
+        + b"\x16"
+        + size
+        + b"\x26\x08"
+    )
     column = b"\x26\x08\x1c" + about + b"\0\0"
     count = 1 + len(columns) // 3
     group = b"\x19\xfc" + varint(count) + column + columns + b"\x16" + size + b"\x16" + number(n_values) + b"\0"
@@ -68,7 +95,8 @@ def table(
         + b"\x16"
         + rows
         + b"\x19"
-        + element_list([group])
+        + element_list([group] * groups)
+        + (b"\x28" + varint(len(created_by)) + created_by) * bool(created_by)
         + b"\0"
     )
     return b"PAR1" + body + footer + len(footer).to_bytes(4, "little") + b"PAR1"
@@ -157,3 +185,21 @@ def test_levels_that_are_longer_than_their_page_are_refused(levels: int) -> None
     one = b"\x15" + number(3) + sizes + details + b"\0" + content
     expected = (["one"], "") if not levels else ([], "what should be its pages is something else")
     assert read(table([one], n_values=1, nullable=bool(levels))) == expected
+
+
+def test_lengths_that_take_no_space_are_counted() -> None:
+    lengths = varint(128) + varint(1) + varint(1 << 22) + varint(0) + bytes(2 * (1 << 22) // 128 + 20)
+    data = table([page(lengths, n_values=1, encoding=LENGTHS_FIRST)] * 150, n_values=150)
+    assert len(data) < 20_000
+    with within(1.4, 50):
+        assert "250 times as large" in read(data)[1]
+
+
+def test_pages_behind_the_stated_end_of_a_column_are_counted() -> None:
+    """Arrow reads on there in files of an old writer, which counted the header of a dictionary wrongly."""
+    body = page(text(b"one") + bytes(40_000_000), n_values=1, codec="brotli")
+    assert len(body) <= 100
+    data = table([body], n_values=1, stated_size=0, groups=10, created_by=b"parquet-mr version 1.2.8 (build abc)")
+    with within(3, 250):
+        texts, refusal = read(data)
+    assert texts == ["one"] * 6 and "250 times as large" in refusal
