@@ -61,10 +61,20 @@ def _tokens(fields: dict[Any, Any]) -> list[str] | None:
         raise DamagedFileError("it has no table itos of the tokens by their ids")
     tokens = [_as_text(table[token_id]) for token_id in range(len(table))]
     for token in tokens:
-        is_text = isinstance(token, str) and 0 < len(token) <= MAX_TOKEN_CHARACTERS
-        if not is_text or any("\ud800" <= char <= "\udfff" for char in token):
+        if not _is_token(token):
             raise DamagedFileError(f"its itos holds {short_repr(token)}, which is not a token")
     return tokens
+
+
+def _is_token(token: Any) -> bool:
+    """Return whether a value is a text of a believable length, which a file may hold once and name a million times."""
+    if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN_CHARACTERS:
+        return False
+    try:
+        token.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return True
 
 
 def _inverse(ids: Mapping[Any, Any]) -> list[Any]:

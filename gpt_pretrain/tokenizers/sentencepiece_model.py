@@ -21,6 +21,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # types of piece
 MAX_FIELD = 1000  # Number of a field. None that is used here has more than two digits.
 MAX_PIECE, MAX_CHARACTERS = 1000, 20_000_000  # characters of one piece, and of all
 MAX_SQUARES = 50_000_000  # of the pieces' lengths in total: each may be cut anywhere into a merge. 256,000 of 14 have as many.
+MAX_MERGED = 16_000_000  # Bytes of all merges, which take fifteen times as much memory. The 514,906 of Gemma have four million.
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,13 @@ def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[list[str]]:
     """
     if sum(len(piece.text) ** 2 for piece in pieces) > MAX_SQUARES:
         raise DamagedFileError("its tokens are far too long")
-    merges = []
+    merges, bytes_left = [], MAX_MERGED
     for piece in pieces:
         cuts = ((piece.text[:cut], piece.text[cut:]) for cut in range(1, len(piece.text)))
         found = [(left, right) for left, right in cuts if left in vocab and right in vocab]
+        bytes_left -= len(found) * len(piece.text.encode())
+        if bytes_left < 0:
+            raise DamagedFileError("its tokens can be made of each other in far too many ways")
         found.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
         merges += [(piece.score, left, right) for left, right in found]
     merges.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)

@@ -14,7 +14,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 MANY_UNKNOWN = 0.001  # Share of a text's tokens above which a warning is due.
 MAX_EXAMPLE = 80  # Characters of an example.
 MAX_SHOWN = 3  # Parts that a message about a prompt shows.
-MAX_WORDS = 2000  # Different words of a text that are looked at.
+MAX_WORDS, MAX_CHARACTERS = 2000, 2000  # Different words of a text that are looked at, and characters of a word.
 
 
 class UnknownText:
@@ -56,9 +56,12 @@ def unknown_parts(text: str, tokenizer: Tokenizer) -> Iterator[str]:
         if word == own_text or not _has_unknown(word, tokenizer):
             continue
         is_whole = tokenizer.encode_ordinary(word).tolist() == [tokenizer.unknown_id]
-        characters = [] if is_whole else [char for char in dict.fromkeys(word) if _has_unknown(char, tokenizer)]
-        yield from (part for part in characters or [word] if part not in seen)
-        seen.update(characters)
+        characters = itertools.islice(dict.fromkeys("" if is_whole else word), MAX_CHARACTERS)
+        parts = (char for char in characters if _has_unknown(char, tokenizer))
+        for part in itertools.chain([first], parts) if (first := next(parts, "")) else [word]:
+            if part not in seen:
+                yield part
+            seen.add(part)
 
 
 def describe_unknown(tokens: int, total: int, example: str) -> str:

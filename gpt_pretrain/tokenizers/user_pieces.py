@@ -73,7 +73,7 @@ def _overlapping(pieces: Sequence[str], normal: Iterable[str]) -> dict[str, set[
     found, left = defaultdict[str, set[str]](set), MAX_WORK
     for other in normal:
         shorter, ends = [size for size in sizes if size < len(other)], range(1, min(len(other), longest))
-        left -= len(other) * (len(shorter) + len(ends))
+        left -= len(sizes) + len(other) * (len(shorter) + len(ends))
         if left < 0:
             return None
         held = {other[at : at + size] for size in shorter for at in range(len(other) - size + 1)} & wholes

@@ -13,8 +13,11 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.definition import added_token, canonical_fields
 from gpt_pretrain.tokenizers.fast_encoder import TOGETHER, _in_groups
 from gpt_pretrain.tokenizers.fitting import fit_to_rows
+from gpt_pretrain.tokenizers.nanogpt_meta import read_meta
 from gpt_pretrain.tokenizers.patterns import check_pattern
+from gpt_pretrain.tokenizers.sentencepiece_model import Piece, _merges
 from gpt_pretrain.tokenizers.unknown import UnknownText
+from gpt_pretrain.tokenizers.user_pieces import _overlapping
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 from tests.helpers.resource_limits import within
 
@@ -98,3 +101,34 @@ def test_a_vocabulary_is_compared_in_parts() -> None:
     groups = list(_in_groups(tokens))
     assert len(groups) == 2 and max(len("".join(group)) for group in groups) <= TOGETHER
     assert [token for group in groups for token in group] == [*tokens[:1000], "c"]
+
+
+def test_pieces_that_can_be_made_of_each_other_in_many_ways_are_refused() -> None:
+    pieces = [Piece("a" * size, float(-size)) for size in range(1, 530)]
+    with within(2, 100), pytest.raises(DamagedFileError, match="made of each other in far too many ways"):
+        _merges(pieces, {piece.text: number for number, piece in enumerate(pieces)})
+    assert len(_merges(pieces[:100], {piece.text: number for number, piece in enumerate(pieces[:100])})) == 4950
+
+
+def test_many_sizes_of_user_defined_tokens_are_not_looked_at_for_each_other_token() -> None:
+    user, normal = ["u" * size for size in range(1, 311)], [chr(0x10000 + number) for number in range(100_000)]
+    with within(0.8, 100):
+        assert _overlapping(user, normal) is None
+    assert _overlapping(user[:10], normal) == {}
+
+
+def test_a_token_that_is_named_again_and_again_is_looked_at_quickly() -> None:
+    token, references = b"X" + (199).to_bytes(4, "little") + b"x" * 199 + b"\x94", b"h\0" * 500_000
+    padding = b"B" + (6_000_000).to_bytes(4, "little") + bytes(6_000_000)
+    with within(2, 200), pytest.raises(DamagedFileError, match="its tokens are not all different"):
+        read_meta(b"\x80\x04}(\x8c\x04itos](" + token + references + b"e\x8c\x01p" + padding + b"u.", end_of_text=False)
+
+
+def test_a_word_of_many_unknown_characters_is_looked_at_as_far_as_it_is_shown() -> None:
+    model = {"type": "Unigram", "vocab": [["<unk>", 0.0], ["a", -1.0]], "unk_id": 0}
+    tokenizer = VocabularyTokenizer("a", {"model": model}, None)
+    text = "a" + "".join(chr(0x3400 + number) for number in range(20_000)) + "a"
+    unknown, token_ids = UnknownText(tokenizer), tokenizer.encode_ordinary(text)
+    with within(0.1, 50):
+        unknown.add(text, token_ids)
+    assert unknown.example == "\u3400"
