@@ -12,6 +12,7 @@ tensors only.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,10 @@ class ShardReader:
         folder, self.files = _read_index(path, content["shards"])
         self.folder = path.parent / folder
         self._opened: dict[str, OpenedSafetensors] = {}
+        self._holders = defaultdict[str, list[tuple[dict[str, Any], int, int]]](list)  # the files with rows of each tensor
+        for file in self.files:
+            for name, (begin, end) in file["rows"].items():
+                self._holders[name].append((file, begin, end))
         if check:
             for file in self.files:
                 self._check(self._path_of(file), file["sha256"])
@@ -91,8 +96,7 @@ class ShardReader:
             UserError: If no file holds them.
         """
         held = []  # files with some of the rows, each with the first of them in the file and the last + 1
-        for file in self.files:
-            begin, end = file["rows"].get(name, (0, 0))
+        for file, begin, end in self._holders.get(name, ()):
             first, last = max(start, begin), min(stop, end)
             # Even a rank without rows needs an empty tensor of the right shape and dtype.
             if first < last or (start == stop == begin < end):

@@ -9,6 +9,7 @@ from gpt_pretrain.system.reading import DamagedFileError
 MAX_OPCODES = 3_000_000
 MAX_CONTAINERS = 500_000  # An empty container takes up to 64 bytes of memory, and one byte of the file.
 MAX_CALLS = 200_000  # A tensor takes about 600 bytes of memory, and three bytes of the file.
+MAX_SHARED = 1_000_000  # A value that may be named again takes 130 bytes of memory, and one byte of the file.
 FREE_COPIES = 1_000_000  # characters and items that may be copied beyond the size of the file
 MAX_TEXT_LINE = 1000  # bytes of a name
 FREE_KEY = 200  # characters of a text that cost nothing when the text is a key or is used again

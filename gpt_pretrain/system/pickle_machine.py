@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from gpt_pretrain.system.nested_values import MAX_REPEATED
 from gpt_pretrain.system.number_keys import check_key
-from gpt_pretrain.system.pickle_limits import FREE_KEY, MAX_GAP, MAX_OPCODES, MAX_TEXT_LINE, PickleCounter
+from gpt_pretrain.system.pickle_limits import FREE_KEY, MAX_GAP, MAX_OPCODES, MAX_SHARED, MAX_TEXT_LINE, PickleCounter
 from gpt_pretrain.system.pickle_rules import (
     ATTACKS,
     InertObject,
@@ -81,9 +81,11 @@ class StackMachine:
         if not 0 <= index <= len(self._memo) + MAX_GAP:
             raise ValueError("it gives a shared value an impossible number")
         self._memo[index] = self._stack[-1]
+        if len(self._memo) > MAX_SHARED:
+            raise DamagedFileError(f"it has more than {MAX_SHARED:,} values that may be named again")
 
     def memoize(self, _: None) -> None:
-        self._memo[len(self._memo)] = self._stack[-1]
+        self.put(len(self._memo))
 
     def get(self, index: int) -> None:
         self._repeat(self._memo[index])

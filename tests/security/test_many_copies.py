@@ -12,6 +12,7 @@ from gpt_pretrain.checkpoints import tensor_groups
 from gpt_pretrain.checkpoints.architecture import _stored_names
 from gpt_pretrain.checkpoints.file_content import find_weights
 from gpt_pretrain.checkpoints.layouts import TensorSlot
+from gpt_pretrain.checkpoints.sharded import ShardReader, rank_file_name, write_rank_file
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor, read_safetensors
 from gpt_pretrain.checkpoints.tensor_groups import Slots, group_tensors
 from gpt_pretrain.checkpoints.tensor_names import is_training_state
@@ -54,3 +55,13 @@ def test_long_names_of_a_training_state_are_looked_at_once() -> None:
         assert not any(is_training_state("loss" * 240 + f"-{number}") for number in range(1000))
     assert all(map(is_training_state, ("train_loss_fn", "loss", "val_acc_3.weight", "_device", "step")))
     assert not any(map(is_training_state, ("head", "steps_of", "closs-fn")))
+
+
+def test_the_files_with_rows_of_a_tensor_are_not_looked_for_in_all_files(tmp_path: Path) -> None:
+    names = [f"t{number}" for number in range(2000)]
+    write_rank_file(tmp_path / "shards", 0, {name: torch.zeros(1) for name in names})
+    files = [{"name": rank_file_name(rank), "sha256": "", "rows": {}} for rank in range(1, 3000)]
+    first = {"name": rank_file_name(0), "sha256": "", "rows": {name: [0, 1] for name in names}}
+    reader = ShardReader(tmp_path / "last.ckpt", {"shards": {"folder": "shards", "files": [first, *files]}}, check=False)
+    with within(0.4, 50):
+        assert sum(len(reader.rows(name, 0, 1)) for name in names) == 2000

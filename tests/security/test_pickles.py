@@ -20,6 +20,7 @@ from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickles import read_plain_pickle
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.training.optimizer import check_optimizer_state
 from tests.conftest import tiny_model
 from tests.helpers.hostile_files import hostile_run, save_with_checksum, shared_list
@@ -193,3 +194,9 @@ def test_a_damaged_meta_pkl_is_refused_at_once(tmp_path: Path, content: bytes) -
 def test_a_plain_pickle_is_read_in_every_protocol(protocol: int) -> None:
     content = {"vocab_size": 3, "itos": {0: "\n", 1: "é", 2: "你"}, "more": [1.5, None, True, (), (1, 2, 3, 4), -7, 10**20, {}]}
     assert read_plain_pickle(pickle.dumps(content, protocol)) == content
+
+
+def test_few_values_may_be_named_again() -> None:
+    assert read_plain_pickle(b"\x80\x04K\x01" + b"\x94" * 1_000_000 + b".") == 1
+    with within(3, 180), pytest.raises(DamagedFileError, match="more than 1,000,000 values that may be named again"):
+        read_plain_pickle(b"\x80\x04K\x01" + b"\x94" * 2_900_000 + b".")  # which would take 360 MB
