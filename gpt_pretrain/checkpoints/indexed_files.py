@@ -31,9 +31,16 @@ def index_files(index: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not files:
         raise UserError(f"{index} is not an index of a model in several files: it has no weight_map.")
     for file in files.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith((".safetensors", ".bin")):
+        if not _is_file_name(file):
             raise UserError(f"{index} names {short_repr(file)}, which is not a file of tensors in the same folder.")
     return files
+
+
+def _is_file_name(value: object) -> bool:
+    """Return whether a value is the plain name of a file of tensors, which the bar of a download shows as it is."""
+    if not isinstance(value, str) or not value.isprintable():
+        return False
+    return Path(value).name == value and value.endswith((".safetensors", ".bin"))
 
 
 def read_indexed(index: Path) -> dict[str, StoredTensor]:

@@ -230,6 +230,9 @@ def test_an_index_that_points_outside_its_folder_is_rejected(shards: Path) -> No
         UserError, match=r"names '\.\./one/model\.safetensors', which is not a file of tensors in the same folder"
     ):
         load_pretrained(shards)
+    change_index(shards, lambda names: names.update({"transformer.ln_f.bias": "\x1b[2Jmodel.safetensors"}))  # a bar would show it
+    with pytest.raises(UserError, match=r"names '\\x1b\[2Jmodel\.safetensors', which is not a file of tensors"):
+        load_pretrained(shards)
     (shards / layouts.SHARD_INDEX).write_text("{}")
     with pytest.raises(UserError, match="it has no weight_map"):
         load_pretrained(shards)
