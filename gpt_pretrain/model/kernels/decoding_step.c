@@ -177,16 +177,21 @@ INLINE void dot(int type, int group, int chains, const void *weight, const float
     UNROLL for (int r = 0; r < group; r++) out[r * out_stride] += sum(total[r]);
 }
 
+/* The inputs of one or two rows stay in the first cache as a whole, so each weight is read from its beginning to its end. With more
+   rows, a block of inputs is used for all outputs before the next block. Both add up in the same order. */
 INLINE void multiply_group(int type, int group, int chains, const Linear *layer, const Inputs *x, int64_t from, int64_t to, float *out) {
     int64_t size = type == FP32 ? 4 : type == BF16 ? 2 : 1, I = layer->inputs, O = layer->outputs;
-    for (int64_t start = 0; start < I; start += INPUT_BLOCK) {
-        int64_t n = I - start < INPUT_BLOCK ? I - start : INPUT_BLOCK;
-        int64_t rows_ahead = (PREFETCH_BYTES + n * size - 1) / (n * size);
+    int64_t n_blocks = (I + INPUT_BLOCK - 1) / INPUT_BLOCK, together = group <= 2 ? n_blocks : 1;
+    for (int64_t first = 0; first < n_blocks; first += together)
         for (int64_t o = from; o < to; o++)
-            for (int64_t row = 0; row < x->n_rows; row += group)
-                dot(type, group, chains, (const char *)layer->weight + (o * I + start) * size, input_at(x, row, start), n,
-                    rows_ahead * I * size, out + row * O + o, O);
-    }
+            for (int64_t block = first; block < first + together; block++) {
+                int64_t start = block * INPUT_BLOCK, n = I - start < INPUT_BLOCK ? I - start : INPUT_BLOCK;
+                int64_t rows_ahead = (PREFETCH_BYTES + n * size - 1) / (n * size);
+                int64_t ahead = together == n_blocks ? PREFETCH_BYTES : rows_ahead * I * size;
+                for (int64_t row = 0; row < x->n_rows; row += group)
+                    dot(type, group, chains, (const char *)layer->weight + (o * I + start) * size, input_at(x, row, start), n, ahead,
+                        out + row * O + o, O);
+            }
 }
 
 INLINE void multiply_as(int type, const Linear *layer, const Inputs *x, int64_t from, int64_t to, float *out) {
