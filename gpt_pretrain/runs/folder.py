@@ -47,13 +47,16 @@ def find_run(name: str) -> Path:
     """Return the folder of a run that has a checkpoint.
 
     Args:
-        name: A run's folder, a checkpoint in it, or "latest": the run below outputs/ with the checkpoint that was written last.
+        name: A run's folder, its folder of checkpoints, one of these, or "latest": the run below outputs/ with the newest
+            checkpoint.
 
     Raises:
         UserError: If the folder does not exist or holds no checkpoint.
     """
     run_dir = find_run_folder(name)
     if not list_checkpoints(run_dir):
+        if run := next((file.parent.parent for file in run_dir.glob("*/checkpoints/*.ckpt")), None):
+            raise UserError(f"{name}: this folder holds runs, of which one is needed, such as {run}. `latest` is the newest one.")
         raise UserError(f"{name}: this folder holds no checkpoint of a run yet. A run writes its first one after an epoch.")
     return run_dir
 
@@ -69,12 +72,16 @@ def find_run_folder(name: str) -> Path:
     else:
         path = user_path(name)
         folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+        if path.name == "checkpoints" and any(path.glob("*.ckpt")):
+            folder = path.parent
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{name} is a file, but the folder of a run is needed, or a file in its folder checkpoints.")
+            remedy = f" Name {path.parent} instead." if list_checkpoints(path.parent) else ""
+            raise UserError(f"{name} is a file, but the folder of a run is needed, or a file in its folder checkpoints.{remedy}")
         if not folder.is_dir() and path.suffix == ".ckpt":
             raise UserError(f"{name}: there is no such checkpoint.{_checkpoints_beside(path)}")
         if not folder.is_dir():
-            raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/; `latest` is the newest.")
+            other = f"Did you mean {OUTPUTS / name}?" if (OUTPUTS / name).is_dir() else "`latest` is the newest."
+            raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/. {other}")
     return folder
 
 

@@ -106,6 +106,11 @@ def has_different_tokenizers(jobs: Sequence[Job]) -> bool:
     return len({str(name) for job in jobs if (name := job.metadata.get("tokenizer"))}) > 1
 
 
+def has_different_texts(jobs: Sequence[Job]) -> bool:
+    """Return whether jobs are validated on different texts, some of which are easier to predict than others."""
+    return len({str(sha256) for job in jobs if (sha256 := metadata_section(job.metadata, "data").get("sha256"))}) > 1
+
+
 def varies_tokenizer(keys: Iterable[str]) -> bool:
     """Return whether a setting among these chooses the tokenizer."""
     return any(key.partition(".")[0] == "tokenizer" for key in keys)

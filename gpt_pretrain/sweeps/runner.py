@@ -186,6 +186,11 @@ def _summarize_runs(jobs: Sequence[Job], folder: Path, *, script: str) -> list[s
             if jobs[0].by_bits
             else "The jobs have different tokenizers, so their losses per token cannot be compared."
         )
+    if results.has_different_texts(jobs):
+        lines.append(
+            "The jobs are validated on different texts, of which some are easier to predict than others: a lower loss does not "
+            "mean a better model."
+        )
     best, command = results.best_job(jobs), results.best_command(jobs, script=script)
     if best is None:
         lines.append("No job has finished with a validation loss.")

@@ -38,7 +38,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import sample_next
 from gpt_pretrain.model.custom import CustomModel, _state_problem
 from gpt_pretrain.runs import tracking
-from gpt_pretrain.runs.folder import find_run_folder
+from gpt_pretrain.runs.folder import find_run, find_run_folder
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
@@ -272,6 +272,24 @@ def test_a_file_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text")
     with pytest.raises(UserError, match=r"text\.txt is a file, but the folder of a run is needed, or a file in its folder"):
         find_run_folder(str(tmp_path / "text.txt"))
+
+
+def test_a_run_is_found_by_its_parts_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("outputs") / "a"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    (run / "run.json").write_text("{}")
+    for name in ("outputs/a/", "outputs/a/checkpoints", "outputs/a/checkpoints/last.ckpt"):
+        assert find_run(name) == run
+    for name, message in (
+        ("outputs/a/run.json", r"or a file in its folder checkpoints\. Name outputs/a instead\."),
+        ("outputs", r"outputs: this folder holds runs, of which one is needed, such as outputs/a\. `latest` is the newest"),
+        ("a", r"a: no such run folder\. Runs are folders below outputs/\. Did you mean outputs/a\?"),
+        ("last", r"last: no such run folder\. Runs are folders below outputs/\. `latest` is the newest\."),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_run(name)
 
 
 def test_a_launcher_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

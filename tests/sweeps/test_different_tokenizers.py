@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.report_page import save_sweep_page
 from gpt_pretrain.sweeps.results import best_job, ranking_rows, read_sweep, search_by_bits, write_ranking
@@ -60,6 +61,16 @@ def test_jobs_of_earlier_versions_are_ranked_by_their_loss(tmp_path: Path, capsy
     assert "bits per byte" not in ranking_rows(jobs)[0]
     print_sweep_summary(folder, script="train.py")
     assert "so their losses per token cannot be compared" in capsys.readouterr().out
+
+
+def test_jobs_on_different_texts_are_said_to_be_no_ranking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, texts in (("one", ["aa", "aa"]), ("two", ["aa", "bb"])):
+        folder = make_sweep(tmp_path / name, {"1": ("byte", 2.0, 1.0), "2": ("byte", 1.0, math.pi)})
+        for job, sha256 in zip(("1", "2"), texts, strict=True):
+            update_metadata(folder / job, data={"sha256": sha256})
+        print_sweep_summary(folder, script="train.py")
+        shown = capsys.readouterr().out
+        assert ("The jobs are validated on different texts" in shown) == (name == "two")
 
 
 def test_jobs_with_one_tokenizer_are_ranked_by_their_loss(tmp_path: Path) -> None:
