@@ -13,7 +13,7 @@ from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.runs.metadata import metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.tensorboard import EventFiles, to_hparams
-from gpt_pretrain.runs.tracking import mlflow_logger, wandb_logger
+from gpt_pretrain.runs.tracking import mlflow_logger, outlive_failures, wandb_logger
 
 
 def flush_loggers(loggers: Iterable[Logger]) -> None:
@@ -46,5 +46,5 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         sys.argv[1:] = map(override_without_secrets, sys.argv[1:])  # wandb records them; Hydra has read them by now
         loggers.append(wandb_logger(settings.wandb, run_dir=run_dir))
     if settings.mlflow is not None:
-        loggers.append(mlflow_logger(settings.mlflow, run_dir=run_dir))
+        loggers.append(outlive_failures(mlflow_logger(settings.mlflow, run_dir=run_dir)))
     return loggers

@@ -12,19 +12,19 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt_pretrain.config.override_messages import UNSIGNED, describe_override
 from gpt_pretrain.config.schema import MlflowSettings, WandbSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import METADATA_FILE, metadata_section, read_metadata, update_metadata
+from gpt_pretrain.system.formatting import short_message
 from gpt_pretrain.system.reading import read_bytes
 from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.system.urls import hide_secrets
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
@@ -41,6 +41,8 @@ WANDB_SERVERS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # t
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
 MAX_WANDB_SETTINGS = 2000  # bytes; the time of configparser grows with the square of a line
 JOURNALS = ("-journal", "-wal", "-shm")  # endings of the files in which SQLite keeps unfinished changes
+# MLflow would try for a quarter of an hour to reach a server that does not answer.
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
 MLFLOW_DATABASE_PACKAGES = ("sqlalchemy", "alembic")  # the small package mlflow-skinny comes without them
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,8 @@ def mlflow_logger(settings: MlflowSettings, *, run_dir: Path) -> MLFlowLogger:
     """
     from lightning.pytorch.loggers import MLFlowLogger
 
+    for name, value in MLFLOW_PATIENCE.items():
+        os.environ.setdefault(name, value)
     uri, artifacts = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), None
     if not uri:
         uri, artifacts = _local_store(run_dir)
@@ -135,6 +139,28 @@ def mlflow_logger(settings: MlflowSettings, *, run_dir: Path) -> MLFlowLogger:
             run_id=_existing_mlflow_run(uri, run_dir),
         )
         _remember("mlflow", str(logger.run_id), run_dir)
+    return logger
+
+
+def outlive_failures(logger: MLFlowLogger) -> MLFlowLogger:
+    """Have a logger warn and send nothing more when its server fails, so that the run goes on."""
+    has_failed = False
+
+    def guarded(send: Callable[..., None]) -> Callable[..., None]:
+        def attempt(*arguments: Any, **named: Any) -> None:
+            nonlocal has_failed
+            if has_failed:
+                return
+            try:
+                send(*arguments, **named)
+            except Exception as error:  # whatever MLflow and its network libraries raise
+                has_failed = True
+                log.warning("MLflow does not take the metrics (%s). No more are sent to it.", _first_line(error))
+
+        return attempt
+
+    for name in ("log_metrics", "finalize"):
+        setattr(logger, name, guarded(getattr(logger, name)))
     return logger
 
 
@@ -261,5 +287,10 @@ def _explained(program: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each has errors of its own, and those of its network libraries
-        reason = next(iter(hide_secrets(str(error)).strip().splitlines()), type(error).__name__)
-        raise UserError(f"logger={program} cannot be used: {reason[:300].rstrip('.')}. {remedy}") from error
+        raise UserError(f"logger={program} cannot be used: {_first_line(error)}. {remedy}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of another program's error, without secrets."""
+    lines = short_message(str(error)).strip().splitlines()
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__

@@ -18,7 +18,7 @@ from gpt_pretrain.config.schema import MlflowSettings, WandbSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.runs.metadata import read_metadata, update_metadata
-from gpt_pretrain.runs.tracking import mlflow_logger, wandb_logger
+from gpt_pretrain.runs.tracking import mlflow_logger, outlive_failures, wandb_logger
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.signing import signature
 
@@ -227,3 +227,21 @@ def test_what_wandb_itself_writes_into_a_folder_is_read(
     (tmp_path / "wandb" / "settings").write_text("[default]\nentity = me\nproject = p\nbase_url = https://api.wandb.ai\n")
     wandb_logger(WandbSettings(project="p"), run_dir=tmp_path)
     assert len(made) == 1
+
+
+def test_a_run_outlives_a_server_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    sent = list[object]()
+
+    def send(metrics: object, step: int | None = None) -> None:
+        sent.append(metrics)
+        if step == 2:
+            raise RuntimeError("INTERNAL_ERROR: \x1b]0;PWNED\x07 http://me:secret@host\nsecond line")
+
+    logger = outlive_failures(SimpleNamespace(log_metrics=send, finalize=sent.append))  # type: ignore[arg-type]
+    for step in range(1, 5):
+        logger.log_metrics({"step": step}, step=step)
+    logger.finalize("success")
+    assert sent == [{"step": 1}, {"step": 2}]
+    (message,) = caplog.messages
+    assert "http://***@host" in message and "second line" not in message
+    assert message.startswith("MLflow does not take the metrics (INTERNAL_ERROR")
