@@ -134,7 +134,7 @@ def shuffled_indices(positions: np.ndarray, n_windows: int, *, seed: int, epoch:
     def permute(numbers: np.ndarray) -> np.ndarray:
         left, right = numbers >> half, numbers & mask
         for key in keys:
-            left, right = right, left ^ (_mix_bits(right + key) & mask)
+            left, right = right, left ^ (mix_bits(right + key) & mask)
         return left << half | right
 
     indices = permute(positions.astype(np.uint64))
@@ -143,8 +143,11 @@ def shuffled_indices(positions: np.ndarray, n_windows: int, *, seed: int, epoch:
     return indices.astype(np.int64)
 
 
-def _mix_bits(numbers: np.ndarray) -> np.ndarray:
-    """Return uint64 numbers in which each bit depends on all bits of the input."""
+def mix_bits(numbers: np.ndarray) -> np.ndarray:
+    """Return uint64 numbers in which each bit depends on all bits of the input.
+
+    Source: the finalizer of SplitMix64 (Steele, Lea & Flood 2014).
+    """
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray = numbers ^ (numbers >> np.uint64(31))

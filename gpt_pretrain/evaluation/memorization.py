@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpt_pretrain.data.sampler import mix_bits
 from gpt_pretrain.data.token_stream import TokenStream
 
 BLOCK = 1 << 20  # Tokens of the text that are searched at a time, with some 50 MB of working memory.
@@ -65,7 +66,7 @@ def _share_window(sample: np.ndarray, block: np.ndarray, length: int) -> bool:
 
 def window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
     """Return a hash of each window of this length, uint64, (N - length + 1,), composed from windows of 1, 2, 4 ... tokens."""
-    hashes, power, size = _mix_bits(tokens), HASH_BASE, 1  # power is HASH_BASE to the power of size
+    hashes, power, size = _hash_tokens(tokens), HASH_BASE, 1  # power is HASH_BASE to the power of size
     result: np.ndarray | None = None
     done = 0
     while True:
@@ -80,12 +81,6 @@ def window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
         power, size = np.multiply(power, power), 2 * size
 
 
-def _mix_bits(tokens: np.ndarray) -> np.ndarray:
-    """Return 64-bit numbers of which about half the bits differ between any two tokens.
-
-    Source: the finalizer of SplitMix64 (Steele, Lea & Flood 2014).
-    """
-    mixed = (tokens.astype(np.uint64) + np.uint64(1)) * HASH_BASE
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+def _hash_tokens(tokens: np.ndarray) -> np.ndarray:
+    """Return 64-bit numbers of which about half the bits differ between any two tokens."""
+    return mix_bits((tokens.astype(np.uint64) + np.uint64(1)) * HASH_BASE)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.evaluation.statistics import Clusters, Estimate, bits, cluster_scores, paired_difference, ratio
+from gpt_pretrain.evaluation.statistics import Clusters, Estimate, bits, cluster_scores, finite_or_none, paired_difference, ratio
 from gpt_pretrain.evaluation.text_scores import TextScores
 from gpt_pretrain.system.formatting import format_perplexity
 
@@ -61,9 +61,9 @@ class TextResult:
             for name in ("model", "stride", "context_length", "tokens", "unscored", "documents", "accuracy", "perplexity")
         }
         for name in ("nats_per_token", "bits_per_byte", "bits_per_character"):
-            numbers[name] = {key: _finite(value) for key, value in asdict(getattr(self, name)).items()}
+            numbers[name] = {key: finite_or_none(value) for key, value in asdict(getattr(self, name)).items()}
         return numbers | {
-            "perplexity": _finite(self.perplexity),
+            "perplexity": finite_or_none(self.perplexity),
             "errors_over": self.clusters.kind,
             "clusters": len(self.clusters.nats),
         }
@@ -129,10 +129,10 @@ def differences(results: Sequence[TextResult]) -> list[dict[str, Any]]:
     found = []
     for best, other in _compared(results):
         if (difference := paired_difference(other.clusters, best.clusters)) is not None:
-            numbers = {key: _finite(value) for key, value in asdict(difference.bits_per_byte).items()}
+            numbers = {key: finite_or_none(value) for key, value in asdict(difference.bits_per_byte).items()}
             is_noise = difference.is_noise or difference.bits_per_byte.value <= 0
             about = {"model": best.model, "other": other.model, "stride": best.stride, "bits_per_byte": numbers}
-            found.append(about | {"limit": _finite(difference.limit), "is_noise": is_noise})
+            found.append(about | {"limit": finite_or_none(difference.limit), "is_noise": is_noise})
     return found
 
 
@@ -173,7 +173,3 @@ def _compare(best: TextResult, other: TextResult) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "-"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -130,3 +130,8 @@ def student_limit(degrees: int) -> float:
     if degrees < 1:
         return math.inf
     return STUDENT[degrees - 1] if degrees <= len(STUDENT) else NORMAL + 2.4 / degrees
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return a number for JSON, which has neither infinity nor NaN: None stands for these."""
+    return value if math.isfinite(value) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.evaluation.statistics import Estimate, student_limit
+from gpt_pretrain.evaluation.statistics import Estimate, finite_or_none, student_limit
 
 MAX_CHANCE = 0.05  # Of a difference that is not called noise.
 LEAST_LIMIT = 1e-3  # Of a difference, relative to it, that rounding alone does not cause.
@@ -81,7 +81,7 @@ class TaskResult:
         for name, estimate in estimates.items():
             if estimate is not None:
                 numbers[name] = estimate.value
-                numbers[f"{name}_stderr"] = _finite(estimate.error)
+                numbers[f"{name}_stderr"] = finite_or_none(estimate.error)
         return numbers | {"truncated": self.truncated, "unknown": self.unknown}
 
     def warnings(self, context_length: int) -> list[str]:
@@ -118,7 +118,7 @@ class CoreResult:
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers for results.json."""
-        numbers = {"core": self.metric.value, "core_stderr": _finite(self.metric.error)}
+        numbers = {"core": self.metric.value, "core_stderr": finite_or_none(self.metric.error)}
         return {"model": self.model, "tasks": self.n_tasks} | numbers
 
 
@@ -201,7 +201,3 @@ def sign_test(wins: int, losses: int) -> float:
 
 def _bounded_exp(value: float) -> float:
     return math.exp(min(value, 700.0))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -52,7 +52,7 @@ def format_rounded(value: float, digits: int = 2) -> str:
 
 
 def shorten_middle(text: str, limit: int) -> str:
-    """Return a text without its middle if it is longer than about `limit` characters; where it was, the number of them stands."""
+    """Replace the middle of a text by its number of characters if the text is longer than about `limit` characters."""
     if len(text) <= limit:
         return text
     before, after = limit * 2 // 3, limit // 3
@@ -62,8 +62,8 @@ def shorten_middle(text: str, limit: int) -> str:
 
 def short_message(text: str) -> str:
     """Return an error message without secrets, and without its middle if it quotes far too much of a file."""
-    # Secrets are looked for before the text is cut to its final length, which could cut one in two. But a file may bring so long
-    # a text that even this would take long.
+    # Secrets are removed first, since cutting could divide one. But even looking for secrets takes long in a very long text, so
+    # that is cut to a moderate length before.
     return shorten_middle(hide_secrets(shorten_middle(text, 20 * MAX_MESSAGE)), MAX_MESSAGE)
 
 
