@@ -35,7 +35,7 @@ def has_transposed_linears(slots: Slots) -> bool:
 
 def has_norms_without_bias(slots: Slots) -> bool:
     """Return whether the norms of a GPT-2 lack a bias while linear layers have one. nanoGPT leaves out all biases, or none."""
-    kinds = {_kind(slot) for slot in slots if slot.name.startswith("trf_blocks.")}
+    kinds = {_name_in_block(slot) for slot in slots if slot.name.startswith("trf_blocks.")}
     return "norm1.weight" in kinds and "norm1.bias" not in kinds and "ff.layers.0.bias" in kinds
 
 
@@ -73,7 +73,7 @@ def infer_architecture(
     contradictions = {name: value for name, value in seen.items() if name in declared and declared[name] != value}
     if contradictions:
         raise UserError(_contradiction(source, slots, misfits, fields, contradictions, transposed=transposed))
-    config, misfits = _try(fields, slots, misfits, transposed=transposed)
+    config, misfits = _fit_fields(fields, slots, misfits, transposed=transposed)
     if isinstance(config, UserError):
         raise UserError([f"{source.name}: {problem}" for problem in config.problems]) from config
     if problems := [misfits.message(source.name)] * bool(misfits) + head_problems:
@@ -81,7 +81,9 @@ def infer_architecture(
     return config
 
 
-def _try(fields: dict[str, Any], slots: Slots, misfits: Misfits, *, transposed: bool) -> tuple[GPTConfig | UserError, Misfits]:
+def _fit_fields(
+    fields: dict[str, Any], slots: Slots, misfits: Misfits, *, transposed: bool
+) -> tuple[GPTConfig | UserError, Misfits]:
     """Build an architecture from fields. Return it, or the error, and the misfits of the tensors."""
     try:
         config = GPTConfig(**fields)
@@ -110,8 +112,8 @@ def _contradiction(
     stored = {name: source.declared[name] for name in seen}
     # A model is built to compare all shapes, but not an absurdly large one.
     if all(isinstance(stored[name], int) and stored[name] <= 2 * value + 100 for name, value in seen.items()):
-        by_tensors = _try(fields, slots, misfits, transposed=transposed)
-        by_config = _try(fields | stored, slots, misfits, transposed=transposed)
+        by_tensors = _fit_fields(fields, slots, misfits, transposed=transposed)
+        by_config = _fit_fields(fields | stored, slots, misfits, transposed=transposed)
         fits = isinstance(by_tensors[0], GPTConfig) and len(by_tensors[1]) <= len(by_config[1])
         if isinstance(by_config[0], GPTConfig) and not fits:
             return by_config[1].message(source.name)
@@ -136,7 +138,7 @@ def find_misfits(config: GPTConfig, slots: Slots, *, transposed: bool) -> Misfit
             required[slot] = shape[::-1] if transposed and is_linear(name) else shape
     optional = _optional_slots(config)
     known = optional | required
-    stored_kinds = {_kind(slot) for slot in slots}
+    stored_kinds = {_name_in_block(slot) for slot in slots}
     missing = [slot for slot in required.keys() - slots.keys() if not _is_zero(slot, stored_kinds)]
     misfits = Misfits(
         missing=_stored_names(missing, slots),
@@ -152,11 +154,11 @@ def find_misfits(config: GPTConfig, slots: Slots, *, transposed: bool) -> Misfit
 
 def _is_zero(slot: TensorSlot, stored_kinds: set[str]) -> bool:
     """Return whether a missing tensor is a bias that no block of the stored model has."""
-    kinds = {"norm1.bias", "norm2.bias"} if slot.name == "final_norm.bias" else {_kind(slot)}
+    kinds = {"norm1.bias", "norm2.bias"} if slot.name == "final_norm.bias" else {_name_in_block(slot)}
     return slot.name.endswith(".bias") and not kinds & stored_kinds
 
 
-def _kind(slot: TensorSlot) -> str:
+def _name_in_block(slot: TensorSlot) -> str:
     """Return the name of a block's tensor within its block."""
     return slot.name.split(".", 2)[-1]
 

@@ -86,7 +86,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise UserError(
                 f"{path} was written by torch.save, despite its name. Rename it, for example to {new_name}"
             ) from error
-        raise UserError(f"{path} is damaged or is not a safetensors file ({_short(error)}).") from error
+        raise UserError(f"{path} is damaged or is not a safetensors file ({_first_sentence(error)}).") from error
 
     opened = OpenedSafetensors(path)
     return {
@@ -142,7 +142,7 @@ def read_torch_file(path: Path) -> Any:
         raise
     # The restricted unpickler can raise almost any exception on damaged bytes.
     except Exception as error:
-        raise UserError(f"{path} is damaged or is not a PyTorch file ({_short(error)}).") from error
+        raise UserError(f"{path} is damaged or is not a PyTorch file ({_first_sentence(error)}).") from error
 
 
 def load_plain(path: Path, *, mapped: bool) -> Any:
@@ -275,6 +275,6 @@ def _check_zip(path: Path) -> None:
         raise UserError(f"{path} is damaged or is not a PyTorch file (its parts are larger than the file).")
 
 
-def _short(error: BaseException) -> str:
+def _first_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].partition(". ")[0][:200]  # PyTorch adds a guess after its first sentence

@@ -82,7 +82,7 @@ def read_stored_settings(config: Any, *, own: bool, origin: str) -> dict[str, An
     _check_plain(config, own=own, origin=origin)
     known: dict[str, Any] = {}
     for key in (*TRAIN_KINDS, *_optional_groups()):
-        if TRAIN_KINDS.get(key) != NEVER and (found := _find(config, key)) and (key in TRAIN_KINDS or found[0] is None):
+        if TRAIN_KINDS.get(key) != NEVER and (found := _find_value(config, key)) and (key in TRAIN_KINDS or found[0] is None):
             _insert(known, key, found[0])
     if isinstance(known.get("model"), dict):
         known["model"] = ADDED_FIELDS | known["model"]
@@ -99,7 +99,7 @@ def read_stored_settings(config: Any, *, own: bool, origin: str) -> dict[str, An
         problem = escape_line(f"{error.full_key or 'config'}: {error.msg or error}".splitlines()[0])[:300]
         raise UserError(f"{origin}: its settings are not valid. {problem}") from error
     assert isinstance(typed, dict)
-    return _restrict(typed, known)
+    return _common_part(typed, known)
 
 
 def admit_settings(
@@ -126,10 +126,10 @@ def admit_settings(
         admitted.notices.append(f"This run continues {origin}, {UNSIGNED}.")
     asked: dict[bool, list[str]] = {True: [], False: []}  # overrides to type, by whether their setting is signed
     for key, kind in (TRAIN_KINDS | dict.fromkeys(_optional_groups(), TAKEN)).items():
-        found = _find(stored, key)
+        found = _find_value(stored, key)
         if not found or key in OF_THIS_START or (key not in TRAIN_KINDS and found[0] is not None):
             continue
-        value, now = found[0], next(iter(_find(present, key)), None)
+        value, now = found[0], next(iter(_find_value(present, key)), None)
         typed = is_typed(key) and now != "auto"  # with auto, a resumed run keeps the stored value
         # A checkpoint holds its tokenizer, and never says where it came from, so the signature does not cover its name.
         signed, kind = own and kind != NAMED, value_kind(kind, value)
@@ -193,7 +193,7 @@ def read_data_settings(content: Mapping[str, Any]) -> DataSettings | None:
 
 def forgotten_options(config: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return the names of the remote file system's options that the checkpoint's run had, but this start does not."""
-    before, now = (next(iter(_find(settings, "data.remote.options")), None) for settings in (config, present))
+    before, now = (next(iter(_find_value(settings, "data.remote.options")), None) for settings in (config, present))
     names = before if isinstance(before, dict) else {}
     return [escape_line(str(name))[:100] for name in names if not isinstance(now, dict) or name not in now]
 
@@ -236,7 +236,7 @@ def _check_plain(config: Any, *, own: bool, origin: str) -> None:
 
 def _signed_content(config: Mapping[str, Any]) -> bytes:
     kinds = {key: kind for key, kind in TRAIN_KINDS.items() if not key.startswith(f"{ADDED_GROUP}.")}
-    covered = {key: _find(config, key) for key, kind in kinds.items() if kind in (BOUNDED, ASKED, LOCAL)}
+    covered = {key: _find_value(config, key) for key, kind in kinds.items() if kind in (BOUNDED, ASKED, LOCAL)}
     for added in (CUSTOM, ADDED_GROUP):
         if config.get(added):  # earlier versions had no such parts
             covered[added] = [config[added]]
@@ -248,7 +248,7 @@ def _optional_groups() -> list[str]:
     return sorted({key.rpartition(".")[0] for key in TRAIN_KINDS if key.count(".") > 1})
 
 
-def _find(config: Any, key: str) -> list[Any]:
+def _find_value(config: Any, key: str) -> list[Any]:
     """Return a list with the value of a setting in nested settings, or an empty list if there is none."""
     for name in key.split("."):
         if not isinstance(config, Mapping) or name not in config:
@@ -272,9 +272,9 @@ def _default_fields(kind: type) -> dict[str, Any]:
     return {str(name): value for name, value in defaults.items() if value != MISSING}
 
 
-def _restrict(typed: dict[Any, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _common_part(typed: dict[Any, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of nested settings whose names are in `known` too."""
     return {
-        name: _restrict(typed[name], value) if isinstance(value, dict) and isinstance(typed[name], dict) else typed[name]
+        name: _common_part(typed[name], value) if isinstance(value, dict) and isinstance(typed[name], dict) else typed[name]
         for name, value in known.items()
     }

@@ -21,13 +21,13 @@ from gpt_pretrain.serving.completions import (
     RefusedError,
     StartedTexts,
     completion_requests,
+    concatenate_pieces,
     continue_request,
     describe_scores,
     describe_tokens,
-    echoes,
     encode_text,
     find_model,
-    joined,
+    read_choices,
     read_prompt,
 )
 from gpt_pretrain.serving.engine import Engine
@@ -118,12 +118,14 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/completions", responses=ERRORS)
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue prompts, as OpenAI's interface does."""
-        model, (n, echo) = find_model(engine.models, body.model), echoes(body)
+        model, (n, echo) = find_model(engine.models, body.model), read_choices(body)
         if len(body.prompts()) * n > limit:
             raise RefusedError(400, f"This server takes at most {limit} texts at a time.", param="prompt")
         max_tokens = body.sampler().max_new_tokens
         given = body.prompts()
-        prompts = await _soon(lambda: [read_prompt(model, one, max_tokens) for one in given], size=sum(map(len, given)))
+        prompts = await _in_thread_if_long(
+            lambda: [read_prompt(model, one, max_tokens) for one in given], size=sum(map(len, given))
+        )
         if not prompts:
             raise RefusedError(400, "There is no prompt. Give a text, or a list of texts or token ids.", param="prompt")
         answer = _Answer(engine, body, prompts, n=n, echo=echo)
@@ -144,7 +146,9 @@ def _add_page_routes(app: FastAPI, engine: Engine) -> None:
     async def tokens(body: TokensBody) -> dict[str, Any]:
         """Return the tokens of a text: ids, texts and bytes."""
         model = find_model(engine.models, body.model)
-        token_ids, warning = await _soon(lambda: encode_text(body.text, model.tokenizer, param="text"), size=len(body.text))
+        token_ids, warning = await _in_thread_if_long(
+            lambda: encode_text(body.text, model.tokenizer, param="text"), size=len(body.text)
+        )
         limit = max(MAX_DESCRIBED, model.decoder.config.context_length)
         if len(token_ids) > limit:
             message = f"The text has {len(token_ids):,} tokens. At most {limit:,} are described at a time."
@@ -156,14 +160,14 @@ def _add_page_routes(app: FastAPI, engine: Engine) -> None:
         """Continue a prompt with the alternatives of each token, as events."""
         model = find_model(engine.models, body.model)
         max_tokens = body.sampler().max_new_tokens
-        prompt = await _soon(lambda: read_prompt(model, body.prompt, max_tokens), size=len(body.prompt))
+        prompt = await _in_thread_if_long(lambda: read_prompt(model, body.prompt, max_tokens), size=len(body.prompt))
         asked = continue_request(body, prompt)
         texts = StartedTexts(engine, [asked])
         events = _page_events(texts, model.tokenizer, seed=asked.seed)
         return EventStream(events, seconds=seconds, done=False, close=texts.cancel)
 
 
-async def _soon(work: Callable[[], T], *, size: int) -> T:
+async def _in_thread_if_long(work: Callable[[], T], *, size: int) -> T:
     """Return the result of some work on a text. If the text is long, the work is done in a thread.
 
     Args:
@@ -215,7 +219,7 @@ class _Answer:
             if update.error is not None:
                 raise RefusedError(500, update.error)
             pieces[index].append(self.choices[index].piece(update))
-        return self.head | {"choices": [joined(one) for one in pieces], "usage": self._usage()}
+        return self.head | {"choices": [concatenate_pieces(one) for one in pieces], "usage": self._usage()}
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         counts = self.body.stream_options is not None and self.body.stream_options.include_usage

@@ -183,8 +183,8 @@ def token_offsets(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     return [0, *accumulate(pieces[:-2])] if token_ids else []
 
 
-def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the pieces of a choice as one."""
+def concatenate_pieces(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the pieces of a choice as one piece."""
     whole = dict(pieces[-1])
     whole["text"] = "".join(piece["text"] for piece in pieces)
     if whole["logprobs"] is not None:
@@ -192,7 +192,7 @@ def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def echoes(body: CompletionBody) -> tuple[int, bool]:
+def read_choices(body: CompletionBody) -> tuple[int, bool]:
     """Return the number of choices for each prompt, and whether each choice begins with the prompt.
 
     Raises:

@@ -64,8 +64,8 @@ def add_page(app: FastAPI, models: Mapping[str, TextModel], facts: Mapping[str, 
 
 def build_page() -> tuple[str, dict[str, str]]:
     """Return the page, and headers that forbid a browser to run or load anything that is not part of it."""
-    style, script = _joined(STYLES), _joined(SCRIPTS)
-    content = _joined(((TEMPLATES, "page.html"),)).replace("{{ style }}", style).replace("{{ script }}", script)
+    style, script = _concatenate(STYLES), _concatenate(SCRIPTS)
+    content = _concatenate(((TEMPLATES, "page.html"),)).replace("{{ style }}", style).replace("{{ script }}", script)
     policy = [
         *("default-src 'none'", "connect-src 'self'", "img-src data:"),
         f"style-src '{_digest(style)}'",
@@ -84,7 +84,7 @@ def build_page() -> tuple[str, dict[str, str]]:
     return content, headers
 
 
-def _joined(files: tuple[tuple[str, str], ...]) -> str:
+def _concatenate(files: tuple[tuple[str, str], ...]) -> str:
     return "\n".join((resources.files(package) / name).read_text(encoding="utf-8") for package, name in files)
 
 

@@ -62,22 +62,22 @@ def _parse(content: dict[str, Any]) -> StoredLadder:
     if not isinstance(rungs, list) or not 0 < len(rungs) <= N_RUNGS:
         raise ValueError("it has no list of short trainings")
     return StoredLadder(
-        _seconds(content["seconds"]),
-        [_rung(one, factors=(1.0, *LR_FACTORS)) for one in rungs],
-        _seconds(content["planning"]),
-        None if chosen is None else _choice(chosen),
+        _parse_seconds(content["seconds"]),
+        [_parse_rung(one, factors=(1.0, *LR_FACTORS)) for one in rungs],
+        _parse_seconds(content["planning"]),
+        None if chosen is None else _parse_choice(chosen),
     )
 
 
-def _choice(content: dict[str, Any]) -> LadderChoice:
-    best = _rung(content["best"])
-    sizes = _predictions(content["sizes"])
+def _parse_choice(content: dict[str, Any]) -> LadderChoice:
+    best = _parse_rung(content["best"])
+    sizes = _parse_predictions(content["sizes"])
     if num_parameters(best.config) not in [one.parameters for one in sizes]:
         raise ValueError("it has no prediction for the model that it has chosen")
-    return LadderChoice(best, sizes, _predictions(content["rungs"]), content["is_extrapolated"] is True)
+    return LadderChoice(best, sizes, _parse_predictions(content["rungs"]), content["is_extrapolated"] is True)
 
 
-def _rung(content: dict[str, Any], *, factors: Sequence[float] | None = None) -> Rung:
+def _parse_rung(content: dict[str, Any], *, factors: Sequence[float] | None = None) -> Rung:
     """Return a rung. Its values become settings of a training, so only values that this program can choose are accepted."""
     width, layers, vocab_size, factor = (content[name] for name in ("width", "layers", "vocab_size", "lr_factor"))
     limits = ((width, MAX_WIDTH), (layers, MAX_LAYERS), (vocab_size, MAX_VOCABULARY))
@@ -86,16 +86,16 @@ def _rung(content: dict[str, Any], *, factors: Sequence[float] | None = None) ->
     is_possible = is_finite_number(factor) and type(factor) is not bool and min(LR_FACTORS) <= factor <= max(LR_FACTORS)
     if not is_possible or (factors is not None and factor not in factors):
         raise ValueError("it has a learning rate that no ladder tries")
-    return Rung(width, layers, vocab_size, float(factor), _seconds(content["seconds"]))
+    return Rung(width, layers, vocab_size, float(factor), _parse_seconds(content["seconds"]))
 
 
-def _predictions(content: list[dict[str, Any]]) -> list[Prediction]:
+def _parse_predictions(content: list[dict[str, Any]]) -> list[Prediction]:
     if not isinstance(content, list) or len(content) > MAX_LAYERS:
         raise ValueError("its predictions are not a short list")
-    return [_prediction(one) for one in content]
+    return [_parse_prediction(one) for one in content]
 
 
-def _prediction(content: dict[str, Any]) -> Prediction:
+def _parse_prediction(content: dict[str, Any]) -> Prediction:
     bits = [content[name] for name in ("expected", "low", "high")]
     parameters = content["parameters"]
     if type(parameters) is not int or not 0 < parameters < 10**15:
@@ -105,7 +105,7 @@ def _prediction(content: dict[str, Any]) -> Prediction:
     return Prediction(parameters, *map(float, bits))
 
 
-def _seconds(value: object) -> float:
+def _parse_seconds(value: object) -> float:
     if not is_finite_number(value) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
         raise ValueError("a time in it is invalid")
     return float(value)

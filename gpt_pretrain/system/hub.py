@@ -115,7 +115,7 @@ def fetch(repo_id: str, file: str) -> Path:
     # Errors of the network, the HTTP library and the disk have no common class.
     except Exception as error:
         raise UserError(
-            f"{repo_id}: {file} could not be downloaded ({type(error).__name__}: {_short(error)}). "
+            f"{repo_id}: {file} could not be downloaded ({type(error).__name__}: {_first_line(error)}). "
             "Try again; the download resumes."
         ) from error
 
@@ -267,6 +267,6 @@ def _set_newest(folder: Path, commit: str) -> None:
         write_text(branch, commit)
 
 
-def _short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or ["no reason given"]
     return lines[0][:200]

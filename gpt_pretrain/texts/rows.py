@@ -48,17 +48,17 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
     for row in _rows(lines, delimiter, quoting):
         lines.end_row()
         if isinstance(row, csv.Error) or len(row) not in (0, n_columns):
-            yield from _take(cursor, values, row_start)
+            yield from _take_values(cursor, values, row_start)
             yield cursor.reject("broken row", _describe_broken(row, lines, n_columns), size=lines.position - cursor.offset)
             values, size = [], 0
         elif row:
             values.append(row[column])
             size += len(row[column])
         if size >= BATCH or len(values) >= MAX_ROWS:
-            yield from _take(cursor, values, lines.position)
+            yield from _take_values(cursor, values, lines.position)
             values, size = [], 0
         row_start = lines.position
-    yield from _take(cursor, values, lines.position)
+    yield from _take_values(cursor, values, lines.position)
 
 
 def _describe_broken(row: list[str] | csv.Error, lines: _Lines, n_columns: int) -> str:
@@ -247,6 +247,6 @@ def _rows(lines: Iterator[str], delimiter: str, quoting: Quoting) -> Iterator[li
             yield error
 
 
-def _take(cursor: Cursor, values: list[Any], position: int) -> Iterator[Chunk]:
+def _take_values(cursor: Cursor, values: list[Any], position: int) -> Iterator[Chunk]:
     if values:
         yield cursor.records(values, size=position - cursor.offset, count=len(values))
