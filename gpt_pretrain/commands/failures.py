@@ -23,9 +23,15 @@ from gpt_pretrain.training.distributed.ranks import is_main, rank
 EXIT_DEFECT, EXIT_LOST_END, EXIT_USER_ERROR = 1, 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ELOOP, errno.EIO, errno.ESTALE),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ELOOP),
     *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.ENOTDIR),
 )
+# Errors of a drive that is gone or does not answer, such as a network drive; some systems lack some of them.
+DRIVE_ERRORS = {
+    getattr(errno, name, None)
+    for name in ("ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "EBUSY", "ENODEV", "ENXIO", "ESTALE", "EIO")
+}
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 LIBRARY_VARIABLES = ("TORCH", "PYTORCH_", "MPL", "SOURCE_DATE_EPOCH")
 OTHER_RANK_DELAY_SECONDS = 3.0
 MAX_TRACEBACK = 100_000  # characters; one that quotes a file could be as long as the file
@@ -125,6 +131,16 @@ def check_output(*, is_result: bool = False) -> None:
         raise UserError(f"Standard output cannot be written: {error.strerror or error}. What was printed is incomplete.")
 
 
+def _describe_disk_error(error: OSError) -> str | None:
+    """Return an error of the disk, the drive or the open files as a message; None if it is another one."""
+    failed = f"{error.filename or 'A file'} cannot be opened, read or written: {error.strerror}."
+    if error.errno in TOO_MANY_FILES:
+        return f"{failed} The shell that starts the program allows more with: ulimit -n 4096"
+    if error.errno in DRIVE_ERRORS:
+        return f"{failed} Its drive does not work or does not answer. Connect it again, then repeat the command."
+    return failed if error.errno in DISK_ERRORS else None
+
+
 def _refused_variable(error: Exception) -> UserError | None:
     """Return a message about the environment variable whose value a library refuses while it is loaded; None if there is none."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -145,8 +161,8 @@ def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and "Unable to configure handler" in str(error):
         error = error.__cause__  # of Python's logging, which cannot open the log of a run
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return UserError(f"{error.filename or 'A file'} cannot be opened or written: {error.strerror}.")
+    if isinstance(error, OSError) and (described := _describe_disk_error(error)) is not None:
+        return UserError(described)
     if (refused := _refused_variable(error)) is not None:
         return refused
     if not isinstance(error, UserError):

@@ -13,6 +13,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -72,6 +73,20 @@ class LogFileHandler(logging.FileHandler):
 
     def __init__(self, filename: str) -> None:
         super().__init__(filename, encoding="utf-8")
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say once that the file cannot be written, as on a full disk. The messages themselves are on the screen as well."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            reason = error.strerror or error
+            with suppress(OSError, ValueError):  # the terminal may be gone as well
+                print_escaped(
+                    f"warning: {self.baseFilename} cannot be written ({reason}). It will lack messages.", file=sys.stderr
+                )
 
     def _open(self) -> io.TextIOWrapper:
         return open_log(Path(self.baseFilename))

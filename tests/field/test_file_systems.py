@@ -1,19 +1,23 @@
 """Operating and file systems as users have them: a run trains and resumes there, or a message says what helps."""
 
 import errno
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
+from gpt_pretrain.commands.failures import as_user_error
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.system import files, signing
 from gpt_pretrain.system.environment import check_environment
+from gpt_pretrain.system.terminal import LogFileHandler
 from tests.helpers.user_machine import REFUSE, SHORT, Run, assert_trained
 
 
@@ -142,6 +146,37 @@ def test_a_disk_that_loses_data_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(OSError, match="Input/output error"):
         files.write_text(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "ESTALE", "EIO"])
+def test_a_drive_that_does_not_answer_is_a_message(name: str) -> None:
+    code = getattr(errno, name)
+    reported = as_user_error(OSError(code, os.strerror(code), "/mnt/drive/a.txt"))
+    said = f"/mnt/drive/a.txt cannot be opened, read or written: {os.strerror(code)}. Its drive does not work or does not answer."
+    assert reported is not None
+    assert reported.problems == [f"{said} Connect it again, then repeat the command."]
+
+
+def test_too_many_open_files_are_a_message_with_the_command_that_allows_more() -> None:
+    reported = as_user_error(OSError(errno.EMFILE, "Too many open files", "a.txt"))
+    assert reported is not None
+    assert reported.problems[0].endswith(
+        "Too many open files. The shell that starts the program allows more with: ulimit -n 4096"
+    )
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handler, log = LogFileHandler(str(tmp_path / "train.log")), logging.getLogger("a log on a full disk")
+    log.addHandler(handler)
+    handler.stream.close()
+    handler.stream = open(os.devnull, "w")  # noqa: SIM115
+    with patch.object(handler, "flush", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        for number in range(3):
+            log.warning("message %d", number)
+    handler.stream.close()
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}/train.log cannot be written (No space left on device). It will lack messages.\n"
+    )
 
 
 WITHOUT_ROOTS_RIGHTS = """
