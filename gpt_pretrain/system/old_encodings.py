@@ -6,14 +6,14 @@ import codecs
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from gpt_pretrain.system.ebcdic import ebcdic_encoding
 from gpt_pretrain.system.shell import quote_word
 
 # For each group of encodings, in the order of preference: letters that are frequent besides ASCII, and letters that also occur.
 ALPHABETS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("cp1252", "mac_roman", "cp850"), "éèàêçâîôäöüßáíóúñãåøæìòù", "õûëïðýþœÿ"),
+    (("cp1252", "iso8859_15", "mac_roman", "cp850"), "éèàêçâîôäöüßáíóúñãåøæìòù", "õûëïðýþœÿ"),
     (("iso8859_3",), "ĉĝĥĵŝŭ", ""),
     (("cp1250", "iso8859_2", "cp852", "mac_latin2"), "ąęółśżćńźáíéěšýčřžůúöőüűăîâşţäß", "ťďňđľĺôŕç"),
     (("cp1254", "cp857"), "ığşçöü", "âîûé"),
@@ -73,6 +73,18 @@ def likely_encodings(data: bytes) -> Iterator[str]:
 
     for match in from_bytes(sample, cp_exclusion=NOT_TRIED):
         yield from (name for name in (USUAL.get(match.encoding), match.encoding) if name and _decode(sample, name) is not None)
+
+
+def best_of_alphabet(encodings: Sequence[str], data: bytes) -> str:
+    """Return the first of some encodings, or another one of its alphabet that suits a longer part of the text better.
+
+    Encodings of one alphabet may differ in a few letters only, which a short sample need not have.
+    """
+    first = encodings[0]
+    group = next((names for names, _, _ in ALPHABETS if first in names), (first,))
+    if len(group) == 1 or not set(group).isdisjoint(SEVERAL_BYTES):  # the part may begin in the middle of a character
+        return first
+    return max((name for name in encodings if name in group), key=lambda name: _score(data, group, name))
 
 
 def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:

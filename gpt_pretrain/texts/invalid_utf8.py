@@ -10,7 +10,7 @@ from gpt_pretrain.system.ebcdic import LETTERS as EBCDIC
 from gpt_pretrain.system.file_kinds import ARRAY, HEAD, LINES, OBJECTS, ROWS
 from gpt_pretrain.system.file_recognition import content_name, recognize
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.old_encodings import convert_command, decodes, likely_encodings, quote_path
+from gpt_pretrain.system.old_encodings import best_of_alphabet, convert_command, decodes, likely_encodings, quote_path
 from gpt_pretrain.texts.blocks import read_stream
 
 BEFORE, AFTER = 2000, 4000  # The encoding is guessed from this many bytes before and after the first invalid one.
@@ -82,13 +82,14 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
         guesses = [encoding for encoding in guesses if decodes(_blocks_of(path), encoding)]
     if not guesses:
         return where, "It is in another encoding, or in several. Save it as UTF-8 with the program that wrote it"
-    name = guesses[0].upper().replace("_", "-")
-    if valid_share > SOME and guesses[0] in HARDLY_UTF8:
+    guess = best_of_alphabet(guesses, block)
+    name = guess.upper().replace("_", "-")
+    if valid_share > SOME and guess in HARDLY_UTF8:
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
-    told_by = sum(character > "\x7f" for character in sample.decode(guesses[0], errors="ignore"))
-    is_guess = told_by < FEW and guesses[0] not in EBCDIC  # EBCDIC shows in each letter.
+    told_by = sum(character > "\x7f" for character in sample.decode(guess, errors="ignore"))
+    is_guess = told_by < FEW and guess not in EBCDIC  # EBCDIC shows in each letter.
     few = f" (a guess from only {format_count(told_by, 'character')}, so check the result)" * is_guess
-    return advice(f"It looks like {name}{few}", convert_command(path, guesses[0]))
+    return advice(f"It looks like {name}{few}", convert_command(path, guess))
 
 
 def _invalid_position(error: UnicodeDecodeError, position: int) -> str:

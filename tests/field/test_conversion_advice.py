@@ -18,6 +18,7 @@ TEXTS = {
     "cp1252": "Déjà vu à la fenêtre, c'était l'été où l'on s'aimait très fort.\n",
     "latin-1": "È importante però non scordare che si può già usare più di così: è lì, quaggiù.\n",
     "iso8859_3": "Eĥoŝanĝo ĉiuĵaŭde: ŝi ĵus ĝojis, ĉar ankaŭ la ĥoro aŭdis ŝin.\n",
+    "iso8859_15": "Le cœur de ma sœur à l'été, et l'œuvre très légère, coûtent 5 €.\n",
     "cp037": "The quick brown fox jumps over the lazy dog, and 13 times again.\n",
     "cp500": "Ça va très bien, [garçon]! Déjà vu, à bientôt.\n",
     "cp273": "Größe, Übung, Äpfel: schöne Grüße aus München!\n",
@@ -98,6 +99,19 @@ def test_the_advised_command_converts_the_text(
     path = tmp_path / ("-it's old.txt" if repeated == 1 else "old.txt")
     path.write_bytes(text.encode(encoding))
     check_conversion(path, text, monkeypatch)
+
+
+@pytest.mark.parametrize(("encoding", "rare"), [("iso8859_7", "Άλλα και όμως "), ("iso8859_15", "sa sœur et son cœur ")])
+def test_letters_far_from_the_beginning_tell_an_encoding_too(
+    tmp_path: Path, encoding: str, rare: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = {
+        "iso8859_7": "η γρήγορη καφετιά αλεπού πηδάει πάνω από το σκυλί.\n",
+        "iso8859_15": "la fenêtre de l'été très chaud.\n",
+    }
+    text = usual[encoding] * 400 + rare + usual[encoding] * 200
+    (tmp_path / "old.txt").write_bytes(text.encode(encoding))
+    check_conversion(tmp_path / "old.txt", text, monkeypatch)
 
 
 @pytest.mark.parametrize("repeated", [1, 100])
