@@ -20,6 +20,12 @@ COMPRESSED_BLOCK = 1 << 12
 # Memory for a decompressor's window. It is allocated as a whole, but the system provides only what the content touches.
 MAX_XZ_MEMORY, MAX_ZSTD_WINDOW = 1 << 31, 1 << 31
 EXPANDED = f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it first"
+MAGIC: dict[str, bytes | tuple[bytes, ...]] = {
+    "gz": b"\x1f\x8b",
+    "bz2": b"BZh",
+    "xz": (b"\xfd7zXZ\0", b"\x5d\0"),
+    "zst": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + kind]) + b"\x2a\x4d\x18" for kind in range(16))),
+}
 DAMAGE = (zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
@@ -145,7 +151,7 @@ def _decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
             try:
                 yield from _contents(member, data, form)
             except DamagedArchiveError as error:
-                if n_members > 1 and is_new:
+                if n_members > 1 and is_new and not data.startswith(MAGIC[form]):
                     raise DamagedArchiveError(f"something else follows its compressed data ({error})") from error
                 raise
             data = member.unused_data if member.eof else b""

@@ -75,8 +75,25 @@ def test_quotes_that_backslashes_escape_are_explained(tmp_path: Path) -> None:
     assert not any(said in message for message in refusals(tmp_path / "b.csv"))
 
 
+def test_a_table_without_a_line_of_names_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "".join(f'"The {number} men went over the hill and down to the sea."\n' for number in range(9))
+    )
+    said = "Its first line looks like text, not like names of columns. If it is text, add a line of names: echo text | cat - FILE > new.csv"
+    assert all(said in message for message in refusals(tmp_path / "a.csv"))
+    (tmp_path / "b.csv").write_text(
+        "".join(f'{number},"The men went over the hill and down to the sea."\n' for number in range(9))
+    )
+    assert all("echo column1,text | cat - FILE > new.csv" in message for message in refusals(tmp_path / "b.csv"))
+    (tmp_path / "c.csv").write_text("id,What do you think of it?\n1,Nothing\n")
+    assert not any("echo" in message for message in refusals(tmp_path / "c.csv"))
+
+
 def test_what_is_wrong_with_an_archive_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"Some words.\n" * 100) + b"something else")
     assert all("something else follows its compressed data (" in said for said in refusals(tmp_path / "a.txt.gz"))
+    twice = gzip.compress(b"Some words.\n" * 100) * 2
+    (tmp_path / "b.txt.gz").write_bytes(twice[:-8] + bytes(4) + twice[-4:])
+    assert all("incorrect data check" in said and "something else" not in said for said in refusals(tmp_path / "b.txt.gz"))
     (tmp_path / "a.zip").write_bytes(zipped({"a.txt": b"Some words.\n" * 100})[:-30])
     assert all("its end, which lists its files, is missing" in said for said in refusals(tmp_path / "a.zip"))
