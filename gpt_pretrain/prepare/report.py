@@ -148,6 +148,8 @@ def _document_lengths(part: dict[str, Any], folder: Path, *, n_end_tokens: int) 
     for shard in part["shards"]:
         for first in range(0, shard["documents"], STARTS_AT_A_TIME):
             offsets = np.fromfile(folder / shard["starts"], "<u8", count=STARTS_AT_A_TIME, offset=8 * first).astype(np.int64)
+            if offsets.max(initial=0) > shard["tokens"]:
+                raise _damaged(folder / shard["starts"])
             starts = np.concatenate([last_start, offsets + shard_start])
             if len(starts) > 1:
                 yield _checked(np.diff(starts) - n_end_tokens, folder / shard["starts"])

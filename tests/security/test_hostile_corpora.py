@@ -138,6 +138,15 @@ def test_documents_do_not_end_before_they_begin(corpus: Path, name: str) -> None
         prepare_command([f"out={corpus}", "report=true"])
 
 
+def test_the_last_document_does_not_begin_far_beyond_the_end(corpus: Path) -> None:
+    file = corpus / "train-00000.idx"
+    starts = np.arange(file.stat().st_size // 8, dtype="<u8")
+    starts[-1] = 2**63 - 1
+    starts.tofile(file)
+    with pytest.raises(UserError, match=r"train-00000\.idx is damaged: a document in it would begin after its end"):
+        prepare_command([f"out={corpus}", "report=true"])
+
+
 def test_tokens_that_the_tokenizer_does_not_have_are_not_decoded(corpus: Path) -> None:
     file = corpus / "train-00000.bin"
     np.full(file.stat().st_size // 2, 60_000, "<u2").tofile(file)
