@@ -1,9 +1,11 @@
 """Download a model's files from the Hugging Face hub, with resumption and a checksum.
 
 The files are kept in the cache of huggingface_hub, which honors HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. The download
-itself is this module's own: it resumes after an interruption, also in a later process; it ends at the size that the hub states;
-and a large file enters the cache only with the SHA-256 that the hub states. What the hub says becomes part of a path only if it
-is a number in hexadecimal, which huggingface_hub 2.4 does not check.
+itself is this module's own:
+
+- It resumes after an interruption, even in a later process.
+- It ends at the size that the hub states, and a large file enters the cache only with the SHA-256 that the hub states.
+- An answer of the hub becomes part of a path only if it is a hexadecimal number. huggingface_hub 2.4 does not check this.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.hub_transfer import ANSWER_SECONDS, receive_file
 
-MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; it keeps larger ones apart from the small ones
+MAX_SMALL_BYTES = 20_000_000  # bytes of a file without a SHA-256; the hub states one for large files only
 BAD_COMMIT = "the commit {!r}, which is not 40 hexadecimal digits"
 BAD_ANSWER = "{}: {} states {}. Nothing was downloaded. Check HF_ENDPOINT."
 GIT_SHA1, SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
@@ -50,7 +52,7 @@ class HubFileMissingError(UserError):
     """A model has no such file.
 
     Attributes:
-        certain: The hub has said so. Otherwise it could not be asked, and the cache does not hold the file.
+        certain: Whether the hub has said so. If not, the hub could not be asked, and the cache does not hold the file.
     """
 
     def __init__(self, problem: str, *, certain: bool) -> None:
@@ -59,7 +61,7 @@ class HubFileMissingError(UserError):
 
 
 def fetch_first(repo_id: str, files: Sequence[str]) -> Path:
-    """Return a local copy of the first of some files that a model has.
+    """Return a local copy of a model's file: the first one in a list that exists.
 
     Raises:
         UserError: If it has none of them, or as in `fetch`.
@@ -76,7 +78,7 @@ def fetch_first(repo_id: str, files: Sequence[str]) -> Path:
 
 
 def fetch(repo_id: str, file: str) -> Path:
-    """Return a local copy of a model's file on the hub, downloaded if the cache does not hold its newest version.
+    """Return a local copy of a model's file on the hub. It is downloaded unless the cache holds its newest version.
 
     Raises:
         HubFileMissingError: If the model has no such file.
@@ -121,10 +123,10 @@ def fetch(repo_id: str, file: str) -> Path:
 
 
 def fetch_if_present(repo_id: str, file: str) -> Path | None:
-    """Return what `fetch` returns, or None if the model has no such file, which is remembered for times without a network.
+    """Return what `fetch` returns, or None if the model has no such file. The cache notes this for times without a network.
 
     Raises:
-        UserError: As `fetch` does, in all other cases.
+        UserError: If `fetch` fails for any other reason.
     """
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"))
     try:
@@ -176,10 +178,10 @@ def check_hub_commit(name: str, commit: object) -> None:
 
 
 def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
-    """Download the newest version of a file to the library's cache, unless it is there.
+    """Download the newest version of a file to the library's cache, unless the cache holds it.
 
     Returns:
-        The error with which the hub refuses, if it does: the cache may hold an earlier version.
+        The hub's error if it refuses, since the cache may hold an earlier version; otherwise None.
 
     Raises:
         EntryNotFoundError: If the model has no such file.
@@ -209,7 +211,7 @@ def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
     with WeakFileLock(part.with_suffix(".lock")):
         if not blob.exists():
             _check_space(name, folder, size)
-            if not SHA256.fullmatch(etag):  # the rest of one file could follow the beginning of another
+            if not SHA256.fullmatch(etag):  # Without a SHA-256, the rest of one file could be added to another one.
                 part.unlink(missing_ok=True)
             receive_file(url, part, size=size, headers=headers, label=f"{repo_id}/{file}")
             _check_content(name, part, etag)
@@ -248,7 +250,7 @@ def _check_content(name: str, part: Path, etag: str) -> None:
 
 
 def _add_to_snapshot(folder: Path, commit: str, file: str, blob: Path) -> None:
-    """Make a file of the cache the one of the model's newest version, in the layout of huggingface_hub's cache."""
+    """Add a file of the cache to the model's newest version, in the layout of huggingface_hub's cache."""
     pointer = folder / "snapshots" / commit / file
     pointer.parent.mkdir(parents=True, exist_ok=True)
     pointer.unlink(missing_ok=True)  # a link to a file that has been deleted
@@ -260,7 +262,7 @@ def _add_to_snapshot(folder: Path, commit: str, file: str, blob: Path) -> None:
 
 
 def _set_newest(folder: Path, commit: str) -> None:
-    """Note the commit of a model's newest version, by which huggingface_hub finds its files without a network."""
+    """Note the commit of a model's newest version. Without a network, huggingface_hub finds the files by it."""
     branch = folder / "refs" / constants.DEFAULT_REVISION
     branch.parent.mkdir(parents=True, exist_ok=True)
     if not branch.is_file() or branch.read_text(encoding="utf-8") != commit:

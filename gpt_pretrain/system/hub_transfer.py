@@ -17,12 +17,12 @@ from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import without_secrets
 
 PARTIAL_CONTENT = 206
-MAX_ERROR_BYTES = 10_000  # of an answer that is an error
+MAX_ERROR_BYTES = 10_000  # bytes of an answer that is an error
 MAX_REDIRECTS = 20
-MAX_TRIES = 5  # in a row without any new bytes
+MAX_TRIES = 5  # attempts in a row that receive no new bytes
 PAUSE_SECONDS = 1.0
-READ_TIMEOUT_SECONDS = 30.0  # without any new bytes; huggingface_hub sets none
-ANSWER_SECONDS = 120.0  # for the headers of an answer behind all redirects
+READ_TIMEOUT_SECONDS = 30.0  # time without new bytes; huggingface_hub sets no limit
+ANSWER_SECONDS = 120.0  # time for the headers of an answer, including all redirects
 
 
 def receive_file(url: str, part: Path, *, size: int, headers: dict[str, str], label: str) -> None:
@@ -67,7 +67,7 @@ def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, s
             stream.seek(0)
             stream.truncate(0)
             bar.reset(size)
-        for piece in answer.iter_raw():  # no compressed answer was asked for, and a few bytes could become gigabytes
+        for piece in answer.iter_raw():  # Nothing is decompressed: a few bytes could become gigabytes.
             if stream.tell() + len(piece) > size:
                 raise UserError(
                     f"{bar.desc}: the server sends more than the {size:,} bytes that it states. The file was discarded."
@@ -77,10 +77,9 @@ def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, s
 
 
 def _open_answer(url: str, headers: dict[str, str]) -> Any:
-    """Return the answer to a request, behind all redirects, without its body, if it is no error.
+    """Follow the redirects of a request, and return the last answer before its body is read.
 
-    The HTTP library would read the whole body of each redirect, which may have no end. The next request is its own, without the
-    token where another host is asked.
+    The HTTP library itself would read the whole body of each redirect, which may have no end. Other hosts do not get the token.
 
     Raises:
         HfHubHTTPError: If the answer is an error.
@@ -99,10 +98,10 @@ def _open_answer(url: str, headers: dict[str, str]) -> Any:
 
 
 def _check_status(answer: Any) -> None:
-    """Raise the error of huggingface_hub for an answer that is one, which would read all of its body.
+    """Raise huggingface_hub's exception if an answer is an error. The library itself would read its whole body.
 
     Raises:
-        HfHubHTTPError: If it is one.
+        HfHubHTTPError: If it is an error.
     """
     if not answer.is_error:
         return

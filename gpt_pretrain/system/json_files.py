@@ -1,4 +1,4 @@
-"""Read JSON that anybody may have written, whose memory is bounded before it is parsed."""
+"""Read JSON that anybody may have written. Its number of values is limited before it is parsed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gpt_pretrain.system.nested_values import MAX_DEPTH, MAX_VALUES, check_writt
 from gpt_pretrain.system.reading import MAX_BYTES, DamagedFileError, read_bytes
 from gpt_pretrain.system.shown_values import describe_value, short_repr
 
-MAX_DIGITS = 100  # Of an integer. transformers writes int(1e30) for "no limit".
-MARKS = b"[{,:"  # JSON needs one of these for each value.
+MAX_DIGITS = 100  # digits of an integer; transformers writes int(1e30) for "no limit"
+MARKS = b"[{,:"  # JSON needs one of these characters for each value.
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = None) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def parse_json(content: bytes | str, *, max_values: int = MAX_VALUES) -> dict[st
     """Parse a JSON object.
 
     Raises:
-        DamagedFileError: If it is not one, is too deeply nested, or holds too many values or a number of hundreds of digits.
+        DamagedFileError: If it is not an object, is nested too deeply, or has too many values or a number of hundreds of digits.
     """
     parsed = parse_json_value(content, max_values=max_values)
     if not isinstance(parsed, dict):
@@ -40,7 +40,7 @@ def parse_json(content: bytes | str, *, max_values: int = MAX_VALUES) -> dict[st
 
 
 def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> Any:
-    """Parse any JSON value, whose memory is bounded before it is parsed.
+    """Parse any JSON value.
 
     Raises:
         DamagedFileError: As `parse_json` does.
@@ -48,7 +48,7 @@ def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> A
     data = content.encode(errors="replace") if isinstance(content, str) else content
     check_json_values(data, max_values=max_values)
     try:
-        # Given bytes, json.loads also takes lone surrogates, which no UTF-8 file may hold.
+        # From bytes, json.loads would also accept lone surrogates, which are not valid in UTF-8.
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         parsed = json.loads(text, parse_int=_parse_int)
     except RecursionError as error:
@@ -57,7 +57,7 @@ def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> A
         raise DamagedFileError("it cannot be read as JSON (it is not UTF-8)") from error
     except ValueError as error:
         raise DamagedFileError(f"it cannot be read as JSON ({first_line(error)})") from error
-    # Most files have fewer containers than levels are allowed.
+    # Most files have so few containers that they cannot be nested too deeply.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         count_values(parsed)
     check_written_length(parsed, len(data))
@@ -76,11 +76,11 @@ def check_names(
     """Check that no object in a JSON value has a name twice, since only the last value would count.
 
     Args:
-        only: The names that are checked; if empty, all are.
-        parse_int: Reads whole numbers, as where the value is parsed.
+        only: The names that are checked. If there are none, all names are.
+        parse_int: The function that reads whole numbers when the value is parsed.
 
     Raises:
-        DamagedFileError: If one does.
+        DamagedFileError: If an object has a name twice.
     """
     json.JSONDecoder(strict=False, object_pairs_hook=partial(check_pairs, only=only), parse_int=parse_int).decode(
         content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -88,13 +88,13 @@ def check_names(
 
 
 def check_pairs(pairs: Sequence[tuple[str, Any]], *, only: Collection[str] = ()) -> None:
-    """Check that no name is given twice in the names and values of an object.
+    """Check that no name occurs twice among the names and values of an object.
 
     Args:
-        only: The names that are checked; if empty, all are.
+        only: The names that are checked. If there are none, all names are.
 
     Raises:
-        DamagedFileError: If one is.
+        DamagedFileError: If a name occurs twice.
     """
     seen = set[str]()
     for name, _ in pairs:
@@ -116,15 +116,15 @@ def check_json_values(data: bytes, *, max_values: int) -> None:
 
 
 def count_outer_marks(data: bytes, marks: bytes = MARKS, *, block: int = 1 << 20) -> int:
-    """Count these characters of JSON that are outside of strings, with little memory besides the data."""
-    import numpy as np  # most programs that read a small file do without
+    """Count the marks in JSON that are outside of strings. This needs little memory besides the data."""
+    import numpy as np  # loaded here, since most programs that read a small file do not need it
 
     is_mark = np.zeros(256, np.uint8)
     is_mark[list(marks)] = 1
     total = in_string = start = 0
     while start < len(data):
         end = start + block
-        while data[end - 1 : end] == b"\\":  # a backslash stays with the character that it escapes
+        while data[end - 1 : end] == b"\\":  # A backslash stays in one block with the character that it escapes.
             end += 1
         codes = np.frombuffer(data[start:end].replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
         inside = np.bitwise_xor.accumulate((codes == ord('"')).view(np.uint8)) ^ np.uint8(in_string)

@@ -1,7 +1,7 @@
-"""Signatures by which the program recognizes the files that it has written for this user.
+"""Sign files, so that the program recognizes later what it has written for this user.
 
-A checksum shows damage, but anybody can compute it. A signature needs the user's key, a random number that never leaves their
-account. It is made at the first use.
+A checksum shows damage, but anybody can compute it. A signature needs the user's key, a random number that is made at the first
+use and never leaves the user's account.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def signature(content: bytes, *, purpose: str) -> bytes:
     """Return this user's signature of a content.
 
     Args:
-        purpose: What the content is used for. A signature for one purpose is not valid for another one.
+        purpose: The use of the content. A signature for one purpose is not valid for another.
     """
     return hmac.digest(_key(), purpose.encode() + b"\0" + content, "sha256")
 
@@ -56,7 +56,7 @@ def key_file() -> Path:
 
 @cache
 def _key() -> bytes:
-    """Return the user's key; make it if there is none yet."""
+    """Return the user's key. Make one if there is none."""
     path = None
     try:
         path = key_file()
@@ -86,7 +86,11 @@ def _key() -> bytes:
 
 
 def _read_key(path: Path) -> bytes | None:
-    """Return the key in a file; None if there is no such file, or it is not the user's own and private."""
+    """Return the key in a file, which is made private first. Return None if the file is missing or holds no key.
+
+    Raises:
+        OSError: If the file cannot be read, or belongs to another user.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:

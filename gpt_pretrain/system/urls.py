@@ -1,4 +1,4 @@
-"""URLs: which of them are opened, and which of their parts are secret."""
+"""Decide which URLs are opened, and cut out their secret parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMES = ("file", "https", "http", "s3", "gs", "gcs", "az", "abfs", "abfss", "h
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/].*")
 SECRET = "***"  # stands for a part that has been cut out
 
-# The values of a query that say nothing: they stay, so that a URL with them can still be opened.
+# Values in a query that cannot be secret. They stay, so that the URL can still be opened.
 _HARMLESS_VALUES = ("", "true", "false", "yes", "no", "0", "1")
 _URL_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Without a limit on the scheme, a long word would be searched once for each of its letters.
@@ -23,10 +23,10 @@ _REST = rf"(?:(?!,{_SCHEME})(?:\\[ \t'\"]|[^\s'\"<>|]))+"
 _URL_IN_TEXT = re.compile(_SCHEME + _REST)
 _ESCAPED = re.compile(r"\\+(?=[\\()\[\]{}:=, \t])")
 _QUERY_IN_TEXT = re.compile(rf"(?<=[\w/.])\?[\w.~%-]+={_REST}")
-# Before the @ of these stands a container or a model, and no user.
+# In URLs with these schemes, the part before the @ is a container or a model, and not a user.
 _WITHOUT_USER = ("az://", "abfs://", "abfss://", "hf://", "file://")
-_CLOSING = ".,:;)]}"  # what follows a URL in a sentence
-_SHORTEST_SECRET = 4  # characters; a shorter one also occurs in words
+_CLOSING = ".,:;)]}"  # characters that may follow a URL in a sentence
+_SHORTEST_SECRET = 4  # characters; a shorter text also occurs in ordinary words
 
 
 def is_url(path: str) -> bool:
@@ -35,7 +35,7 @@ def is_url(path: str) -> bool:
 
 
 def wsl_path(path: str) -> str | None:
-    """Return where the Windows Subsystem for Linux has a file of Windows, or None if a path is not one of Windows."""
+    """Return the path of a Windows file in the Windows Subsystem for Linux, or None if the path is not a Windows path."""
     if WINDOWS_PATH.fullmatch(path) is None:
         return None
     return f"/mnt/{path[0].lower()}/{path[2:].strip('/').replace(chr(92), '/').lstrip('/')}"

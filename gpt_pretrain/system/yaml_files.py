@@ -16,18 +16,18 @@ from gpt_pretrain.system.shown_values import describe_value
 
 # YAML takes 50 times as long to parse as JSON. The settings of a run have about 3,000 bytes.
 MAX_YAML_BYTES = 500_000
-# A plain YAML number. Python refuses decimal ones of more than 4,300 digits, but not hexadecimal ones and those of base 60.
+# A plain YAML number. Python refuses decimal numbers of more than 4,300 digits, but not those in hexadecimal or base 60.
 LONG_NUMBER = re.compile(r"[-+0-9_:.xXoOa-fA-F]{1000,}")
 NUMBER_START = tuple("-+.0123456789")  # of a plain number or date
 MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES, within: Path | None = None) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping, as plain data: `${...}` stays text, and aliases become copies.
+    """Read a YAML file that holds a mapping as plain data. `${...}` stays a text, and aliases become copies.
 
     Raises:
-        OSError: As `open_regular` does.
-        DamagedFileError: If the file is too large, also after its aliases are copied, or not a mapping of plain values.
+        OSError: If `open_regular` refuses the file.
+        DamagedFileError: If the file is too large, even after aliases are copied, or is not a mapping of plain values.
     """
     return parse_yaml(read_bytes(path, max_bytes=max_bytes, within=within))
 
@@ -56,7 +56,7 @@ def parse_yaml_value(content: bytes | str) -> Any:
         parsed = expand_aliases(_construct_yaml(content, loader), max_values=len(content) + MAX_DEPTH)
     except DamagedFileError:
         raise
-    # A tag such as !!bool or !!timestamp before another value makes PyYAML (6.0) fail in several ways.
+    # A tag such as !!bool or !!timestamp before a value of another type makes PyYAML (6.0) fail in several ways.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise DamagedFileError(f"it cannot be read as YAML ({first_line(error)})") from error
     check_written_length(parsed, len(content))
@@ -64,10 +64,10 @@ def parse_yaml_value(content: bytes | str) -> Any:
 
 
 def _check_yaml_events(content: bytes | str, loader: Any) -> None:
-    """Check the depth, the numbers and the keys of a file by the parser's events, which need no deep stack and convert nothing.
+    """Check the depth, the numbers and the keys of a file by the parser's events. Events need no deep stack and convert nothing.
 
-    At some 10,000 levels, the stack of PyYAML's composer overflows, which ends the process. A merge key copies mappings before
-    their size can be checked.
+    At some 10,000 levels, the stack of PyYAML's composer would overflow, which ends the process. Merge keys are refused, since
+    they copy mappings before their size can be checked.
     """
     n_odd, open_mappings = 0, list[int | None]()  # of each open collection the names and values so far; None for a sequence
     for event in yaml.parse(content, Loader=loader):
@@ -90,7 +90,7 @@ def _check_yaml_events(content: bytes | str, loader: Any) -> None:
 
 
 def _is_text(event: yaml.NodeEvent) -> bool:
-    """Return whether a name in a mapping is a text, whose hash nobody knows, and no number, date, alias or collection."""
+    """Return whether a name in a mapping is a text, not a number, date, alias or collection. Nobody can choose a text's hash."""
     if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
         return False
     return not (event.implicit[0] and event.value.startswith(NUMBER_START))

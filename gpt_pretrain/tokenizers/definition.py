@@ -1,8 +1,9 @@
-"""The content of a tokenizer.json in one canonical form, after everything in it that could do harm has been refused.
+"""Check the content of a tokenizer.json, and bring it into one canonical form.
 
-What does not change the ids of a text is left out, so that equal tokenizers have equal definitions: padding, truncation, the
-template of special tokens around a text, and options at their defaults. Two further lines of defense are the tokenizers library
-itself, which is written in Rust, and its limit on the steps of a regular expression.
+Everything that could do harm is refused. Whatever does not change the ids of a text is left out, so that equal tokenizers have
+equal definitions: padding, truncation, the template of special tokens around a text, and options at their defaults.
+
+There are two further lines of defense: the tokenizers library is written in Rust, and it limits the steps of a pattern.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from gpt_pretrain.tokenizers.vocabulary_limits import check_added_tokens, check_
 
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
-MAX_GROWTH = 32  # Characters that a normalizer or a decoder may make of one.
-MAX_STEPS = 64  # Of a normalizer, a pre-tokenizer or a decoder. Known ones have at most ten.
-# What a step may make of one character beyond what its own fields say: a character has up to four bytes, and two blanks are put
-# around a Chinese one.
+MAX_GROWTH = 32  # characters that a normalizer or a decoder may make of one character
+MAX_STEPS = 64  # steps of a normalizer, a pre-tokenizer or a decoder; known ones have at most ten
+# Characters that these steps may make of one, whatever their fields say: a character has up to four bytes, and a Chinese one gets
+# two blanks around it.
 STEP_GROWTH = {"ByteLevel": 4, "BertNormalizer": 3}
-MAX_PATTERNS = 50  # Regular expressions. DeepSeek's have six.
-MAX_LOOPS = 10  # In all of them, that may fail after any number of characters. Known tokenizers have up to 6.
-MAX_REPLACEMENT = 200  # Bytes in a precompiled table; the longest of Unicode has 33.
+MAX_PATTERNS = 50  # regular expressions; DeepSeek's tokenizer has six
+MAX_LOOPS = 10  # loops that may fail after any number of characters, in all patterns; known tokenizers have up to six
+MAX_REPLACEMENT = 200  # bytes of a replacement in a precompiled table; the longest one of Unicode has 33
 PARTS = ("normalizer", "pre_tokenizer", "decoder")
 STEPS = ("normalizers", "pretokenizers", "decoders")  # the lists of a part that is a sequence
 MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
@@ -44,21 +45,21 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "byte_fallback": (False,),
     "ignore_merges": (False,),
 }
-RANDOM = ("dropout",)  # leaves out merges at random, which is meant for training another model
+RANDOM = ("dropout",)  # This option leaves out merges at random, to train another model.
 TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 def parse_tokenizer_json(content: bytes) -> dict[str, Any]:
-    """Parse the content of a tokenizer.json, without judging it yet.
+    """Parse the content of a tokenizer.json without checking its fields.
 
     Raises:
-        DamagedFileError: If it is no JSON object, nested too deeply, or holds far too many values.
+        DamagedFileError: If it is not a JSON object, is nested too deeply, or has far too many values.
     """
     return parse_json(content, max_values=MAX_VALUES)
 
 
 def may_rescan(fields: Mapping[str, Any]) -> bool:
-    """Return whether a regular expression may go through the same run of characters again from each of them."""
+    """Return whether a regular expression may go through a run of characters once from each of them."""
     return any(check_pattern(pattern) for pattern in _patterns(fields[name] for name in PARTS))
 
 
@@ -75,7 +76,7 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, part in parts.items():
         if part is not None and not isinstance(part, dict):
             raise DamagedFileError(f"its {name} is {short_repr(part)}, not an object")
-    _check_patterns(parts.values())  # first, since the patterns tell how much a replacement may add
+    _check_patterns(parts.values())  # This comes first: a pattern shows how much its replacement may add.
     for name, part in parts.items():
         _check_part(part)
         _check_growth(part, name)
@@ -91,7 +92,7 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def added_token(content: str, token_id: int, *, special: bool = True) -> dict[str, Any]:
-    """Return the entry of a tokenizer.json for a token that is looked for in a text before it is split."""
+    """Return the entry of a tokenizer.json for an added token, which is found in a text before the text is split."""
     return {"id": token_id, "content": content, "special": special, **dict.fromkeys(TOKEN_FLAGS, False)}
 
 
@@ -130,10 +131,10 @@ def _canonical_model(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked_merges(model: dict[str, Any]) -> list[list[str]]:
-    """Return the merges of a byte-pair encoding as pairs. The library would print a panic of Rust for some wrong ones.
+    """Return the merges of a byte-pair encoding as pairs. The library itself would panic at some wrong merges.
 
     Raises:
-        DamagedFileError: If one is not a pair of tokens of the vocabulary, or the vocabulary lacks what it makes of them.
+        DamagedFileError: If a merge is not a pair of tokens of the vocabulary, or the vocabulary lacks its result.
     """
     vocab, merges, prefix = model["vocab"], model.get("merges"), model.get("continuing_subword_prefix") or ""
     if not isinstance(merges, list):
@@ -187,7 +188,7 @@ def _check_ids(fields: Mapping[str, Any]) -> None:
         wrong = lowest if lowest < 0 else highest
         found = f"it has {format_count(len(ids), 'token')}, and one has the id {short_repr(wrong)}"
         raise DamagedFileError(f"{found}; ids are numbers from 0 on, without large gaps")
-    # A set of them could take quadratic time.
+    # The ids are sorted, since a set of chosen numbers could take quadratic time.
     if any(one == other for one, other in pairwise(sorted(ids.values()))):
         raise DamagedFileError("two of its tokens have the same id")
 
@@ -230,10 +231,10 @@ def _patterns(parts: Iterable[Any]) -> list[str]:
 
 
 def _check_growth(part: Any, name: str) -> None:
-    """Check that a part of a tokenizer.json cannot make a text much longer, step by step.
+    """Check that all steps in a part of a tokenizer.json together cannot make a text much longer.
 
     Raises:
-        DamagedFileError: If it can.
+        DamagedFileError: If they can.
     """
     growth, steps = 1.0, 0
     for node in _nested_objects(part):
@@ -252,10 +253,10 @@ def _check_growth(part: Any, name: str) -> None:
 
 
 def _replacement_growth(content: str, pattern: Any) -> float:
-    """Return how many times as long a text may become by a replacement."""
+    """Return the factor by which a replacement may lengthen a text."""
     replaced, regex = (pattern.get("String"), pattern.get("Regex")) if isinstance(pattern, dict) else (None, None)
     if replaced == "" or (isinstance(regex, str) and matches_nothing(regex)):
-        return 1 + len(content)  # It stands between any two characters.
+        return 1 + len(content)  # It may be inserted between any two characters.
     return max(1.0, len(content) / (len(replaced) if isinstance(replaced, str) else 1))
 
 
@@ -290,7 +291,7 @@ def _nested_objects(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _without_defaults(part: Any) -> Any:
-    """Leave out of a part what changes no id: a byte-level part may trim offsets, which nobody asks for here."""
+    """Leave out the options of a part that change no id, such as trimming the offsets, which this program does not use."""
     if isinstance(part, list):
         return [_without_defaults(inner) for inner in part]
     if not isinstance(part, dict):

@@ -8,18 +8,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-MAX_PATTERN = 10_000  # Characters. The longest known one has about 1,000.
-MAX_GROUPS = 50  # Inside of one another.
+MAX_PATTERN = 10_000  # characters; the longest known pattern has about 1,000
+MAX_GROUPS = 50  # groups inside of one another
 QUANTIFIER = re.compile(r"([*+?])([?+]?)|\{(?=[\d,]*\d)(\d*)(,?)(\d*)\}")
-MAX_DIGITS = 6  # Of the numbers in a quantifier.
+MAX_DIGITS = 6  # digits of a number in a quantifier
 ESCAPE = re.compile(r"\\(?:[pP]\{[^}]*\}|[xo]\{[^}]*\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{1,2}|[^0-9kgKXRNOCMcxou])", re.DOTALL)
 GROUP = re.compile(r"\((?:\?(?:[im]*(?:-[im]+)?:|[=!>]|<[=!]|[im]*(?:-[im]+)?\)))?")
-ASSERTIONS = frozenset("bBAzZGyY")  # Escapes that match a position, not a character.
+ASSERTIONS = frozenset("bBAzZGyY")  # escapes that match a position, not a character
 ANY = "."
 
 
 class UnknownSyntaxError(ValueError):
-    """A regular expression is not one of those whose time can be estimated. The message says what it has."""
+    """The time that a regular expression takes cannot be estimated. The message names the part that is the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """Matches one of its parts; the first ones are tried first."""
+    """Matches one of its parts. They are tried in order."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """Matches its part several times. What it gives back when the rest does not match is not distinguished.
+    """Matches its part several times. Greedy, lazy and possessive repetitions are not distinguished.
 
     Args:
-        highest: None is any number.
+        highest: The largest number of times; None allows any number.
     """
 
     part: Node
@@ -64,11 +64,11 @@ class Repetition:
 
 @dataclass(frozen=True)
 class Condition:
-    """Matches a position by what stands before or after it.
+    """Matches a position by the text before or after it.
 
     Args:
-        part: The pattern that must, or must not, match there; None for one without a pattern, such as the end of a line.
-        is_before: Whether it stands before.
+        part: The pattern that must, or must not, match there. None stands for a condition without a pattern, such as a line end.
+        is_before: Whether the text before the position is matched.
     """
 
     part: Node | None = None
@@ -82,7 +82,7 @@ def parse_pattern(pattern: str) -> Node:
     """Parse a regular expression.
 
     Raises:
-        UnknownSyntaxError: If it is not one, or has back references, calls, comments or other rare parts.
+        UnknownSyntaxError: If it is not valid, or has back references, calls, comments or other rare parts.
     """
     if len(pattern) > MAX_PATTERN:
         raise UnknownSyntaxError(f"it has more than {MAX_PATTERN:,} characters")
@@ -162,7 +162,7 @@ class _Parser:
 
 
 def _class_end(pattern: str, start: int) -> int:
-    """Return the position after a class of characters, which may hold others."""
+    """Return the position after a class of characters. Classes may be nested."""
     depth, position = 0, start
     while position < len(pattern):
         char = pattern[position]
@@ -172,7 +172,7 @@ def _class_end(pattern: str, start: int) -> int:
         elif char == "[":
             depth += 1
             position += pattern.startswith("^", position)
-            position += pattern.startswith("]", position)  # the first one is a character
+            position += pattern.startswith("]", position)  # A bracket at the beginning is an ordinary character.
         elif char == "]":
             depth -= 1
             if depth == 0:

@@ -1,11 +1,12 @@
 """Check regular expressions that somebody else wrote, before any text is split by them.
 
-The tokenizers library matches with Oniguruma, which tries one way after the other, and gives up a match after ten million steps
-(0.2 s). A pattern that comes near this at each character of a text would keep the program busy for days. So the ways that one
-beginning of a text can be matched in are counted, and patterns with too many of them are refused.
+The tokenizers library matches with Oniguruma, which tries one way after another, and gives up a match after ten million steps
+(0.2 s). A pattern that needs nearly as many steps at each character of a text would keep the program busy for days. So this
+module counts the ways in which a pattern can match the same text, and refuses patterns with too many of them.
 
-A pattern becomes a graph: its characters, each with those that may follow it. A match is a path through the graph. What counts is
-where two paths match the same text, and both may still fail. Behind a character that may be the last of a match, nothing fails.
+A pattern becomes a graph of its characters, each with the characters that may follow it. A match is a path through the graph.
+Time is lost if several paths match the same text and then fail. Once a path has reached a character that may be the last of a
+match, it cannot fail any more.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from gpt_pretrain.tokenizers.character_classes import class_masks
 from gpt_pretrain.tokenizers.pattern_graph import MANY_WAYS, MAX_WAYS, PatternGraph, build_graph
 from gpt_pretrain.tokenizers.pattern_syntax import CharacterClass, UnknownSyntaxError, parse_pattern
 
-MAX_PAIRS = 500_000  # Of characters that are compared.
-MAX_STEPS = 500_000  # Characters of the graph that follow others, each counted for each kind of character that it matches.
+MAX_PAIRS = 500_000  # pairs of characters that are compared
+MAX_STEPS = 500_000  # edges of the graph, each counted once for each kind of character that it matches
 BLANK, LETTER = CharacterClass(" ", False), CharacterClass("e", False)
 
-Cost = tuple[int, int]  # The exponent of the length of a text, and a factor.
-END: Cost = (0, 0)  # of a character that ends a match
+Cost = tuple[int, int]  # the power of the text's length with which the steps grow, and the number of ways
+END: Cost = (0, 0)  # the cost of a character that may end a match
 NESTED = "a repeated part of it may match the same text in several ways"
 NEIGHBORS = "repetitions of the same characters follow each other in it"
 WIDE = "it may search the whole text at each character"
-# The last alternatives of nearly all known patterns. Together, they go through a run of white space at most four times: what one
-# fails at, the next one matches to the last line end or to the last character but one.
+# The last alternatives of nearly all known patterns. Together, they go through a run of white space at most four times. If one of
+# them fails, the next one matches up to the last line end or the second to last character.
 SPACES = re.compile(r"\|(?:\\s\+\+?(?:\$|\\z)\|)?(?:\\s\*\[(?:\\r|\r)(?:\\n|\n)\]\+?\|)?\\s\+\(\?!\\S\)\|\\s\+?\Z")
-# Words in patterns after o200k's: capitals that may end with small letters, and if they do not, only capitals.
+# Words in patterns like o200k's: capitals followed by small letters or, as a second alternative, capitals alone.
 CLASS, SUFFIX = r"\[(?:[^][\\]|\\.|\[(?:[^][\\]|\\.)*\])+\]", r"(?:\(\?i:[a-z'|]+\)\?)?"
 WORDS = re.compile(
     rf"(?<![^|])(?P<sign>(?:{CLASS}\?)?)(?P<upper>{CLASS})\*(?P<lower>{CLASS})\+{SUFFIX}"
@@ -44,16 +45,16 @@ WORDS = re.compile(
 
 @lru_cache(maxsize=64)
 def check_pattern(pattern: str) -> int:
-    """Check that a regular expression cannot backtrack far, and count the loops that may fail in the end.
+    """Check that a regular expression cannot backtrack far, and count its loops that may fail in the end.
 
-    Such a loop, as in `a+b`, may go through the same run of characters again from each of them.
+    Such a loop, as in `a+b`, may be tried from each character of a run, so its time may grow with the square of the run.
 
     Returns:
-        The number of loops that may go through the same characters; 0 if the time grows with the text in any case.
+        The number of such loops for the same characters. If it is 0, the time is always linear in the text.
 
     Raises:
-        DamagedFileError: If it may: a repeated part can match the same text in several ways, repetitions of the same characters
-            follow each other, or there are back references or calls.
+        DamagedFileError: If it may backtrack further: a repeated part can match the same text in several ways, repetitions of the
+            same characters follow each other, or there are back references or calls.
     """
     try:
         n_loops = _check_cost(build_graph(parse_pattern(pattern)))
@@ -68,7 +69,7 @@ def check_pattern(pattern: str) -> int:
 
 @lru_cache(maxsize=64)
 def matches_nothing(pattern: str) -> bool:
-    """Return whether a regular expression may match between two characters; one that cannot be understood may."""
+    """Return whether a regular expression may match an empty text. The answer is True if it cannot be parsed."""
     try:
         return build_graph(parse_pattern(pattern)).whole.n_empty > 0
     except UnknownSyntaxError:
@@ -76,13 +77,13 @@ def matches_nothing(pattern: str) -> bool:
 
 
 def _check_cost(graph: PatternGraph) -> int:
-    """Check all paths from the beginning of a match, or from a character that may end it, to the next one of those.
+    """Check all paths that begin at the start of a match, or at a character that may end it, and lead to the next such character.
 
     Returns:
-        The number of loops on such paths with the same next character.
+        The number of loops on such paths that begin with the same character.
 
     Raises:
-        UnknownSyntaxError: If there may be too many of them.
+        UnknownSyntaxError: If there may be too many paths for the same text.
     """
     ends = graph.whole.surely_last
     masks = class_masks([*graph.classes, BLANK, LETTER])
@@ -102,13 +103,13 @@ def _check_cost(graph: PatternGraph) -> int:
 
 
 def _group_cost(group: set[int], following: list[Counter[int]], masks: list[int], costs: dict[int, Cost]) -> Cost:
-    """Return the cost of all paths from a character, or from a loop of characters that lead to each other.
+    """Return the cost of all paths from a group: a single character, or a loop of characters that lead to each other.
 
     Args:
-        costs: The cost of all paths from the characters that may follow the group.
+        costs: The costs of the characters that may follow the group.
 
     Raises:
-        UnknownSyntaxError: If it is too high.
+        UnknownSyntaxError: If the cost is too high.
     """
     is_loop = any(number in following[number] for number in group) or len(group) > 1
     if is_loop:
@@ -123,7 +124,8 @@ def _group_cost(group: set[int], following: list[Counter[int]], masks: list[int]
                 leaving[other] = count
         found = _sum_costs(leaving, masks, costs)
         exponent, ways = max(exponent, found[0]), max(ways, found[1])
-        # The loop may be left at each of its rounds, and all that follows is tried again. It is not, where a match may end.
+        # If a character after the loop also matches inside of it, the loop can be left in any round, and everything after it is
+        # tried again each time. Characters that may end a match are an exception: nothing fails after them.
         again = [costs[other][0] for other in leaving if masks[other] & inside and costs[other] != END]
         exponent = max([exponent, *(1 + cost for cost in again)])
     if exponent > 1:
@@ -132,10 +134,10 @@ def _group_cost(group: set[int], following: list[Counter[int]], masks: list[int]
 
 
 def _sum_costs(following: Counter[int], masks: list[int], costs: dict[int, Cost]) -> Cost:
-    """Return the cost of all ways to go on with the same next character, whichever has the most.
+    """Return the cost of all ways to continue with the same next character. The character with the most ways counts.
 
     Raises:
-        UnknownSyntaxError: If there are too many of them.
+        UnknownSyntaxError: If there are too many ways.
     """
     exponent, ways = 0, dict[int, int]()
     for number, count in following.items():
@@ -155,12 +157,12 @@ def _bits(mask: int) -> Iterator[int]:
 
 
 def _check_loop(loop: set[int], following: list[Counter[int]], masks: list[int]) -> None:
-    """Check that a loop is not as wide as a whole text, and that no text leads back to one of its characters in two ways.
+    """Check that a loop cannot match a whole text, and that no text leads back to the same character of it in two ways.
 
-    Two ways would double with each round.
+    With two such ways, the number of paths would double in each round.
 
     Raises:
-        UnknownSyntaxError: If it is, or if one does.
+        UnknownSyntaxError: If one of these is not the case.
     """
     *_, blank, letter = masks
     if any(masks[number] & blank for number in loop) and any(masks[number] & letter for number in loop):
@@ -179,7 +181,7 @@ def _check_loop(loop: set[int], following: list[Counter[int]], masks: list[int])
                 before[reached] = []
                 waiting.append(reached)
             before[reached].append(pair)
-    # Two ways that have parted, and from which a text leads to a common character again.
+    # Go back from all pairs of equal characters. If a pair of different characters leads to one of them, two ways have met again.
     seen = list(dict.fromkeys((number, number) for number in loop))
     visited = set(seen)
     for pair in seen:
@@ -192,7 +194,7 @@ def _check_loop(loop: set[int], following: list[Counter[int]], masks: list[int])
 
 
 def _components(following: list[Counter[int]], ends: set[int]) -> list[list[int]]:
-    """Return the groups of characters that lead to each other, without those in `ends`; the last of the pattern come first.
+    """Return the groups of characters that lead to each other, the last group of the pattern first. Those in `ends` are left out.
 
     Source: R. Tarjan, Depth-first search and linear graph algorithms, 1972, without recursion.
     """

@@ -1,4 +1,4 @@
-"""Limits on what a vocabulary may cost in the tokenizers library, beyond what the size of its file explains."""
+"""Limit the memory and time that a vocabulary takes in the tokenizers library, beyond what its file's size explains."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from gpt_pretrain.system.shown_values import short_repr
 MAX_BEGINNINGS, MAX_BEGINNINGS_PER_TOKEN, FEW_BEGINNINGS = 5_000_000, 16, 100_000
 # At each character of a text, a unigram model tries all tokens that begin there. SentencePiece's have up to 16 characters.
 MAX_UNIGRAM_BYTES, MAX_TRIED_BYTES = 500, 4000
-# Word pieces are looked for in a word from each beginning to all ends. The library's default, and that of known models, is 100
-# characters.
+# To find word pieces, the library tries all parts of a word. Its default, and that of known models, is 100 characters per word.
 MAX_WORD = 256
-# Characters of what the library puts before, behind or in the place of parts of a text: it copies them for each. Known ones have
-# up to ten.
+# Texts that the library copies before, after or in place of parts of a text. Known ones have up to ten characters.
 AFFIXES, MAX_AFFIX = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"), 100
-MAX_ADDED_BYTES = 2_000_000  # The library takes 75 times as much. Gemma 3's 6,400 added tokens have 100 KB.
+MAX_ADDED_BYTES = 2_000_000  # The library takes 75 times as much memory. Gemma 3's 6,400 added tokens have 100 KB.
 
 
 def check_unigram_tokens(tokens: Iterable[str]) -> None:
-    """Check that the tokens of a unigram model take neither much memory nor much time at a character of a text.
+    """Check that the tokens of a unigram model take little memory, and little time for each character of a text.
 
     Raises:
-        DamagedFileError: If they could.
+        DamagedFileError: If they could take more.
     """
     ordered = sorted(token.encode(errors="surrogatepass") for token in tokens)
     n_beginnings, tried, nested, before = 0, 0, list[bytes](), b""
@@ -49,17 +47,17 @@ def check_unigram_tokens(tokens: Iterable[str]) -> None:
 
 
 def check_longest_word(model: dict[str, Any]) -> None:
-    """Check how long the words are that word pieces are looked for in.
+    """Check that a model divides only words of a limited length into word pieces.
 
     Raises:
-        DamagedFileError: If they could be too long.
+        DamagedFileError: If the words could be too long.
     """
     if not isinstance(longest := model.get("max_input_chars_per_word", 100), int) or longest > MAX_WORD:
         raise DamagedFileError(f"its max_input_chars_per_word is {short_repr(longest)}, more than the limit of {MAX_WORD}")
 
 
 def check_affixes(model: dict[str, Any]) -> None:
-    """Check the length of what is put around or in the place of parts of a text.
+    """Check the lengths of the texts in AFFIXES.
 
     Raises:
         DamagedFileError: If one is too long.
@@ -81,7 +79,7 @@ def check_added_tokens(tokens: Iterable[dict[str, Any]]) -> None:
 
 
 def _common_length(one: bytes, other: bytes) -> int:
-    """Return how many bytes two tokens have in common at their beginning."""
+    """Return the number of bytes that two tokens share at their beginning."""
     length = 0
     for left, right in zip(one, other, strict=False):
         if left != right:
