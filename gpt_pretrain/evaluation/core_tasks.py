@@ -35,6 +35,7 @@ from gpt_pretrain.system.yaml_files import read_yaml
 CONFIG, BASELINES, DATA = "core.yaml", "eval_meta_data.csv", "eval_data"
 ORDER_SEED = 1337  # nanochat shuffles the items of each task, since the files are often sorted.
 MAX_TASKS, MAX_TASK_NAME, MAX_CORE_DELIMITER = 200, 100, 100
+MAX_TASKS_OF_FILE = 10  # with other numbers of examples; the CORE set has HellaSwag twice
 MAX_BASELINE_BYTES = 1_000_000  # The file of the set has 4,000.
 TASK_COLUMN, BASELINE_COLUMN = "Eval Task", "Random baseline"
 FORMS = {
@@ -53,6 +54,11 @@ class _Entry:
     file: str
     n_shots: int
     delimiter: str
+
+    @property
+    def reading(self) -> tuple[str, str, str]:
+        """Everything that decides its items, which several tasks may share."""
+        return self.file, self.kind, self.delimiter
 
 
 def is_core_folder(folder: Path) -> bool:
@@ -78,23 +84,28 @@ def read_core_tasks(folder: Path, *, limit: int | None = None, n_shots: int | No
         names = [entry.name for entry in parsed]
         if twice := [name for name in names if names.count(name) > 1]:
             raise DamagedFileError(f"two tasks have the label {short_repr(twice[0])}")
-        check_names_of_files(folder / DATA / entry.file for entry in parsed)
+        check_names_of_files((folder / DATA / entry.file for entry in parsed), most=MAX_TASKS_OF_FILE)
+        readings = list(dict.fromkeys(entry.reading for entry in parsed))
+        check_names_of_files(folder / DATA / file for file, _, _ in readings)
     except (OSError, ValueError) as error:
         raise UserError(f"tasks.path={folder / CONFIG} cannot be used: {_reason(error)}.") from error
     baselines = _read_baselines(folder)
     if missing := [name for name in names if name not in baselines]:
         raise UserError(f"tasks.path={folder / BASELINES} has no random baseline for {short_repr(missing[0])}.")
-    return [_read_task(folder, entry, baselines[entry.name], limit=limit, n_shots=n_shots) for entry in parsed]
+    items = {reading: _read_items(folder, *reading, limit=limit) for reading in readings}
+    tasks = []
+    for entry in parsed:
+        task = Task(entry.name, items[entry.reading], core=CoreRule(entry.kind, baselines[entry.name]))
+        shots = entry.n_shots if n_shots is None else n_shots
+        tasks.append(add_core_examples(task, shots) if shots else task)
+    return tasks
 
 
-def _read_task(folder: Path, entry: _Entry, baseline: float, *, limit: int | None, n_shots: int | None) -> Task:
-    file = folder / DATA / entry.file
-    read = partial(read_core_item, kind=entry.kind, delimiter=entry.delimiter)
-    items = read_items(file, read, form=FORMS[entry.kind], within=folder / DATA)
+def _read_items(folder: Path, file: str, kind: str, delimiter: str, *, limit: int | None) -> tuple[TaskItem, ...]:
+    read = partial(read_core_item, kind=kind, delimiter=delimiter)
+    items = read_items(folder / DATA / file, read, form=FORMS[kind], within=folder / DATA)
     Random(ORDER_SEED).shuffle(items)
-    task = Task(entry.name, tuple(items[:limit]), core=CoreRule(entry.kind, baseline))
-    shots = entry.n_shots if n_shots is None else n_shots
-    return add_core_examples(task, shots) if shots else task
+    return tuple(items[:limit])
 
 
 def read_core_item(fields: Mapping[str, Any], *, line: int, kind: str, delimiter: str) -> TaskItem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 
 from gpt_pretrain.errors import UserError
@@ -40,7 +40,7 @@ def add_examples(task: Task, n_shots: int, *, pool: Sequence[TaskItem], draws_sp
             _check_enough(task, len(pool) - len(own), n_shots)
             kept = [pool[_skip(own, index)] for index in chosen.sample(range(len(pool) - len(own)), n_shots)]
         examples.append(tuple(kept))
-    return _with_examples(task, examples)
+    return _with_examples(task, tuple(examples))
 
 
 def _skip(left_out: Sequence[int], index: int) -> int:
@@ -60,14 +60,30 @@ def add_core_examples(task: Task, n_shots: int) -> Task:
         UserError: If there are too few items.
     """
     _check_enough(task, len(task.items), n_shots + 1)
-    examples = []
-    for index in range(len(task.items)):
-        drawn = Random(SEED + index).sample(range(len(task.items) - 1), n_shots)  # from a list without the question
-        examples.append(tuple(task.items[other + (other >= index)] for other in drawn))
-    return _with_examples(task, examples)
+    return _with_examples(task, CoreExamples(task.items, n_shots))
 
 
-def _with_examples(task: Task, examples: list[tuple[TaskItem, ...]]) -> Task:
+@dataclass(frozen=True)
+class CoreExamples(Sequence[tuple[TaskItem, ...]]):
+    """The examples of each item of a task of the CORE set, drawn anew whenever they are asked for.
+
+    A file of short items may ask for a hundred examples of each, which would take thirty times its size in memory.
+    """
+
+    items: tuple[TaskItem, ...]
+    n_shots: int
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[TaskItem, ...]:  # type: ignore[override]
+        if index >= len(self.items):
+            raise IndexError(index)
+        drawn = Random(SEED + index).sample(range(len(self.items) - 1), self.n_shots)  # from a list without the question
+        return tuple(self.items[other + (other >= index)] for other in drawn)
+
+
+def _with_examples(task: Task, examples: Sequence[tuple[TaskItem, ...]]) -> Task:
     for item, chosen in zip(task.items, examples, strict=True):
         count = len(item.contexts)
         if (size := count * sum(len(one.answered) for one in chosen)) > MAX_ITEM_CHARACTERS:
@@ -76,7 +92,7 @@ def _with_examples(task: Task, examples: list[tuple[TaskItem, ...]]) -> Task:
                 f"{task.name}, line {item.line}: its {len(chosen)} examples have {size:,} characters{repeated}, but may have at "
                 f"most {MAX_ITEM_CHARACTERS:,}. Choose a smaller tasks.n_shots."
             )
-    return replace(task, examples=tuple(examples))
+    return replace(task, examples=examples)
 
 
 def _check_enough(task: Task, count: int, needed: int) -> None:

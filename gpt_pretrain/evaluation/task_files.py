@@ -23,7 +23,7 @@ from gpt_pretrain.system.reading import DamagedFileError, open_regular
 
 MAX_LINE_BYTES = 1 << 20
 MAX_TASK_FILES = 1000  # of a folder
-MAX_NAMES = 10  # of one file, which may be asked with several numbers of examples; the CORE set has HellaSwag twice
+MAX_READINGS = 2  # of one file under different names or in different ways; its items take ten times its size in memory
 ENDINGS = (".jsonl", ".json", ".ndjson")
 
 
@@ -65,15 +65,15 @@ def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list
     return tasks
 
 
-def check_names_of_files(paths: Iterable[Path]) -> None:
+def check_names_of_files(paths: Iterable[Path], *, most: int = MAX_READINGS) -> None:
     """Check that no file has many of these names, by links or otherwise: it would be read for each of them.
 
     Raises:
         DamagedFileError: If one has.
     """
     found = Counter((status.st_dev, status.st_ino) for status in (path.stat() for path in paths if path.exists()))
-    if (count := max(found.values(), default=0)) > MAX_NAMES:
-        raise DamagedFileError(f"{count:,} tasks share one file, more than the limit of {MAX_NAMES}")
+    if (count := max(found.values(), default=0)) > most:
+        raise DamagedFileError(f"{count:,} tasks share one file, more than the limit of {most}")
 
 
 def read_task(file: Path, *, name: str | None = None, limit: int | None = None) -> Task:

@@ -68,7 +68,7 @@ class Task:
 
     name: str
     items: tuple[TaskItem, ...]
-    examples: tuple[tuple[TaskItem, ...], ...] = ()
+    examples: Sequence[tuple[TaskItem, ...]] = ()
     core: CoreRule | None = None
 
     @property

@@ -67,7 +67,8 @@ def check_characters(task: Task, tokenizer: Tokenizer) -> None:
     Raises:
         UserError: If it cannot write one, and has no token for unknown ones.
     """
-    shown = {example for examples in task.examples for example in examples}
+    # Those of the CORE set are items of the task.
+    shown = {example for examples in task.examples for example in examples} if task.core is None else ()
     texts = {text for item in (*task.items, *shown) for text in (*item.contexts, *item.continuations)}
     characters = set[str]().union(*texts, SEPARATOR if task.n_shots else "")
     try:

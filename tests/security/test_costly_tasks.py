@@ -14,13 +14,16 @@ import yaml
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation import task_files
 from gpt_pretrain.evaluation.core_tasks import read_core_tasks
-from gpt_pretrain.evaluation.few_shot import SEED, add_examples
+from gpt_pretrain.evaluation.few_shot import SEED, add_core_examples, add_examples
 from gpt_pretrain.evaluation.shared_spans import longest_shared_spans
 from gpt_pretrain.evaluation.task_files import find_tasks, read_task
-from gpt_pretrain.evaluation.task_items import Task, TaskItem
+from gpt_pretrain.evaluation.task_items import CoreRule, Task, TaskItem
+from gpt_pretrain.evaluation.tasks import check_characters
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.evaluation.test_core_tasks import ENTRIES, make_core_folder
 from tests.evaluation.test_tasks import write_lines
 from tests.evaluation.test_text_scores import ListedTokens
+from tests.helpers.resource_limits import allocating_at_most
 
 
 def test_equal_continuations_are_one_text(tmp_path: Path) -> None:
@@ -72,12 +75,43 @@ def test_no_file_is_read_for_many_tasks(tmp_path: Path) -> None:
 
 def test_no_file_of_a_folder_is_read_under_many_names(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [{"context": "a", "continuation": "b"}])
-    for name in "bcdefghij":
-        (tmp_path / f"{name}.jsonl").symlink_to("a.jsonl")
-    assert len(find_tasks(str(tmp_path))) == 10
-    os.link(tmp_path / "a.jsonl", tmp_path / "k.jsonl")
-    with pytest.raises(UserError, match="11 tasks share one file"):
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    assert len(find_tasks(str(tmp_path))) == 2
+    os.link(tmp_path / "a.jsonl", tmp_path / "c.jsonl")
+    with pytest.raises(UserError, match="3 tasks share one file, more than the limit of 2"):
         find_tasks(str(tmp_path))
+
+
+def test_tasks_of_the_core_set_share_the_items_of_a_file(tmp_path: Path) -> None:
+    folder = make_core_folder(tmp_path)
+
+    def name_delimiters(*delimiters: str) -> None:
+        entries = [
+            ENTRIES[3] | {"label": f"task {number}", "dataset_uri": "text.jsonl", "continuation_delimiter": text}
+            for number, text in enumerate(delimiters)
+        ]
+        (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": entries}))
+        rows = "".join(f"task {number},0\n" for number in range(len(delimiters)))
+        (folder / "eval_meta_data.csv").write_text(f"Eval Task,Random baseline\n{rows}")
+
+    name_delimiters(" ", " ", "a")
+    first, second, third = read_core_tasks(folder)
+    assert first.items is second.items and first.items != third.items
+    name_delimiters(" ", "a", "b")
+    with pytest.raises(UserError, match="3 tasks share one file, more than the limit of 2"):
+        read_core_tasks(folder)
+
+
+def test_many_examples_take_no_memory(tmp_path: Path) -> None:
+    items = tuple(TaskItem(("",), (" a",), 0, (1,), number) for number in range(2000))
+    task = Task("core", items, core=CoreRule("language_modeling", 0.0))
+    with allocating_at_most(megabytes=1):
+        found = add_core_examples(task, 100)
+        check_characters(found, ByteTokenizer())
+    assert found.n_shots == 100 and len(found.examples) == 2000
+    drawn = Random(SEED + 7).sample([one for one in items if one.line != 7], 100)
+    assert [one.line for one in found.examples[7]] == [one.line for one in drawn]
+    assert len(next(iter(found.prompts())).contexts[0]) == 100 * len(" a\n\n")
 
 
 def test_columns_of_baselines_cost_their_length(tmp_path: Path) -> None:
