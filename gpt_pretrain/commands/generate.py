@@ -122,7 +122,10 @@ def _open_answers(settings: GenerateSettings, stack: ExitStack) -> TextIO | None
     try:
         answers = path.open("x", encoding="utf-8")
     except FileExistsError as error:
-        raise UserError(f"out={settings.out}: this file exists already. Choose another name, or delete it.") from error
+        if path.is_file():
+            raise UserError(f"out={settings.out}: this file exists already. Choose another name, or delete it.") from error
+        kind = "a folder" if path.is_dir() else "a device, a pipe or a broken link"
+        raise UserError(f"out={settings.out} is {kind}. Name a new file; out=- writes to standard output.") from error
     except OSError as error:
         raise UserError(f"out={settings.out}: this file cannot be written ({error.strerror or error}).") from error
     stack.callback(_remove_empty, path)

@@ -57,6 +57,8 @@ def run_command(arguments: list[str]) -> int | None:
     """Run the command that the first argument names, and return its exit code; None stands for success."""
     name, *rest = arguments
     if name in ("-h", "--help", "help"):
+        if rest and rest[0] in ENTRY_SCRIPTS | COMMANDS:
+            return run_command([rest[0], "--help"])
         print(_usage())
         return None
     if name == "--version":

@@ -1,12 +1,16 @@
 """Prompts from a file, and continuations as lines of JSON."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gpt_pretrain.commands.generate import _open_answers
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.prompt_files import check_prompts, read_prompts
 
@@ -43,6 +47,17 @@ def test_prompts_of_a_file_are_answered_in_lines_of_json(script: Script, run: Pa
     assert again.returncode != 0
     failed = script("generate.py", "prompts=prompts.jsonl", "out=other.jsonl", "checkpoint=missing")
     assert failed.returncode != 0 and not (tmp_path / "other.jsonl").exists(), "the command can be tried again"
+
+
+def test_nobody_is_told_to_delete_what_is_no_file(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for out, message in (
+            (str(tmp_path), "is a folder. Name a new file;"),
+            ("/dev/null", "is a device, a pipe or a broken link."),
+        ):
+            settings = SimpleNamespace(prompts=None, out=out)
+            with pytest.raises(UserError, match=re.escape(f"out={out} {message}")):
+                _open_answers(settings, stack)  # type: ignore[arg-type]
 
 
 def test_a_stop_string_ends_the_text_of_generate(script: Script, run: Path) -> None:

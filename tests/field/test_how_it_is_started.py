@@ -65,6 +65,15 @@ def test_a_mistyped_command_is_answered_with_the_nearest_one(typed: str, remedy:
     assert str(caught.value).startswith(f"{typed}: there is no such command. {remedy}")
 
 
+@pytest.mark.parametrize("word", ["help", "--help", "-h"])
+def test_help_on_a_command_is_shown_in_either_order(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run_command([word, "compare"])
+    assert capsys.readouterr().out.startswith("Plot the loss curves of runs over one another")
+    run_command([word, "xyzzy"])
+    assert capsys.readouterr().out.startswith("Usage: gpt-pretrain COMMAND")
+
+
 @pytest.mark.parametrize(
     ("typed", "command"),
     [
