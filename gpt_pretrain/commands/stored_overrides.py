@@ -1,7 +1,7 @@
-"""The overrides that a sweep has stored: which of them a resumed sweep takes over.
+"""Decide which stored overrides of a sweep are used when the sweep is resumed.
 
 Hydra replays whatever it is given, and some of its settings run code: a class to build, an environment variable for git, a folder
-to search for configs. So the stored texts are parsed, compared with the table of this program's settings, and written anew.
+to search for configs. So stored texts are parsed, compared with the table of this program's settings, and written again.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ MAX_LENGTH, MAX_TOTAL_LENGTH = 10_000, 50_000  # characters of one override, and
 MAX_ITEMS = 2000  # commas in all overrides; the parser's time grows with the square of a list's length
 MAX_DEPTH = 20  # brackets within brackets; Hydra's parser is recursive
 MAX_JOBS = 10_000
-MAX_LOCATIONS = 100  # values of one setting that are looked for on the disk; more are asked about
+MAX_LOCATIONS = 100  # values of one setting that are looked for on the disk; the user is asked about more
 DEFAULT_OPTIONS = ("model", "optimizer", "scheduler")  # groups whose default has changed between versions
-REPLACED = {"hydra.mode", "hydra.sweep.dir"}  # a resumed sweep sets them itself
+REPLACED = {"hydra.mode", "hydra.sweep.dir"}  # settings that a resumed sweep sets itself
 
 Values = list[Any]
 
 
 @dataclass
 class StoredOverrides:
-    """The overrides of a sweep that are taken over, and what to say about the others.
+    """The overrides of a sweep that are used, and messages about the others.
 
     Args:
         kept: The overrides.
         asked: The overrides that the user must type, by whether the user has typed them before, without their secrets.
-        problems: Why the sweep cannot be resumed otherwise, as messages.
-        notices: Messages about what is left out.
+        problems: Messages about other reasons why the sweep cannot be resumed.
+        notices: Messages about overrides that are left out.
     """
 
     kept: list[str] = field(default_factory=list)
@@ -64,8 +64,8 @@ class _Stored:
     """An override of a sweep.
 
     Args:
-        text: As it is stored.
-        override: The same, parsed.
+        text: The stored text.
+        override: The parsed text.
         values: The values that it gives its setting or group.
         settings: The name, value and kind of each setting that it sets.
         own: Whether the user has typed it before.
@@ -83,14 +83,14 @@ class _Stored:
 
 
 def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOverrides:
-    """Return the stored overrides of a sweep that it is resumed with.
+    """Choose the stored overrides with which a sweep is resumed.
 
     Args:
         script: "train" or "generate".
-        typed: The names of the settings that the user types, which are not taken from the sweep.
+        typed: The names of settings that the user has typed. They are not taken from the sweep.
 
     Raises:
-        UserError: If the sweep's settings cannot be read, or hold overrides that the user must type; all of them together.
+        UserError: If the sweep's settings cannot be read, or if the user must type some overrides. The message lists all of them.
     """
     texts = [full_form(text, script=script) for part in read_stored_overrides(folder) for text in part]
     known = _own_texts(folder, script=script)
@@ -124,7 +124,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
 
 
 def _check_amount(foreign: Sequence[str], *, n_all: int, origin: str) -> None:
-    """Check that a sweep does not hold far more than what somebody types.
+    """Check that a sweep does not hold far more overrides than somebody would type.
 
     Args:
         foreign: The overrides that the user has not typed.
@@ -146,8 +146,8 @@ def _check_amount(foreign: Sequence[str], *, n_all: int, origin: str) -> None:
 def overrides_of_user(folder: Path, overrides: Sequence[str], *, script: str) -> list[str]:
     """Return the overrides of this start of a sweep that the user has typed, now or at an earlier start.
 
-    The others come from somebody else's sweep that is resumed. They are judged again each time, since what they name may have
-    changed: a path leads elsewhere from another working directory, and a link may stand where a file was.
+    The others come from somebody else's sweep. They are checked again at each start, since their meaning may have changed: a path
+    leads elsewhere from another working directory, and a link may have replaced a file.
 
     Args:
         folder: The folder of the sweep, with the settings and the signature of its earlier start.
@@ -164,9 +164,9 @@ def _own_texts(folder: Path, *, script: str) -> set[str]:
 
 
 def stored_options(folder: Path, *, chosen: Set[str]) -> list[str]:
-    """Return the options that a sweep had by default, since another version may have other defaults.
+    """Return the options that a sweep had by default, since this version may have other defaults.
 
-    A budget chooses what is not typed, and would take these options for typed ones.
+    With a budget, the list is empty: a budget chooses everything that is not typed, and would take these options for typed ones.
 
     Args:
         folder: The sweep.
@@ -183,14 +183,14 @@ def stored_options(folder: Path, *, chosen: Set[str]) -> list[str]:
 
 
 def _admit(stored: _Stored, *, admitted: StoredOverrides, origin: str, folder: Path) -> None:
-    """Add an override to those that are taken over, or to the problems or notices."""
+    """Add an override to those that are kept, or a message to the problems or notices."""
     shown = _shown(stored.text)
     if (reason := _refusal(stored)) is not None:
         admitted.problems.append(_refuse(stored.text, origin, reason))
     elif _has_secrets(stored) if stored.own else _leads_elsewhere(stored, folder):
         admitted.asked[stored.own].append(shown)
     elif stored.own:
-        admitted.kept.append(stored.text)  # the user's own, with its interpolations
+        admitted.kept.append(stored.text)  # The user's own override keeps its interpolations.
     elif stored.of_kind(LOCAL):
         admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")
     else:
@@ -198,7 +198,7 @@ def _admit(stored: _Stored, *, admitted: StoredOverrides, origin: str, folder: P
 
 
 def _refusal(stored: _Stored) -> str | None:
-    """Return why an override is not taken from a file, whatever it says; None if it may be."""
+    """Return why an override is never taken from a file, or None if it may be taken."""
     override, texts = stored.override, [part for value in stored.values for part, _ in _parts(value)]
     changes = override.type in (OverrideType.CHANGE, OverrideType.ADD, OverrideType.FORCE_ADD)
     if override.package is not None or not changes or stored.of_kind(NEVER) or _can_run_code(stored.text, stored.values):
@@ -214,12 +214,12 @@ def _refusal(stored: _Stored) -> str | None:
 
 
 def _has_secrets(stored: _Stored) -> bool:
-    """Return whether parts of a value are missing, since they are secret and never stored."""
+    """Return whether secret parts of a value are missing, since they are never stored."""
     return any(has_cut_part(value) for _, value, _ in stored.settings)
 
 
 def _leads_elsewhere(stored: _Stored, folder: Path) -> bool:
-    """Return whether an override names the user's own class, or a path or URL outside of the sweep's and the working folder."""
+    """Return whether an override names a class, or a location outside of the sweep's folder and the working directory."""
     options = [f"{stored.override.key_or_group}={value}" for value in stored.values]
     if custom_groups(options, folders=sort_arguments(typed_arguments()).config_folders):
         return True
@@ -231,10 +231,10 @@ def _parse(text: str, *, strict: bool) -> Override:
     """Parse an override.
 
     Args:
-        strict: Refuse texts that take the parser long, and control characters.
+        strict: Whether to refuse control characters, and texts for which the parser needs very long.
 
     Raises:
-        HydraException: If it is not one.
+        HydraException: If the text is not an override.
         ValueError: If it is refused.
     """
     depth = deepest = 0
@@ -247,7 +247,7 @@ def _parse(text: str, *, strict: bool) -> Override:
 
 
 def _values(override: Override) -> Values:
-    """Return the values that an override gives its setting, as plain data; of a range, its ends."""
+    """Return the values that an override gives its setting, as plain data. For a range, return its ends."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         return [_plain(one) for one in value.list]
@@ -276,7 +276,7 @@ def _plain(value: Any) -> Any:
 
 
 def _job_count(override: Override, values: Values) -> int:
-    """Return how many jobs an override makes of one, without making the values of a range."""
+    """Return the factor by which an override multiplies the number of jobs. The values of a range are not computed."""
     value = override.value()
     if not isinstance(value, RangeSweep):
         return len(values) if isinstance(value, ChoiceSweep) else 1
@@ -285,7 +285,7 @@ def _job_count(override: Override, values: Values) -> int:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, bool]]:
-    """Yield all texts in a value, and whether they are names."""
+    """Yield all texts in a value, each with whether it is the name of a field."""
     if isinstance(value, dict):
         for name, part in value.items():
             yield name, True
@@ -306,7 +306,7 @@ def _write(override: Override) -> str:
     """Write a parsed override again.
 
     Raises:
-        UserError: If it would then mean something else.
+        UserError: If the written text would mean something else.
     """
     text = f"{override.get_key_element()}={_write_value(override)}"
     again = OverridesParser.create().parse_override(text)
@@ -316,7 +316,7 @@ def _write(override: Override) -> str:
 
 
 def _write_value(override: Override) -> str:
-    """Write a value again, as Hydra writes those of a sweep's jobs; a list of values stays one."""
+    """Write a value again, as Hydra writes the values of a sweep's jobs. A choice among values stays a choice."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         values = [replace(override, value_type=None, _value=one).get_value_element_as_str() for one in value.list]

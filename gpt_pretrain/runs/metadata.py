@@ -27,16 +27,16 @@ from gpt_pretrain.system.resources import cpu_name
 
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
-COMPLETE = (FINISHED, PRUNED)  # The states in which nothing is left to do.
-MAX_LISTED = 1000  # in a list of texts; there are fewer than 200 settings to override
-MAX_METADATA_VALUES = 100_000  # A run has about 200. Each gets a line of its own when the metadata is written again.
+COMPLETE = (FINISHED, PRUNED)  # the states in which nothing is left to do
+MAX_LISTED = 1000  # entries of a list of texts; there are fewer than 200 settings to override
+MAX_METADATA_VALUES = 100_000  # A run has about 200 values. Each gets a line when the metadata is written again.
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
 
 log = logging.getLogger(__name__)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Return the metadata in a run's folder; an empty dictionary if the file is missing or damaged."""
+    """Return the metadata in a run's folder, or an empty dict if the file is missing or damaged."""
     try:
         return parse_json(read_bytes(folder / METADATA_FILE, within=folder), max_values=MAX_METADATA_VALUES)
     except (OSError, DamagedFileError):
@@ -44,7 +44,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def metadata_section(metadata: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a section of run metadata, such as "result"; empty if it is missing or not a mapping."""
+    """Return a section of run metadata, such as "result", or an empty dict if it is missing or not a mapping."""
     value = metadata.get(name)
     return value if isinstance(value, dict) else {}
 
@@ -82,7 +82,7 @@ def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Se
         )
         try:
             yield
-        except AlreadyCompleteError:  # nothing was trained, so neither the settings nor the time of this attempt count
+        except AlreadyCompleteError:  # Nothing was trained, so the settings and the time of this attempt do not count.
             _write(folder, before | {"state": FINISHED, "error": None, "ended": before.get("ended") or _now()})
             raise
         except BaseException as error:
@@ -97,13 +97,13 @@ def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Se
 
 
 def metadata_texts(metadata: dict[str, Any], name: str) -> list[str]:
-    """Return a list of texts in run metadata, such as "swept"; empty if it is missing or not a list, and cut if it is endless."""
+    """Return the first texts of a list in run metadata, such as "swept". It is empty if it is missing or not a list."""
     value = metadata.get(name)
     return [text for text in value[:MAX_LISTED] if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def stored_overrides(metadata: dict[str, Any]) -> list[str]:
-    """Return the typed overrides of a run; an empty list if the metadata holds none."""
+    """Return the typed overrides of a run, or an empty list if the metadata has none."""
     return [short_form(override) for override in metadata_texts(metadata, "overrides")]
 
 

@@ -50,7 +50,7 @@ class MetricsFile(Logger):
     Args:
         path: The file.
         first_step: The step at which training starts. Earlier rows in the file are kept, later ones are removed.
-        evaluated: Columns of held-out texts and tasks; those that the file has are kept.
+        evaluated: Columns of held-out texts and tasks, in addition to those that the file has already.
 
     Attributes:
         history: The metrics of the kept rows.
@@ -62,7 +62,7 @@ class MetricsFile(Logger):
         self._columns = [*COLUMNS, *evaluated]
         self._row: dict[str, Any] = {}
         self._unwritten: list[dict[str, Any]] = []
-        self._last: dict[str, str] | None = None  # the kept row of the step before the first one, until a row is written
+        self._last: dict[str, str] | None = None  # the kept row of the step before the first step, until a row is written
         self._failed = False
         self._unreadable = 0
         self.history = History()
@@ -82,7 +82,7 @@ class MetricsFile(Logger):
             writer.writeheader()
             for last in islice(self._earlier_rows(first_step), FREE_ROWS + size // (len(COLUMNS) + len(earlier))):
                 writer.writerow(last)
-            if self._unreadable > 1:  # a power cut may have left a single one
+            if self._unreadable > 1:  # A power cut may leave a single damaged row, which is not worth a copy.
                 self._keep_unreadable()
         # More metrics of the step before the first one may follow; they belong in its row.
         if last and int(last["step"]) == first_step - 1:
@@ -159,7 +159,7 @@ class MetricsFile(Logger):
             self._failed = True
 
     def _write(self) -> None:
-        """Write the rows that are not in the file; the first of them may be its last row with more metrics."""
+        """Write the rows that are not in the file. The first of them may be the file's last row, with more metrics."""
         exists = self.path.exists()
         text = self._to_csv(self._unwritten, heading=not exists)
         if exists and self._is_last(self._unwritten[0]):
@@ -172,7 +172,7 @@ class MetricsFile(Logger):
         return self._last is not None and int(self._last["step"]) == row["step"]
 
     def _replace_last(self, text: str) -> None:
-        """Write the file again with a text in place of the last kept row."""
+        """Write the file again, with another text for the last kept row."""
         with replacing(self.path) as scratch:
             shutil.copyfile(self.path, scratch)
             with open(scratch, "rb+") as stream:
@@ -205,7 +205,7 @@ class MetricsFile(Logger):
 
 
 def _read_numbers(row: dict[str, str]) -> dict[str, float] | None:
-    """Return the numbers of a row by column; None unless it has a step and nothing but numbers, which may be infinite or NaN."""
+    """Return the numbers of a row by column, or None if it has no step or anything but numbers. Infinity and NaN are allowed."""
     try:
         numbers = {name: float(value) for name, value in row.items() if value}
     except ValueError:

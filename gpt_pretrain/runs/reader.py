@@ -1,6 +1,6 @@
-"""Read what a run left behind. Any of its files may be missing, incomplete, damaged, or made by somebody who means harm.
+"""Read the files that a run has left behind. Any of them may be missing, incomplete, damaged or hostile.
 
-Only regular files within the run's folder are read, and settings stay text: nothing in them is interpolated.
+Only regular files in the run's folder are read. Settings stay text, and nothing in them is interpolated.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.yaml_files import parse_yaml
 
 CONFIG, SAMPLES = "config.yaml", "samples.txt"
-MAX_STEP = 10**15  # Also of tokens seen. Charts cannot show numbers near the limits of float64.
+MAX_STEP = 10**15  # steps, or tokens seen; charts cannot show numbers near the limits of float64
 MAX_VALUE = 1e100
-MAX_CONFIG_BYTES = 200_000  # A run's config.yaml has about 3,000.
-# A value of a run takes about 18 bytes in metrics.csv, and 60 in memory. A stranger's file may have one in every two bytes, or
-# rows without any, each of which takes the time of some values.
+MAX_CONFIG_BYTES = 200_000  # A run's config.yaml has about 3,000 bytes.
+# A value of a run takes about 18 bytes in metrics.csv, and 60 in memory. In a stranger's file, it may take only two bytes. A row
+# without any value takes as much time as VALUES_PER_ROW values.
 FREE_VALUES, BYTES_PER_VALUE, VALUES_PER_ROW = 1_000_000, 8, 3
 
 
@@ -56,9 +56,9 @@ class RunContents:
 
     Args:
         folder: The folder.
-        metadata: The content of run.json; empty if there is none.
-        config_text: The text of config.yaml; empty if there is none.
-        config: The settings in it as text, by dotted key; empty if it cannot be read.
+        metadata: The content of run.json, or an empty dict.
+        config_text: The text of config.yaml, or an empty text.
+        config: The settings in config.yaml as text, by dotted key; empty if the file cannot be read.
         metrics: The columns of metrics.csv.
         samples: The samples in samples.txt.
     """
@@ -71,16 +71,16 @@ class RunContents:
     samples: list[Sample]
 
     def section(self, name: str) -> dict[str, Any]:
-        """Return a section of the metadata, such as "result" or "data"; empty if there is none."""
+        """Return a section of the metadata, such as "result" or "data", or an empty dict."""
         return metadata_section(self.metadata, name)
 
     def series(self, *columns: str) -> MetricSeries:
-        """Return the first of these metrics that the run has; an empty series if it has none of them."""
+        """Return the first of these metrics that the run has, or an empty series."""
         return first_series(self.metrics, *columns)
 
 
 def first_series(metrics: Mapping[str, MetricSeries], *columns: str) -> MetricSeries:
-    """Return the first of these metrics that a run has; an empty series if it has none of them."""
+    """Return the first of these metrics that a run has, or an empty series."""
     return next((metrics[column] for column in columns if metrics.get(column)), MetricSeries())
 
 
@@ -101,19 +101,19 @@ def read_settings(folder: Path) -> tuple[str, dict[str, str]]:
     """Return the text of a run's config.yaml without secrets, and its settings by dotted key."""
     text = _read_config(folder)
     settings = _parse_config(text)
-    if (cut := settings_without_secrets(settings)) != settings:  # an earlier version recorded passwords and signatures
+    if (cut := settings_without_secrets(settings)) != settings:  # An earlier version recorded passwords and signatures.
         settings, text = cut, yaml.safe_dump(cut, sort_keys=False, allow_unicode=True)
     return text, _flatten(settings)
 
 
 def lowest_bits_per_byte(metrics: Mapping[str, MetricSeries]) -> float | None:
-    """Return the lowest bits per byte of a run's validations; None if it has none."""
+    """Return the lowest bits per byte of a run's validations, or None."""
     series = metrics.get("val/bits_per_byte")
     return min(series.values) if series else None
 
 
 def run_results(run: RunContents) -> dict[str, Any]:
-    """Return the results in the metadata, completed from the metrics, which are all that a killed run has."""
+    """Return the results in the metadata. Missing ones are taken from the metrics, since a killed run has nothing else."""
     known: dict[str, Any] = {}
     validation, training = run.series("val/loss"), run.series("eval/train_loss", "train/loss")
     if validation:
@@ -131,7 +131,7 @@ def run_results(run: RunContents) -> dict[str, Any]:
 def read_metrics(file: Path) -> dict[str, MetricSeries]:
     """Return the columns of a metrics.csv in a run's folder, without rows and values that cannot be read or are not finite.
 
-    What follows after more values than a run writes into a file of this size is left out as well.
+    Reading stops after more values than a run would write into a file of this size.
     """
     columns: dict[str, MetricSeries] = {}
     left = FREE_VALUES + _size(file) // BYTES_PER_VALUE
@@ -143,13 +143,13 @@ def read_metrics(file: Path) -> dict[str, MetricSeries]:
 
 
 def format_setting(value: Any) -> str:
-    """Return a setting as it is typed on the command line; lists and mappings as JSON. `${...}` stays text."""
+    """Return a setting as it is typed on the command line. Lists and mappings become JSON, and `${...}` stays text."""
     text = value if isinstance(value, str) else json.dumps(_with_texts_as_names(value), ensure_ascii=False, default=str)
     return unescape_interpolation(text)
 
 
 def _with_texts_as_names(value: Any) -> Any:
-    """Return nested values with names that JSON can have; those of YAML may be dates or bytes."""
+    """Return nested values in which all names are texts, as JSON needs them. In YAML, names may be dates or bytes."""
     if isinstance(value, dict):
         return {str(name): _with_texts_as_names(part) for name, part in value.items()}
     return [_with_texts_as_names(part) for part in value] if isinstance(value, list) else value
@@ -167,7 +167,7 @@ def _add_row(columns: dict[str, MetricSeries], row: dict[str, str]) -> int:
     step, tokens = _finite_number(row.pop("step", None)), _finite_number(row.pop("tokens_seen", None))
     if step is None or not -MAX_STEP < step < MAX_STEP or not -MAX_STEP < (tokens or 0) < MAX_STEP:
         return 0
-    at_step, seen = int(step), int(tokens or 0)  # the same objects for all columns, which saves half of the memory
+    at_step, seen = int(step), int(tokens or 0)  # All columns share these objects, which saves half of the memory.
     values = {name: value for name, text in row.items() if text and (value := _finite_number(text)) is not None}
     shown = {name: value for name, value in values.items() if abs(value) < MAX_VALUE}
     for name, value in shown.items():
@@ -179,7 +179,7 @@ def _add_row(columns: dict[str, MetricSeries], row: dict[str, str]) -> int:
 
 
 def _read_config(folder: Path) -> str:
-    """Return the text of config.yaml; empty if it is missing, far too large or not a regular file in the folder."""
+    """Return the text of config.yaml, or "" if it is missing, far too large or not a regular file in the folder."""
     try:
         return read_bytes(folder / CONFIG, max_bytes=MAX_CONFIG_BYTES, within=folder).decode(errors="replace")
     except (OSError, DamagedFileError):

@@ -1,4 +1,4 @@
-"""Results of runs in a file that people can share. Such a file may be from anybody, so it is only read as numbers and texts."""
+"""Write and read a file with results of runs. Since it may come from anybody, only numbers and texts are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
 
 FORMAT, VERSION = "gpt-pretrain results", 1
-MAX_FILE_BYTES = 10_000_000  # An entry has about 1,000.
+MAX_FILE_BYTES = 10_000_000  # An entry has about 1,000 bytes.
 MAX_BITS = 100.0
 
 
@@ -41,7 +41,7 @@ def read_results(path: Path) -> list[Entry]:
     """Return the entries of a results file.
 
     Raises:
-        UserError: If it is not one, or an entry has an impossible value.
+        UserError: If it is not a results file, or an entry has an impossible value.
     """
     content = _read_content(path, remedy="gpt-pretrain leaderboard out=results.json writes such a file.")
     runs = content.get("runs")
@@ -77,7 +77,7 @@ def _read_content(path: Path, *, remedy: str) -> dict[str, Any]:
 
 
 def _run_problems(run: object, number: int) -> Iterator[str]:
-    """Yield what is wrong with an entry. Fields of later versions are ignored."""
+    """Yield the problems of an entry. Fields of later versions are ignored."""
     if not isinstance(run, dict):
         yield f"entry {number:,} is not an object."
         return

@@ -25,10 +25,10 @@ _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the proc
 
 
 def check_environment() -> None:
-    """Check that a command is used on a system on which it is tested, in a folder whose name can be written into files.
+    """Check that a command runs on a tested system, in a folder whose name can be written into files.
 
     Raises:
-        UserError: On Windows, under `python -O`, and in a folder that has been deleted or whose name is no text.
+        UserError: On Windows, under `python -O`, and in a folder that was deleted or whose name is not text.
     """
     if sys.platform == "win32":
         raise UserError(
@@ -48,10 +48,10 @@ def check_environment() -> None:
 
 
 def keep_imports_out_of_working_folder() -> None:
-    """Have the Python processes that libraries start import nothing from the current folder, which may be a stranger's.
+    """Keep Python processes that libraries start from importing files of the current folder, which may be a stranger's.
 
-    torch.compile, joblib and submitit start some with `-m` or `-c`, for which Python puts the current folder before its own
-    modules. They find this program where this process has found it.
+    torch.compile, joblib and submitit start processes with `-m` or `-c`. For these, Python searches the current folder before its
+    own modules. They find this program where this process has found it.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.environ.get("PYTHONPATH") else []
@@ -60,20 +60,20 @@ def keep_imports_out_of_working_folder() -> None:
 
 
 def without_comment(words: Iterable[str]) -> list[str]:
-    """Return the words before a comment, which zsh passes on to the program when a command is pasted with it."""
+    """Return the words before a comment. If a command is pasted with a comment, zsh passes it on to the program."""
     return list(itertools.takewhile(lambda word: word != "#", words))
 
 
 def decode_arguments(arguments: Iterable[str], *, texts: Collection[str] = ()) -> list[str]:
-    """Return command-line arguments without lone surrogates, which stand for bytes that are no text in the system's encoding.
+    """Return command-line arguments as proper texts: lone surrogates stand for bytes that Python could not decode.
 
-    In a text, UTF-8 is decoded whatever the system's encoding is. A comment is left out.
+    In a text, UTF-8 is decoded, whatever the system's encoding is. A comment is left out.
 
     Args:
         texts: The names of settings whose values are texts.
 
     Raises:
-        UserError: If there are such bytes in other arguments, or bytes in a text that are not UTF-8; all of them together.
+        UserError: If there are such bytes in other arguments, or bytes in a text that are not UTF-8. All are reported together.
     """
     decoded, problems = [], []
     for argument in without_comment(arguments):
@@ -95,7 +95,7 @@ def decode_arguments(arguments: Iterable[str], *, texts: Collection[str] = ()) -
 
 
 def _undecoded_problem(name: str) -> str | None:
-    """Return what is wrong with a name whose bytes are no text in the system's encoding; None for any other name."""
+    """Return what is wrong with a name that cannot be decoded in the system's encoding, or None."""
     if not any("\udc80" <= char <= "\udcff" for char in name):
         return None
     shown = ascii(name.encode("utf-8", "surrogateescape"))[1:]
@@ -105,10 +105,10 @@ def _undecoded_problem(name: str) -> str | None:
 
 
 def use_short_socket_folder() -> None:
-    """Have multiprocessing make its sockets in a folder with a short path, if that of temporary files is long.
+    """Let multiprocessing make its sockets in a folder with a short path, if the path of the temporary folder is long.
 
-    The path of a socket has at most 107 bytes, or 103 on macOS. Where it would have more, workers fail and are waited for
-    without end (Python 3.11, multiprocessing.util.get_temp_dir).
+    The path of a socket has at most 107 bytes, or 103 on macOS. With a longer path, workers fail, and Python (3.11,
+    multiprocessing.util.get_temp_dir) waits for them forever.
     """
     settings: dict[str, object] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     if "tempdir" not in settings and len(os.fsencode(tempfile.gettempdir())) > MAX_SOCKET_FOLDER_BYTES:
@@ -118,10 +118,10 @@ def use_short_socket_folder() -> None:
 
 
 def use_own_compile_cache() -> None:
-    """Have torch.compile keep its files in a folder that only this user can write to.
+    """Let torch.compile keep its files in a folder that only this user can write to, unless the user has named a folder.
 
-    It runs code and loads pickles from there (PyTorch 2.13, torch._inductor.codecache). The name of its own folder, below that
-    of temporary files, is known, so another user of the machine could make it first. A folder that the user names stays.
+    It runs code and loads pickles from there (PyTorch 2.13, torch._inductor.codecache). Its own choice is a known name in the
+    temporary folder, so another user of the machine could make that folder first.
     """
     named = os.environ.get(COMPILE_CACHE)  # some modules of PyTorch set it to their own folder when they are imported
     if sys.platform == "win32" or (named is not None and not Path(named).name.startswith("torchinductor_")):
@@ -131,7 +131,7 @@ def use_own_compile_cache() -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
-    except OSError:  # a file or a link has its name, or it cannot be made
+    except OSError:  # A file or a link has this name, or the folder cannot be made.
         is_own = False
     if not is_own:
         temporary = tempfile.TemporaryDirectory(prefix=f"{APP}-compiled-", ignore_cleanup_errors=True)
@@ -143,7 +143,7 @@ def use_own_compile_cache() -> None:
 def user_path(name: str | os.PathLike[str]) -> Path:
     """Return a path that a user has typed, with `~` replaced by the home folder.
 
-    A name such as `~$draft.txt` or `~somebody/text.txt` stays as it is if there is no user of that name.
+    A name such as `~$draft.txt` or `~somebody/text.txt` is not changed if there is no user of that name.
     """
     return Path(os.path.expanduser(name))
 
@@ -174,7 +174,7 @@ def _in_home(find_folder: Callable[[str], Path]) -> Path:
         raise problem from error
     if path.parts[:1] == ("~",):  # earlier versions of platformdirs raise no error
         raise problem
-    if not path.is_absolute():  # a stranger's folder could bring a key and code; the XDG specification rules such paths out
+    if not path.is_absolute():  # A stranger's folder could bring a key and code. The XDG specification forbids such paths, too.
         remedy = "Set XDG_CACHE_HOME and XDG_DATA_HOME to absolute ones"
         raise OSError(errno.EINVAL, f"The user's folder {path} is a relative path. {remedy}")
     return path

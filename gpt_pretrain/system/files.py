@@ -1,11 +1,11 @@
 """Write files so that a reader finds the old content or the new one, and so that nothing is written through a link.
 
-A folder from somebody else may hold links to any file of its new owner. Whole files replace such a link, since they are renamed
-into place; files that grow are opened by `open_for_append` and `open_emptied`, which refuse it. `linked_paths` finds the links
-in the way before anything is written.
+A folder from somebody else may hold links to any file of its new owner. A whole file replaces such a link, since it is renamed
+into place. A file that grows is opened by `open_for_append` or `open_emptied`, which refuse links. `linked_paths` finds links
+before anything is written.
 
-Some file systems, such as network drives, lack calls that others have. Where flushing to disk, hard links or renaming over an
-existing file are not supported, the nearest thing is done instead.
+Some file systems, such as network drives, do not support flushing to disk, hard links or renaming over an existing file. The
+nearest substitute is used there.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ LOST_DATA = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True, keep_existing: Callable[[], bool] | None = None) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or folder to; it replaces `path` when the block succeeds.
+    """Yield a path beside `path` for a new file or folder, which replaces `path` when the block succeeds.
 
     If the block fails, the new file is deleted and the old one is untouched.
 
     Args:
-        durable: Flush the content to disk before the rename, so that it survives a power cut.
-        keep_existing: For a folder: returns whether one that exists already is kept, since another process has just made it.
+        durable: Whether to flush the content to disk before the rename, so that it survives a power cut.
+        keep_existing: For a folder, returns whether an existing one is kept, since another process may just have made it.
 
     Raises:
         OSError: If the file cannot be flushed or renamed.
@@ -50,7 +50,7 @@ def replacing(path: Path, *, durable: bool = True, keep_existing: Callable[[], b
             _replace_folder(scratch, path, keep_existing)
         else:
             if durable:
-                with open(scratch, "rb+") as stream:  # some systems flush only what is open for writing
+                with open(scratch, "rb+") as stream:  # Some systems flush only files that are open for writing.
                     sync_file(stream)
             _replace_file(scratch, path)
         if durable:
@@ -63,7 +63,7 @@ def make_writable_folder(folder: Path) -> None:
     """Make a folder unless it exists, and check that files can be created in it.
 
     Raises:
-        OSError: If not.
+        OSError: If one of these is not possible.
     """
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".{secrets.token_hex(4)}{SCRATCH_SUFFIX}"
@@ -72,7 +72,7 @@ def make_writable_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a UTF-8 text file. Names of files that are not UTF-8 are written with escapes, as JSON has them."""
+    """Replace the content of a UTF-8 text file. Lone surrogates, as in file names that are not UTF-8, are escaped as in JSON."""
     with replacing(path) as scratch, open(scratch, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         stream.write(text)
 
@@ -83,7 +83,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def open_for_append(path: Path, *, buffering: int = -1) -> IO[bytes]:
-    """Open a file to append to it; it is created if it does not exist.
+    """Open a file to append to it. It is created if it does not exist.
 
     Raises:
         OSError: If the path is a link or no regular file, or cannot be opened.
@@ -92,13 +92,13 @@ def open_for_append(path: Path, *, buffering: int = -1) -> IO[bytes]:
 
 
 def open_emptied(path: Path, *, buffering: int = -1) -> IO[bytes]:
-    """Open an empty file to write to it; the content of an existing one is lost.
+    """Open an empty file to write to it. The content of an existing file is lost.
 
     Raises:
         OSError: If the path is a link or no regular file, or cannot be opened.
     """
     stream = _open_in_place(path, 0, mode="wb", buffering=buffering)
-    stream.truncate()  # O_TRUNC would act before the checks
+    stream.truncate()  # O_TRUNC would empty the file before the checks.
     return stream
 
 
@@ -120,7 +120,7 @@ def linked_paths(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def break_hard_links(paths: Iterable[Path]) -> None:
-    """Replace each file that has another name, as a hard link in an archive gives it, by a copy that nothing else refers to.
+    """Replace each file that has several names by a copy with one name. Hard links in an archive give files other names.
 
     Raises:
         OSError: If a file cannot be replaced.
@@ -134,7 +134,7 @@ def break_hard_links(paths: Iterable[Path]) -> None:
 
 
 def sync_file(stream: IO[Any]) -> None:
-    """Wait until everything written to an open file is on disk, where the file system can say so.
+    """Wait until everything that was written to an open file is on disk, if the file system can tell.
 
     Raises:
         OSError: If it cannot be written.
@@ -148,7 +148,7 @@ def sync_file(stream: IO[Any]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names of the files in a folder are on disk, where the file system can say so.
+    """Wait until the names of the files in a folder are on disk, if the file system can tell.
 
     Raises:
         OSError: If they cannot be written.
@@ -183,10 +183,11 @@ def copy_to_free_name(source: Path, target: Path) -> None:
 
 
 def clone_file(source: Path, target: Path) -> None:
-    """Make a second file with the same content that takes no more space, if the file system can; else copy the content.
+    """Make a second file with the same content, without taking more space if the file system can do that.
 
-    Where files can share their blocks until one is changed, they do; elsewhere the target is a hard link, so that neither file
-    must be written to in place. Both share the damage of a disk.
+    If the file system can, both files share their blocks until one of them changes. Otherwise, the target is a hard link, so
+    neither file may be changed in place. If hard links are not supported either, the content is copied. Only a copy is safe from
+    damage to the first file on the disk.
 
     Raises:
         FileExistsError: If the target exists.
@@ -222,7 +223,7 @@ def _share_blocks(source: Path, target: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it exists and can be deleted. Of a link, only the link is deleted."""
+    """Delete a file or a folder, if it exists and can be deleted. If it is a link, only the link is deleted."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -231,13 +232,13 @@ def remove(path: Path) -> None:
 
 
 def remove_scratch_files(folder: Path) -> None:
-    """Delete unfinished files of killed processes in a folder; no other process may be writing there."""
+    """Delete unfinished files of killed processes in a folder. No other process may be writing there."""
     for path in folder.glob(f".*.????????{SCRATCH_SUFFIX}"):
         remove(path)
 
 
 def _open_in_place(path: Path, flags: int, *, mode: str, buffering: int) -> IO[bytes]:
-    # O_NONBLOCK: opening a FIFO that nobody reads fails, where it would wait forever.
+    # With O_NONBLOCK, opening a FIFO that nobody reads fails. Without it, opening would wait forever.
     flags |= os.O_WRONLY | os.O_CREAT
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -253,7 +254,7 @@ def _open_in_place(path: Path, flags: int, *, mode: str, buffering: int) -> IO[b
 
 
 def _replace_folder(scratch: Path, path: Path, keep_existing: Callable[[], bool] | None) -> None:
-    """Rename a folder; an existing one is kept if it should be, or else moved aside first and deleted afterwards."""
+    """Rename a folder. An existing one is kept if it should be; otherwise it is moved aside and deleted afterwards."""
     try:
         _rename(scratch, path)  # fails if another folder with files has the name
         return
@@ -266,7 +267,7 @@ def _replace_folder(scratch: Path, path: Path, keep_existing: Callable[[], bool]
 
 
 def _replace_file(scratch: Path, path: Path) -> None:
-    """Rename a file over another one; where that is not supported, the other one is moved aside first."""
+    """Rename a file over another one. If that is not supported, the other one is moved aside first."""
     try:
         os.replace(scratch, path)
     except OSError as error:
@@ -279,7 +280,7 @@ def _replace_file(scratch: Path, path: Path) -> None:
 
 
 def _swap(scratch: Path, path: Path) -> None:
-    """Rename a file or folder to a name that another one has, which is moved aside and deleted afterwards."""
+    """Rename a file or folder to an existing name. The other file or folder is moved aside, and deleted afterwards."""
     aside = scratch.with_suffix(".old")
     _rename(path, aside)
     try:
@@ -291,10 +292,10 @@ def _swap(scratch: Path, path: Path) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Rename a file or folder; where folders cannot be renamed, as in cloud storage and containers, copy it instead.
+    """Rename a file or folder. Copy it if folders cannot be renamed, as in cloud storage and containers.
 
     Raises:
-        OSError: If that is not possible, or there is a folder with files at the target.
+        OSError: If that is not possible, or the target is a folder with files.
     """
     try:
         os.rename(source, target)

@@ -1,7 +1,7 @@
-"""Check the training state in a checkpoint: whether each part has the types, sizes and ranges that this program writes.
+"""Check that each part of the training state in a checkpoint has the types, sizes and ranges that this program writes.
 
-Libraries take over what they are given: a generator any state, an optimizer any tensor, a schedule any attribute. Without these
-checks, a wrong part ends the run with an error of a library, or only after some steps.
+Libraries do not check what they are given: a generator accepts any state, an optimizer any tensor, a schedule any attribute.
+Without these checks, a wrong part would end the run with an error of a library, perhaps only after some steps.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from gpt_pretrain.training.custom_schedule import OWN_STATE
 from gpt_pretrain.training.optimizer import build_optimizer
 
 CUDA_STATE_BYTES = 16  # seed and offset
-AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of AdamW and Muon, each as large as its parameter
-MAX_DEPTH = 10  # of tables within the state of the user's own optimizer or schedule
-MAX_GROUP_VALUES = 50  # names of an optimizer's settings; AdamW has 13, Muon 9
+AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # AdamW's and Muon's, each as large as its parameter
+MAX_DEPTH = 10  # levels of containers in the state of the user's own optimizer or schedule
+MAX_GROUP_VALUES = 50  # settings in a group of an optimizer; AdamW has 13, Muon 9
 
 
 def check_training_state(content: Mapping[str, Any], *, optimizer: Mapping[str, Any]) -> None:
     """Check all parts of a checkpoint that resuming uses, besides the settings and the tensors of the model.
 
     Args:
-        content: A checkpoint that has all fields of one.
-        optimizer: The `optimizer` settings; their name and decay decide the order of the optimizer's parameters.
+        content: A checkpoint, with all its fields.
+        optimizer: The `optimizer` settings. Its name and decay decide the order of the optimizer's parameters.
 
     Raises:
         ValueError: If a part is not as this program writes it; the message names it. Missing parts raise a KeyError, and some
@@ -55,7 +55,7 @@ def check_training_state(content: Mapping[str, Any], *, optimizer: Mapping[str, 
     _require("the evaluated losses", len({len(values) for values in lists}) == 1)
     _check_progress(content["loops"])
     own_model = content["architecture"].get("kind") == CUSTOM_KIND
-    if optimizer["name"] == CUSTOM or own_model:  # which its own class restores
+    if optimizer["name"] == CUSTOM or own_model:  # Its own class restores the state.
         _require("the optimizer's state", _is_plain_state(content["optimizer_states"]))
     else:
         _check_optimizer(content["optimizer_states"], GPTConfig.from_dict(content["architecture"]), optimizer)
@@ -88,7 +88,7 @@ def _check_progress(loops: Any) -> None:
 
 
 def _check_optimizer(states: Any, config: GPTConfig, optimizer: Mapping[str, Any]) -> None:
-    """Check that the optimizer's averages have the shapes of their parameters, and that its groups are as many and as large."""
+    """Check that the optimizer's averages have the shapes of their parameters, and that its groups have the expected sizes."""
     name, decay = optimizer["name"], optimizer["decay"]
     settings = OptimizerSettings(name=name, lr=1e-3, weight_decay=0.1, betas=[0.9, 0.999], eps=1e-8, decay=decay)
     groups = build_optimizer(empty_model(config), settings, fused=False).param_groups
@@ -101,7 +101,7 @@ def _check_optimizer(states: Any, config: GPTConfig, optimizer: Mapping[str, Any
         _require("the optimizer's groups", _is_counts(numbers) and len(numbers) == len(expected["params"]))
         others = {name: value for name, value in group.items() if name != "params"}
         _require("the optimizer's groups", len(others) <= MAX_GROUP_VALUES and all(isinstance(name, str) for name in others))
-        # Those of this program are numbers, pairs of numbers, True, False or None.
+        # This program's settings are numbers, pairs of numbers, True, False or None.
         known = {name: others[name] for name in others.keys() & expected.keys()}
         _require("the optimizer's groups", all(_is_setting(value, pair=name == "betas") for name, value in known.items()))
     numbers = [number for group in stored for number in group["params"]]
@@ -122,7 +122,7 @@ def _is_plain_state(states: Any) -> bool:
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Return whether a value is plain data or a tensor, and not too deep."""
+    """Return whether a value is plain data or a tensor, and is not nested too deeply."""
     if isinstance(value, dict):
         names = all(type(name) in (str, int) for name in value)
         return names and depth < MAX_DEPTH and all(_is_plain(part, depth + 1) for part in value.values())
@@ -133,7 +133,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 
 def _is_average_of(value: object, shape: torch.Size) -> bool:
     if isinstance(value, Mapping):
-        return REFERENCE_KEY in value  # its rows are in other files
+        return REFERENCE_KEY in value  # The rows of this tensor are in other files.
     return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
 
 
@@ -142,7 +142,7 @@ def _weight_shapes(config: GPTConfig) -> dict[str, torch.Size]:
 
 
 def _check_average(average: Any, shapes: Mapping[str, torch.Size], *, whole: bool) -> None:
-    """Check that the moving average of the weights has tensors of their shapes; one for each of them if it is to be whole."""
+    """Check that the moving average of the weights has tensors of their shapes. With `whole`, each weight must have one."""
     _require("the moving average of the weights", isinstance(average, dict) and average.keys() <= shapes.keys())
     _require("the moving average of the weights", not whole or average.keys() == shapes.keys())
     _require("the moving average of the weights", all(_is_average_of(value, shapes[name]) for name, value in average.items()))
@@ -238,7 +238,7 @@ def _is_pair(value: object) -> bool:
 
 
 def _is_numbers(values: object) -> bool:
-    """Return whether a value is a list of numbers that arithmetic can be done with."""
+    """Return whether a value is a list of ordinary numbers."""
     return isinstance(values, list | tuple) and all(
         isinstance(value, float) or (isinstance(value, int) and abs(value) < MAX_INTEGER) for value in values
     )
