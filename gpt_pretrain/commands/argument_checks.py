@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.commands.command_words import (
     COMPLETION,
+    COMPLETION_STEPS,
     CONFIGS,
     NO_RUN,
     OPEN_BRACKET,
@@ -87,6 +88,8 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
             f"gpt-pretrain {script}: Hydra cannot complete commands of two words. In the source folder, it completes python "
             f'{script}.py: eval "$(python {script}.py -sc install=bash)"'
         )
+    elif COMPLETION & set(arguments.flags) and len([one for one in arguments.overrides if one.startswith(COMPLETION_STEPS)]) != 1:
+        problems.append("-sc: name a shell, as in -sc install=bash, -sc install=zsh or -sc install=fish.")
     if COMPLETION.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)

@@ -32,6 +32,7 @@ INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 NO_RUN = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info"}
 OTHER_CONFIGS = {"-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"}
 COMPLETION = {"-sc", "--shell-completion"}
+COMPLETION_STEPS = tuple(f"{step}={shell}" for step in ("install", "uninstall", "query") for shell in ("bash", "zsh", "fish"))
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what word processors make of a hyphen
 TEXTS = ("prompt", "start_context")
 SUGGESTED = {

@@ -114,6 +114,9 @@ def test_a_command_prints_commands(tmp_path: Path) -> None:
 
 
 def test_completion_is_for_the_scripts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["-sc"], ["-sc", "install=powershell"], ["-sc", "install=bash", "query=bash"]):
+        with pytest.raises(UserError, match=r"-sc: name a shell, as in -sc install=bash, -sc install=zsh or -sc install=fish\."):
+            check_arguments(sort_arguments(words), script="train")
     check_arguments(sort_arguments(["-sc", "install=bash"]), script="train")
     monkeypatch.setattr(argument_checks, "IS_COMMAND", True)
     monkeypatch.setattr(checkout, "IS_COMMAND", True)
