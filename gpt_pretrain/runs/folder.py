@@ -24,10 +24,11 @@ FILES_OF_RUNS = (
     *("run.json", "config.yaml", METRICS, "samples.txt", "train.log", "generate.log", REPORT, "losses.png"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json", "losses.pdf", ".lock", "mlflow.db", ".tracking"),
 )
+FOLDERS_OF_RUNS = (".hydra", "checkpoints", EXPORTED)
 # Everything in a run's folder that a run writes; "wandb", ".wandb", "mlruns" and "mlflow.db" are written by their loggers.
 WRITTEN_BY_RUNS = (
     *FILES_OF_RUNS,
-    *(".hydra", "checkpoints", EXPORTED, "wandb", ".wandb", "mlruns"),
+    *(*FOLDERS_OF_RUNS, "wandb", ".wandb", "mlruns"),
     *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
 )
 
@@ -161,7 +162,8 @@ def is_written_by_runs(names: Iterable[str]) -> bool:
 
 
 def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:
-    """Check that nothing that will be written in a folder is a link, which may lead to any file of the user, or is a folder.
+    """Check that nothing that will be written in a folder is a link, which may lead to any file of the user, or a folder in place of a
+    file, or a file in place of a folder.
 
     The folder itself may be a link, since the user has named it. A file that has other names is replaced by a copy.
 
@@ -169,7 +171,7 @@ def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None
         names: The paths in the folder that will be written.
 
     Raises:
-        UserError: If some of them are links, or folders that have the name of a file; lists all of them.
+        UserError: If some of them are links, folders with the name of a file, or files with the name of a folder; lists all of them.
         OSError: If a file with other names cannot be replaced.
     """
     if links := linked_paths(folder, names):
@@ -178,10 +180,15 @@ def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None
             "hold links to any of your files. Remove the link, or replace it with a copy of its target."
             for link in links
         )
-    if folders := [folder / name for name in names if Path(name).name in FILES_OF_RUNS and (folder / name).is_dir()]:
+    files = [folder / name for name in names if Path(name).name in FILES_OF_RUNS]
+    files += [folder / name / file for name in names if Path(name).name == "checkpoints" for file in (LAST, BEST)]
+    if folders := [file for file in files if file.is_dir() and not file.is_symlink()]:
         raise UserError(
             f"{one} is a folder, but a run writes a file of this name. Remove it, or move it away." for one in folders
         )
+    kept = [folder / name for name in names if Path(name).name in FOLDERS_OF_RUNS]
+    if misnamed := [one for one in kept if one.exists() and not one.is_dir()]:
+        raise UserError(f"{one} is a file, but a run has a folder of this name. Remove it, or move it away." for one in misnamed)
     break_hard_links(folder / name for name in names)
 
 

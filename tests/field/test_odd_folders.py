@@ -15,6 +15,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.typed_paths import output_problem
 from gpt_pretrain.texts.inputs import find_input_files
 from gpt_pretrain.texts.text import find_text_files
+from tests.helpers.training_runs import Printed, Train
 
 
 def problems(name: Path | str) -> list[str]:
@@ -132,3 +133,14 @@ def test_the_newest_run_stands_for_its_sweep_on_a_page(
     report_command(["latest", "outputs/multirun/sweep/seed=1", "outputs/old"])
     sweep = Path("outputs/multirun/sweep")
     assert reported == [sweep, sweep / "seed=1", Path("outputs/old")]
+
+
+def test_a_run_resumes_when_its_last_checkpoint_is_a_link_that_leads_nowhere(
+    train: Train, trained: Path, printed: Printed
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    last.unlink()
+    last.symlink_to("gone.ckpt")
+    train(f"resume={trained}", "trainer.max_epochs=2", run_dir=trained)
+    assert last.is_file() and not last.is_symlink()
+    assert any("best.ckpt" in line for line in printed())

@@ -145,11 +145,18 @@ def test_every_written_file_is_checked(finished_run: Path) -> None:
     check_no_links(finished_run)
 
 
-@pytest.mark.parametrize("name", [".lock", "metrics.csv", "train.log"])
+@pytest.mark.parametrize("name", [".lock", "metrics.csv", "train.log", "checkpoints/last.ckpt", "checkpoints/best.ckpt"])
 def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir()
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"{name} is a folder, but a run writes a file of this name"):
+        check_no_links(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", ".hydra", "huggingface"])
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{name} is a file, but a run has a folder of this name"):
         check_no_links(tmp_path)
 
 

@@ -165,7 +165,8 @@ def per_device_note(plan: TrainingPlan) -> str:
 def disk_needed(plan: TrainingPlan, settings: TrainSettings) -> int:
     """Return the bytes that the run's checkpoints will need in addition to those that exist."""
     folder = checkpoint_dir(Path(settings.run_dir))
-    present = sum(file.stat().st_size for kind in ("*.ckpt", "shards-*/*") for file in folder.glob(kind))
+    files = [file for kind in ("*.ckpt", "shards-*/*") for file in folder.glob(kind)]
+    present = sum(file.stat().st_size for file in files if file.is_file())  # not a link that leads nowhere
     return max(0, plan.disk - present)
 
 
