@@ -162,8 +162,9 @@ def is_written_by_runs(names: Iterable[str]) -> bool:
 
 
 def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:
-    """Check that nothing that will be written in a folder is a link, which may lead to any file of the user, or a folder in place of a
-    file, or a file in place of a folder.
+    """Check that nothing that will be written in a folder is a link, which may lead to any file of the user.
+
+    A folder in place of a file is refused as well, and so is a file in place of a folder.
 
     The folder itself may be a link, since the user has named it. A file that has other names is replaced by a copy.
 
@@ -171,7 +172,7 @@ def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None
         names: The paths in the folder that will be written.
 
     Raises:
-        UserError: If some of them are links, folders with the name of a file, or files with the name of a folder; lists all of them.
+        UserError: If some of them are links, folders in place of files, or files in place of folders; lists all of a kind.
         OSError: If a file with other names cannot be replaced.
     """
     if links := linked_paths(folder, names):

@@ -18,7 +18,7 @@ from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchive
 RECORD = 512  # bytes of a header in a tar archive, and the unit to which contents are padded
 LONGEST_NAME = 1 << 16
 REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
-LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
+LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE, CONTINUED = b"L", b"x", b"gKVXNA", b"S", b"M"
 DIGITS = re.compile("[0-9]{1,18}")
 MAX_FIELDS = 1000  # fields of one extended header; a file with many attributes has a few dozen
 EXTENDED_LINE = re.compile(rb"(\d{1,7}) ")
@@ -60,6 +60,10 @@ def read_tar(blocks: Iterable[bytes]) -> Members:
         if kind in OTHER_HEADERS:
             reader.skip(size + -size % RECORD)
             continue
+        if kind == CONTINUED:
+            raise PackedFileError(
+                f"it continues {name} from another volume; unpack all volumes first: tar -xM -f FIRST -f SECOND"
+            )
         if kind == SPARSE:
             raise PackedFileError(f"{name} is stored as a sparse file; unpack the archive first")
         size = int(extended["size"]) if DIGITS.fullmatch(extended.get("size", "")) else size

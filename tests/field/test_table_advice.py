@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,11 @@ def test_what_is_wrong_with_an_archive_is_said(tmp_path: Path) -> None:
     assert all("incorrect data check" in said and "something else" not in said for said in refusals(tmp_path / "b.txt.gz"))
     (tmp_path / "a.zip").write_bytes(zipped({"a.txt": b"Some words.\n" * 100})[:-30])
     assert all("its end, which lists its files, is missing" in said for said in refusals(tmp_path / "a.zip"))
+
+
+def test_a_later_volume_of_a_tar_archive_is_named(tmp_path: Path) -> None:
+    part = tarfile.TarInfo("book.txt")
+    part.type, part.size = b"M", 700
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(part, io.BytesIO(b"words. " * 100))
+    assert all("it continues book.txt from another volume" in said for said in refusals(tmp_path / "a.tar"))
