@@ -130,15 +130,9 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
         return f"{word}: this begins with a dash, not with a hyphen. Type -{name}"
     if word.startswith(("-", *DASHES)):
         return _explain_flag(word, name, words, script=script)
+    if (explained := _explain_equals_sign(before, words, script=script)) is not None:
+        return explained
     key = override_key(before)
-    if not before and word[0] == "=":
-        return f"{text}: the name of the setting is missing. Settings are written as name=value."
-    if word[0] == "=" or before.endswith("="):
-        pair = f"{before}{text}".replace("= ", "=").replace(" =", "=")
-        return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
-    if words[1:] and words[1][0] == "=" and (known := _known_name(word, script)) is not None:
-        pair = f"{known}={' '.join(words[1:])[1:].strip()}"
-        return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
     if OPEN_BRACKET.search(before) and key not in FREE_TEXTS:
         return f"{before}: a list or a mapping with spaces needs quotation marks. Type {quote_word(f'{before} {text}')}"
     if word[0] != "=" and (key not in TEXTS or ":" in word):
@@ -147,14 +141,8 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
             return f"{text}: a setting is written with an equals sign. Type {quote_word(f'{known}={value}')}"
         if known is not None:
             return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
-    if takes_unit(key) and is_quantity(f"{before.partition('=')[2]} {text}"):
-        return f"{text}: a value with a space needs quotation marks. Type {quote_word(f'{before} {text}')}"
-    if "=" in before and key not in FREE_TEXTS:
-        whole = f"{before.rstrip(',')},{','.join(one.strip(',') for one in words)}"
-        return f'{text}: several values of a setting are written as one word. Type "{whole}"'
     if "=" in before:
-        whole = before.replace('"', '\\"') + " " + text
-        return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
+        return _explain_spaces(before, words, key=key)
     if not _is_file_name(word, script) and (known := _known_name(word, script)) is not None:
         return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
     if word == "help":
@@ -163,6 +151,35 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
         return explain_python_file(word)
     suggested = f"{SUGGESTED[script]}={text}"
     return f"{text}: settings are written as name=value. Did you mean {quote_word(suggested)}?"
+
+
+def _explain_equals_sign(before: str, words: list[str], *, script: str) -> str | None:
+    """Return the message about an equals sign with spaces around it or without a name, or None."""
+    word, text = words[0], " ".join(words)
+    if not before and word[0] == "=":
+        return f"{text}: the name of the setting is missing. Settings are written as name=value."
+    pair = None
+    if word[0] == "=" or before.endswith("="):
+        pair = f"{before}{text}".replace("= ", "=").replace(" =", "=")
+    elif words[1:] and words[1][0] == "=" and (known := _known_name(word, script)) is not None:
+        pair = f"{known}={' '.join(words[1:])[1:].strip()}"
+    return pair and f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
+
+
+def _explain_spaces(before: str, words: list[str], *, key: str) -> str:
+    """Return the message about words that follow a setting with its value: parts of the value, separated by spaces.
+
+    Args:
+        key: The name of the setting.
+    """
+    text = " ".join(words)
+    if takes_unit(key) and is_quantity(f"{before.partition('=')[2]} {text}"):
+        return f"{text}: a value with a space needs quotation marks. Type {quote_word(f'{before} {text}')}"
+    if key not in FREE_TEXTS:
+        whole = f"{before.rstrip(',')},{','.join(one.strip(',') for one in words)}"
+        return f'{text}: several values of a setting are written as one word. Type "{whole}"'
+    whole = before.replace('"', '\\"') + " " + text
+    return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
 
 
 def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:
