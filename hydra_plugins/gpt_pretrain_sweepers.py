@@ -142,6 +142,8 @@ class GridSweeper(RunSweeper):
                 )
             key, swept = override.get_key_element(), override.is_sweep_override()
             values = list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
+            if not values:
+                raise UserError(f"{override.input_line}: this range has no values, so the sweep would have no job.")
             choices.append([f"{key}={value}" for value in values])
         batch = [list(combination) for combination in itertools.product(*choices)]
         self.validate_batch_is_legal(batch)  # An invalid override must end the sweep before its first job.

@@ -150,7 +150,7 @@ class RemoteFiles:
             raise FileNotFoundError(location) from None
         except Exception as error:
             if not self._has_answered and (unreachable := why_unreachable(error)) is not None:
-                raise UserError(f"{location}: {unreachable}. Check the URL and the network of this machine.") from None
+                raise UserError(f"{self.location}: {unreachable}. Check the URL and the network of this machine.") from None
             if _lacks_credentials(error):
                 raise UserError(
                     f"{location}: {self._hide(error)}. To read public data without credentials, add "

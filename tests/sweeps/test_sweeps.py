@@ -206,6 +206,7 @@ def test_memory_is_released_between_runs(script: Script, tmp_path: Path) -> None
     ("overrides", "message"),
     [
         (["-m", "optimizer.lr=interval(1e-4,1e-3)"], "a grid needs a list of values"),
+        (["-m", "seed=range(5,1)"], "seed=range(5,1): this range has no values, so the sweep would have no job."),
         (["-m", "hparams_search=random", "hydra.sweeper.params=null"], "A search needs a setting to vary"),
         (["-m", "hparams_search=random", "hydra.sweeper.sampler=cmaes"], "must be one of tpe, random"),
         (["-m", "hparams_search=random", "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials=many: must be a whole number"),
