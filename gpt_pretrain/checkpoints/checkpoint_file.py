@@ -65,7 +65,7 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
     """Return the result of `read` for the first file that it accepts, with a warning for each file it rejects before.
 
     Raises:
-        UserError: If `read` rejects all files. The error is that of the first file.
+        UserError: If `read` rejects all files. The error is that of the first file, and says that the others are no help.
     """
     rejected: list[UserError] = []
     for path in without_repetitions(paths):
@@ -77,7 +77,12 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
         for problem in rejected:
             log.warning("%s The newest intact checkpoint is %s.", problem, path)
         return result
-    raise rejected[0]
+    first, *others = rejected
+    if not others:
+        raise first
+    *problems, last = first.problems
+    none = "No other checkpoint of this run can be read either. Copy the run again if you have a copy, or start a new run."
+    raise UserError([*problems, f"{last} {none}"]) from first
 
 
 def newest_readable(name: str, read: Callable[[Path], Result]) -> Result:

@@ -120,6 +120,8 @@ def read_torch_file(path: Path) -> Any:
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such file." if not path.exists() else f"{path} is not a regular file.")
+        if not path.stat().st_size:
+            raise UserError(INCOMPLETE.format(path, "it is empty"))
         zipped = zipfile.is_zipfile(path)
         if not zipped and _starts_as_zip(path):
             raise UserError(INCOMPLETE.format(path, "it begins as PyTorch's files do, but its end is missing"))

@@ -160,8 +160,14 @@ def test_damage_is_detected_and_the_newest_intact_checkpoint_is_read(
         read_checkpoint(last)
     assert first_readable([last, older], read_checkpoint)["step"] == 1
     assert f"The newest intact checkpoint is {older}" in caplog.text
-    with pytest.raises(UserError, match=r"last\.ckpt"):
-        first_readable([last, last], read_checkpoint)
+    with pytest.raises(UserError, match=r"last\.ckpt") as caught:
+        first_readable([last], read_checkpoint)
+    older.write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"last\.ckpt.* No other checkpoint of this run can be read either\. Copy the run again"
+    ) as both:
+        first_readable([last, older], read_checkpoint)
+    assert str(both.value).startswith(str(caught.value))
 
 
 @settings(max_examples=300, deadline=None)

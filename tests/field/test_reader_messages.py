@@ -190,6 +190,7 @@ TORCH_FILES: list[tuple[bytes, str]] = [
     (with_pickle(TENSOR, b"K\x0fQ" if b"K\x0fQ" in TENSOR else b"K\x0ft", b"Nt"), "a storage is not described as PyTorch does"),
     (with_pickle(TENSOR, b"storage", b"storags"), "a storage is not described as PyTorch does"),
     (TENSOR[:200], "is incomplete: it begins as PyTorch's files do, but its end is missing"),
+    (b"", "is incomplete: it is empty"),
     (b"hello", "is damaged or is not a PyTorch file"),
     (pickle.dumps({"a": 1}, protocol=2), "it does not begin as PyTorch's files do"),
 ]
