@@ -23,13 +23,12 @@ from gpt_pretrain.training.distributed.ranks import is_main, rank
 EXIT_DEFECT, EXIT_LOST_END, EXIT_USER_ERROR = 1, 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ELOOP),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ELOOP, errno.EBUSY),
     *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.ENOTDIR),
 )
 # Errors of a drive that is gone or does not answer, such as a network drive; some systems lack some of them.
 DRIVE_ERRORS = {
-    getattr(errno, name, None)
-    for name in ("ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "EBUSY", "ENODEV", "ENXIO", "ESTALE", "EIO")
+    getattr(errno, name, None) for name in ("ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "ENODEV", "ENXIO", "ESTALE", "EIO")
 }
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 LIBRARY_VARIABLES = ("TORCH", "PYTORCH_", "MPL", "SOURCE_DATE_EPOCH")
@@ -133,7 +132,8 @@ def check_output(*, is_result: bool = False) -> None:
 
 def _describe_disk_error(error: OSError) -> str | None:
     """Return an error of the disk, the drive or the open files as a message; None if it is another one."""
-    failed = f"{error.filename or 'A file'} cannot be opened, read or written: {error.strerror}."
+    name = error.filename2 or error.filename or "A file"  # of a file that replaces another one, the other one
+    failed = f"{name} cannot be opened, read or written: {error.strerror}."
     if error.errno in TOO_MANY_FILES:
         return f"{failed} The shell that starts the program allows more with: ulimit -n 4096"
     if error.errno in DRIVE_ERRORS:

@@ -157,6 +157,12 @@ def test_a_drive_that_does_not_answer_is_a_message(name: str) -> None:
     assert reported.problems == [f"{said} Connect it again, then repeat the command."]
 
 
+def test_a_file_that_cannot_be_replaced_is_named_and_not_its_new_content() -> None:
+    reported = as_user_error(OSError(errno.EBUSY, "Device or resource busy", ".metrics.csv.1.tmp", None, "run/metrics.csv"))
+    assert reported is not None
+    assert reported.problems == ["run/metrics.csv cannot be opened, read or written: Device or resource busy."]
+
+
 def test_too_many_open_files_are_a_message_with_the_command_that_allows_more() -> None:
     reported = as_user_error(OSError(errno.EMFILE, "Too many open files", "a.txt"))
     assert reported is not None
