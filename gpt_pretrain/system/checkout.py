@@ -41,8 +41,9 @@ def completion_hint(script: str) -> str:
     """Return how the shell completes the settings of an entry script; Hydra cannot do it for a command of two words."""
     if IS_INSTALLED:
         return ""
-    in_folder = f" in the source folder, for python {script}" if IS_COMMAND else ""
-    return f'Shell completion{in_folder}: eval "$(python {script} -sc install=bash)"; '
+    if IS_COMMAND:
+        return f'Shell completion in the source folder, for python {script}: eval "$(python {script} -sc install=bash)"; '
+    return f'Shell completion: eval "$({script_command(script)} -sc install=bash)"; '
 
 
 def git_revision() -> str | None:
