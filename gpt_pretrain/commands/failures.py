@@ -27,9 +27,7 @@ DISK_ERRORS = (
     *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.ENOTDIR),
 )
 # Errors of a drive that is gone or does not answer, such as a network drive; some systems lack some of them.
-DRIVE_ERRORS = {
-    getattr(errno, name, None) for name in ("ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "ENODEV", "ENXIO", "ESTALE", "EIO")
-}
+DRIVE_ERROR_NAMES = ("ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "ENODEV", "ENXIO", "ESTALE", "EIO")
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 LIBRARY_VARIABLES = ("TORCH", "PYTORCH_", "MPL", "SOURCE_DATE_EPOCH")
 OTHER_RANK_DELAY_SECONDS = 3.0
@@ -136,7 +134,7 @@ def _describe_disk_error(error: OSError) -> str | None:
     failed = f"{name} cannot be opened, read or written: {error.strerror}."
     if error.errno in TOO_MANY_FILES:
         return f"{failed} The shell that starts the program allows more with: ulimit -n 4096"
-    if error.errno in DRIVE_ERRORS:
+    if errno.errorcode.get(error.errno or 0) in DRIVE_ERROR_NAMES:
         return f"{failed} Its drive does not work or does not answer. Connect it again, then repeat the command."
     return failed if error.errno in DISK_ERRORS else None
 

@@ -157,6 +157,10 @@ def test_a_drive_that_does_not_answer_is_a_message(name: str) -> None:
     assert reported.problems == [f"{said} Connect it again, then repeat the command."]
 
 
+def test_an_error_without_a_code_is_not_one_of_a_drive() -> None:
+    assert as_user_error(OSError("the answer of a server cannot be read")) is None, "some systems lack some of the codes"
+
+
 def test_a_file_that_cannot_be_replaced_is_named_and_not_its_new_content() -> None:
     reported = as_user_error(OSError(errno.EBUSY, "Device or resource busy", ".metrics.csv.1.tmp", None, "run/metrics.csv"))
     assert reported is not None
