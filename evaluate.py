@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"evaluate.py: {error}. Use the Python that has gpt-pretrain installed, such as .venv/bin/python. A copy of evaluate.py "
-        "outside of the source folder works only there."
+        "outside of the source folder needs it too."
     ) from None
 
 

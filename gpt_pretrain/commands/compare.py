@@ -104,7 +104,8 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
         problems.append(f"out={out}: must end in one of {', '.join(FORMATS)}.")
     elif out.is_file() and not _is_own_picture(out):
         problems.append(
-            f"out={out}: this file exists already, and it is no comparison of runs. Choose another name, or delete it."
+            f"out={out}: this file exists already, and is not marked as a comparison of runs (those of earlier versions have no "
+            "mark). Choose another name, or delete it."
         )
     for name in names:
         try:

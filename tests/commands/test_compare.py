@@ -178,5 +178,5 @@ def test_only_an_earlier_comparison_is_replaced(
     before = (tmp_path / f"holiday.{kind}").read_bytes()
     with pytest.raises(SystemExit):
         command("a", "b", f"out=holiday.{kind}")
-    assert f"out=holiday.{kind}: this file exists already, and it is no comparison of runs" in capsys.readouterr().err
+    assert f"out=holiday.{kind}: this file exists already, and is not marked as a comparison of runs" in capsys.readouterr().err
     assert (tmp_path / f"holiday.{kind}").read_bytes() == before
