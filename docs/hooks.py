@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def settings_page() -> str:
-    """Return the tables of all settings of train.py, generate.py and evaluate.py as Markdown."""
+    """Return the tables of all settings of the entry scripts as Markdown."""
     sys.path.insert(0, str(ROOT))
     from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
     from gpt_pretrain.config.schema import TrainSettings

@@ -91,7 +91,7 @@ ALL = {
         "checkpoints in the run's folder",
         (3, 10, 100, 1000, 10_000),
         commands.by_checkpoints,
-        "`train.py resume=RUN` to the end of its first step; one save later on.",
+        "`train.py resume=RUN` to the end of its first step.",
     ),
     "rows": Growth(
         "growth-runs",
