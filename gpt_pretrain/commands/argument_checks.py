@@ -67,7 +67,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
 
     Args:
         arguments: As typed, apart from the name of the tokenizer's setting.
-        script: "train", "generate" or "evaluate".
+        script: "train", "generate", "evaluate" or "serve".
     """
     problems = [explain_stray(before, words, script=script) for before, words in arguments.strays]
     if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
@@ -131,7 +131,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
     """Yield what is wrong with an override: its name, the option of a group, or the type of its value.
 
     Args:
-        script: "train", "generate" or "evaluate".
+        script: "train", "generate", "evaluate" or "serve".
         sweep: Whether it may have several values.
         folders: The folders with the options of groups.
     """

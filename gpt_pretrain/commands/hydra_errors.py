@@ -32,7 +32,7 @@ def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
     """Return an error of Hydra's as a message of this program; None for a defect.
 
     Args:
-        script: "train", "generate" or "evaluate".
+        script: "train", "generate", "evaluate" or "serve".
     """
     chain: list[BaseException] = []
     current: BaseException | None = error
