@@ -62,8 +62,8 @@ CASES = {
     "runs_picture_of_another_kind": ((*COMPARE, "run", "run", "out=x.doc"), "out=x.doc: must end in one of .png, .pdf, .svg."),
     "report_of_nothing": (("-m", "gpt_pretrain", "report", "links"), "links: this folder holds neither a run nor a sweep"),
     "no_such_command": (
-        ("-m", "gpt_pretrain", "trian"),
-        "trian: there is no such command. Choose from train, generate, evaluate, serve, lm_eval, ",
+        ("-m", "gpt_pretrain", "xyz"),
+        "xyz: there is no such command. Choose from train, generate, evaluate, serve, lm_eval, ",
     ),
     "task_of_another_name": (
         ("evaluate.py", "pretrained=gpt2", "tasks.names=[mmlu]"),
