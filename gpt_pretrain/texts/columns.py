@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.shell import quote_word
 
 MAX_NAMED, LONGEST_NAME = 50, 100  # columns that a message names, and characters of a name
-MOST_WORDS = 7  # of a column's name; "What do you think of it?" has six
 # Arrow's types of columns with one text in each row; bytes may be text in UTF-8. Lists and texts of a fixed length are not among
 # them, since a single value may have any size.
 TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
@@ -87,8 +85,11 @@ def column_paths(fields: Any, prefix: str = "") -> list[str]:
     return paths[:MAX_NAMED]
 
 
-def check_column(text_field: str, columns: list[str], name: str) -> None:
+def check_column(text_field: str, columns: list[str], name: str, *, advice: str = "") -> None:
     """Check that a table has exactly one column of a name.
+
+    Args:
+        advice: A further sentence of the message if the table has no such column.
 
     Raises:
         UserError: If it has none or several.
@@ -96,19 +97,6 @@ def check_column(text_field: str, columns: list[str], name: str) -> None:
     if text_field not in columns:
         listed = ", ".join(column[:LONGEST_NAME] for column in columns[:MAX_NAMED])
         choice = f"Set text_field= to one of its columns: {listed}." if listed else "It has no columns at all."
-        raise UserError(f"{name} has no column {text_field}. {choice}{_advice_without_names(columns, text_field)}")
+        raise UserError(f"{name} has no column {text_field}. {choice}{advice}")
     if (count := columns.count(text_field)) > 1:
         raise UserError(f"{name} has {count} columns named {text_field}. Rename all of them except the column with the text.")
-
-
-def _advice_without_names(columns: list[str], text_field: str) -> str:
-    """Return a sentence on columns whose names look like text: the table may lack the line of names."""
-    texts = [len(column.split()) > MOST_WORDS for column in columns]
-    if True not in texts or len(texts) > MAX_NAMED:
-        return ""
-    at = texts.index(True)
-    names = ",".join(text_field if index == at else f"column{index + 1}" for index in range(len(texts)))
-    return (
-        " Its first line looks like text, not like names of columns. If it is text, add a line of names: "
-        f"echo {quote_word(names)} | cat - FILE > new.csv"
-    )

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from gpt_pretrain.system.file_kinds import HEAD
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD, Chunk, Cursor
-from gpt_pretrain.texts.columns import check_column
+from gpt_pretrain.texts.columns import MAX_NAMED, check_column
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
@@ -21,6 +22,7 @@ DELIMITERS = ",\t;|"
 EXCEL = re.compile(rf'"?sep=([{DELIMITERS}])"?\s*')
 MAX_ROWS = 4096  # rows of a chunk
 MAX_COLUMNS = 100_000
+MOST_WORDS = 7  # of a column's name; "What do you think of it?" has six
 QUOTATION_MARK, ESCAPED_MARK = b'"', b'\\"'
 QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # the rest of a quoted value; two quotation marks stand for one
 
@@ -39,7 +41,7 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
     lines = _Lines(blocks)
     header, delimiter = _read_header(lines)
     quoting = _detect_quoting(head, delimiter, len(header))
-    check_column(text_field, header, cursor.file)
+    check_column(text_field, header, cursor.file, advice=_advice_without_names(header, text_field, delimiter))
     column, n_columns = header.index(text_field), len(header)
     lines.quoting = quoting
     lines.skip_to(cursor.offset)
@@ -59,6 +61,22 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
             values, size = [], 0
         row_start = lines.position
     yield from _take_values(cursor, values, lines.position)
+
+
+def _advice_without_names(columns: list[str], text_field: str, delimiter: str) -> str:
+    """Return a sentence on columns whose names look like text: the table may lack the line of names."""
+    texts = [len(column.split()) > MOST_WORDS for column in columns]
+    if True not in texts or len(texts) > MAX_NAMED:
+        return ""
+    at = texts.index(True)
+    names = delimiter.join(text_field if index == at else f"column{index + 1}" for index in range(len(texts)))
+    command = f"echo {quote_word(names)}"
+    if "\t" in names:  # A tab that is pasted into a shell would complete a name.
+        command = "printf " + quote_word(names.replace("\t", r"\t") + r"\n")
+    return (
+        " Its first line looks like text, not like names of columns. If it is text, add a line of names: "
+        f"{command} | cat - FILE > new.csv"
+    )
 
 
 def _describe_broken(row: list[str] | csv.Error, lines: _Lines, n_columns: int) -> str:

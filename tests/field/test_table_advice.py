@@ -87,6 +87,13 @@ def test_a_table_without_a_line_of_names_is_explained(tmp_path: Path) -> None:
         "".join(f'{number},"The men went over the hill and down to the sea."\n' for number in range(9))
     )
     assert all("echo column1,text | cat - FILE > new.csv" in message for message in refusals(tmp_path / "b.csv"))
+    (tmp_path / "b.tsv").write_text(
+        "".join(f"{number}\tThe men went over the hill and down to the sea.\n" for number in range(9))
+    )
+    command = r"printf 'column1\ttext\n' | cat - FILE > new.csv"
+    assert all(command in message for message in refusals(tmp_path / "b.tsv"))
+    subprocess.run(command.replace("FILE", "b.tsv"), shell=True, check=True, cwd=tmp_path)
+    check(tmp_path / "new.csv", ["The men went over the hill and down to the sea."] * 9)
     (tmp_path / "c.csv").write_text("id,What do you think of it?\n1,Nothing\n")
     assert not any("echo" in message for message in refusals(tmp_path / "c.csv"))
 
