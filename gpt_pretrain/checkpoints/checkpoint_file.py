@@ -44,6 +44,10 @@ MAX_SETTINGS = 2000  # nodes in the stored settings; a run has fewer than 200
 log = logging.getLogger(__name__)
 
 
+class NoSuchWeightsError(UserError):
+    """A checkpoint is intact, but has no weights of the kind that was asked for."""
+
+
 def write_checkpoint(content: dict[str, Any], target: Path) -> None:
     """Write a checkpoint with its checksum beside its target, flush it to disk, and only then rename it to the target.
 
@@ -65,7 +69,8 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
     """Return the result of `read` for the first file that it accepts, with a warning for each file it rejects before.
 
     Raises:
-        UserError: If `read` rejects all files. The error is that of the first file, and says that the others are no help.
+        UserError: If `read` rejects all files. The error is that of the first file, and says that the others are no help, unless
+            the first one is intact.
     """
     rejected: list[UserError] = []
     for path in without_repetitions(paths):
@@ -78,7 +83,7 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
             log.warning("%s The newest intact checkpoint is %s.", problem, path)
         return result
     first, *others = rejected
-    if not others:
+    if not others or isinstance(first, NoSuchWeightsError):
         raise first
     *problems, last = first.problems
     none = "No other checkpoint of this run can be read either. Copy the run again if you have a copy, or start a new run."

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpt_pretrain.checkpoints.checkpoint_file import NoSuchWeightsError
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor
 from gpt_pretrain.checkpoints.weight_source import WeightSource, find_source
-from gpt_pretrain.errors import UserError
 
 TRAINED, EMA, AVERAGE = "trained", "ema", "average"
 KINDS = (TRAINED, EMA, AVERAGE)
@@ -26,18 +26,18 @@ def choose_weights(source: WeightSource, kind: str) -> WeightSource:
             checkpoints beside it, step-*.ckpt.
 
     Raises:
-        UserError: If the source has no such weights.
+        NoSuchWeightsError: If the source has no such weights.
     """
     if kind == TRAINED:
         return source
     if kind not in KINDS:
-        raise UserError(f"weights={kind}: must be one of {', '.join(KINDS)}.")
+        raise NoSuchWeightsError(f"weights={kind}: must be one of {', '.join(KINDS)}.")
     return _moving_average(source) if kind == EMA else _mean_of_checkpoints(source)
 
 
 def _moving_average(source: WeightSource) -> WeightSource:
     if source.average is None:
-        raise UserError(
+        raise NoSuchWeightsError(
             f"{source.name} holds no moving average of its weights. Leave out weights=ema; a run keeps one with ema_decay=0.99."
         )
     return replace(source, name=f"{source.name} (moving average)", tensors=source.average)
@@ -47,13 +47,15 @@ def _mean_of_checkpoints(source: WeightSource) -> WeightSource:
     folder = Path(source.name).parent
     files = sorted(folder.glob("step-*.ckpt"))[-MAX_AVERAGED:] if source.content else []
     if len(files) < 2:
-        raise UserError(
+        raise NoSuchWeightsError(
             f"{source.name}: weights=average needs two or more periodic checkpoints, step-*.ckpt, in its folder. A run keeps "
             "them with checkpoint.keep=5; leave out weights=average."
         )
     parts = [find_source(file) for file in files]
     if any(_shapes(part) != _shapes(source) for part in parts):
-        raise UserError(f"{folder}: its periodic checkpoints have other shapes than {source.name}, so they have no mean.")
+        raise NoSuchWeightsError(
+            f"{folder}: its periodic checkpoints have other shapes than {source.name}, so they have no mean."
+        )
     tensors = {name: _mean([part.tensors[name] for part in parts]) for name in source.tensors}
     return replace(source, name=f"{folder} (mean of {len(files)} checkpoints)", tensors=tensors)
 

@@ -19,7 +19,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import (
     write_checkpoint,
 )
 from gpt_pretrain.checkpoints.checksum import SummedStream, add_checksum, check_early, checksum_error
-from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
+from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_checkpoint, open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints, find_run
 from gpt_pretrain.system.files import remove_scratch_files
@@ -168,6 +168,14 @@ def test_damage_is_detected_and_the_newest_intact_checkpoint_is_read(
     ) as both:
         first_readable([last, older], read_checkpoint)
     assert str(both.value).startswith(str(caught.value))
+
+
+def test_intact_checkpoints_without_the_weights_that_are_asked_for_are_not_called_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("last", "step-00000001"):
+        write_checkpoint(content(), tmp_path / "checkpoints" / f"{name}.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt holds no moving average .*; a run keeps one with ema_decay=0\.99\.$"):
+        open_checkpoint(str(tmp_path), kind="ema")
 
 
 @settings(max_examples=300, deadline=None)
