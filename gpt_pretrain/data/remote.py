@@ -21,6 +21,7 @@ from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import check_url, hide_secrets, secret_parts, without_secrets
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts
+BUSY = (408, 425, 429)  # answers of a web server that ask for another attempt later
 # Options that make a file system read through another one, store files in a folder, or call a function. The names of all file
 # systems are refused as well, since fsspec would take them for options of one link of a chained URL.
 REFUSED_OPTIONS = {
@@ -104,7 +105,9 @@ class RemoteFiles:
         except FileNotFoundError as error:
             # fsspec's file system of web servers raises this error for all others too (fsspec 2026.9).
             cause = error.__cause__
-            if cause is None or isinstance(cause, FileNotFoundError) or 400 <= getattr(cause, "status", 0) < 500:
+            status = getattr(cause, "status", 0)
+            is_missing = 400 <= status < 500 and status not in BUSY
+            if cause is None or isinstance(cause, FileNotFoundError) or is_missing:
                 raise
             raise cause from cause.__cause__
 
