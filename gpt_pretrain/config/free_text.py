@@ -4,8 +4,8 @@ The rules, with and without -m:
 
 - Any character may be in a text or a path.
 - In a sweep, commas separate paths and names, as they separate numbers. A comma is part of a name if the whole value names an
-  existing file, or if quotation marks are around the name: `data.path="a, b.txt",c.txt`.
-- In a text, commas separate nothing. Several texts are typed in quotation marks, each with its own: `prompt='One, two','Three'`.
+  existing file, or if the name has quotation marks of its own, which the shell must keep: `'data.path="a, b.txt",c.txt'`.
+- In a text, commas separate nothing. Several texts are typed with quotation marks of their own: `"prompt='One, two','Three'"`.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
     for file in files:
         try:
             status = file.stat()
-        except OSError:  # which whoever reads the file explains
+        except OSError:  # The reader of the file explains it.
             yield file
             continue
         key = status.st_dev, status.st_ino

@@ -30,8 +30,9 @@ NO_DIRECTORY = "File is not a zip file"  # zipfile's words for an archive withou
 # The list of a zip archive's members takes up to fifteen times its size in memory. Inside of a compressed file, it can expand a
 # thousandfold. So it may have this many bytes, or one third of the size of the archive if that is more.
 MAX_DIRECTORY, DIRECTORY_PART = 1 << 22, 3
-# Bytes that stand for the time to open a member of any archive, and to read a byte of the list in a zip archive, which zipfile
-# copies once for each field that describes a member. An archive in another one may have both in next to no space.
+# To limit time as well as memory, each member of an archive counts as MEMBER bytes of its content, and each byte of the list in a
+# zip archive as DIRECTORY_BYTE: zipfile copies the list's entry of a member once for each of the fields in it. Inside of another
+# archive, members and lists may take nearly no space.
 MEMBER, DIRECTORY_BYTE = 1 << 13, 16
 MANY_FILES = "it contains too many files to be read as an archive; unpack it first"
 
@@ -81,7 +82,7 @@ def read_zip(stream: BinaryIO, *, size: int, limit: ContentLimit) -> Members:
 
     Args:
         size: Bytes of the file on the disk: the archive itself, or the file that contains it.
-        limit: Of what this file expands to. The list of the archive's members counts.
+        limit: Limits what this file expands to. The list of the archive's members counts too.
 
     Raises:
         DamagedArchiveError: If the archive is truncated or damaged.

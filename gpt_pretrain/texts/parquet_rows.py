@@ -96,7 +96,7 @@ def _check_lengths(values: bytes, *, n_lists: int, limit: ContentLimit) -> None:
     Args:
         values: The content of the page without its levels.
         n_lists: The number of lists of lengths at its beginning.
-        limit: Of what the file expands to. Each length counts as a byte, of which it may take none.
+        limit: Limits what the file expands to. Each length counts as a byte, although it may take no space in the file.
 
     Source: DELTA_BINARY_PACKED in apache/parquet-format's Encodings.md.
     """

@@ -55,13 +55,22 @@ def unknown_parts(text: str, tokenizer: Tokenizer) -> Iterator[str]:
     for word in itertools.islice(dict.fromkeys(text.split()), MAX_WORDS):
         if word == own_text or not _has_unknown(word, tokenizer):
             continue
-        is_whole = tokenizer.encode_ordinary(word).tolist() == [tokenizer.unknown_id]
-        characters = itertools.islice(dict.fromkeys("" if is_whole else word), MAX_CHARACTERS)
-        parts = (char for char in characters if _has_unknown(char, tokenizer))
-        for part in itertools.chain([first], parts) if (first := next(parts, "")) else [word]:
+        for part in _parts_of(word, tokenizer):
             if part not in seen:
                 yield part
             seen.add(part)
+
+
+def _parts_of(word: str, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the first characters of a word that a vocabulary lacks, or the word if it lacks the word as a whole."""
+    any_character = False
+    if tokenizer.encode_ordinary(word).tolist() != [tokenizer.unknown_id]:
+        for char in itertools.islice(dict.fromkeys(word), MAX_CHARACTERS):
+            if _has_unknown(char, tokenizer):
+                any_character = True
+                yield char
+    if not any_character:
+        yield word
 
 
 def describe_unknown(tokens: int, total: int, example: str) -> str:

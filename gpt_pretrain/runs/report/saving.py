@@ -13,7 +13,7 @@ from gpt_pretrain.runs.folder import METRICS, REPORT, checkpoint_dir, display_pa
 from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata, was_interrupted
 from gpt_pretrain.system.files import write_text
 
-SIGNS_OF_A_RUN = (METADATA_FILE, "config.yaml", "metrics.csv")
+SIGNS_OF_A_RUN = (METADATA_FILE, "config.yaml", METRICS)
 
 log = logging.getLogger(__name__)
 
