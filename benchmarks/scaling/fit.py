@@ -140,7 +140,7 @@ def _has_pilot(cases: Sequence[Case], text: str, length: float) -> np.ndarray:
 
 def width(cases: Sequence[Case], left_out: Mapping[str, np.ndarray], length: float) -> float:
     """Return the error that nine of ten results of the worst text are within: the next text may be as far from all others."""
-    found = [errors[_has_pilot(cases, text, length)] for text, errors in left_out.items()]
+    found = [of_text[_has_pilot(cases, text, length)] for text, of_text in left_out.items()]
     return max(float(np.quantile(np.abs(own), NINE_OF_TEN)) for own in found if own.size)
 
 

@@ -164,9 +164,8 @@ def is_written_by_runs(names: Iterable[str]) -> bool:
 def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:
     """Check that nothing that will be written in a folder is a link, which may lead to any file of the user.
 
-    A folder in place of a file is refused as well, and so is a file in place of a folder.
-
-    The folder itself may be a link, since the user has named it. A file that has other names is replaced by a copy.
+    The folder itself may be a link, since the user has named it. A file that has other names is replaced by a copy. A folder in
+    place of a file is refused as well, and so is a file in place of a folder.
 
     Args:
         names: The paths in the folder that will be written.
