@@ -18,7 +18,8 @@ SURROUNDINGS = 1 << 16  # bytes on each side that show whether the rest is UTF-8
 LARGEST_CHECKED = 1 << 30  # bytes of a file that is decoded as a whole to check a guess
 # Characters of several bytes for each invalid byte: with MOSTLY or more, a text is damaged UTF-8; with SOME, it is partly UTF-8.
 MOSTLY, SOME = 5, 0.1
-HARDLY_UTF8 = ("cp1252", "cp1250", "cp1254")  # Text in these encodings is hardly ever valid UTF-8 by chance.
+# Text in these encodings is hardly ever valid UTF-8 by chance.
+HARDLY_UTF8 = ("cp1252", "cp1250", "cp1254", "cp1257", "iso8859_2", "iso8859_3", "iso8859_10", "iso8859_15")
 # Surrogate pairs become the characters that they stand for. Single surrogates become the replacement character.
 MEND_SURROGATES = (
     "python -c \"import sys; text = open(sys.argv[1], encoding='utf-8', errors='surrogatepass', newline='').read(); "

@@ -159,7 +159,9 @@ def test_a_guess_from_few_letters_is_called_a_guess(tmp_path: Path) -> None:
 
 def test_no_command_is_advised_that_would_make_garbage(tmp_path: Path) -> None:
     mixed = "Déjà vu ".encode() + "déjà vu\n".encode("latin-1") * 5
+    french = "la fenêtre de l'été très chaud, sa sœur\n"
     for content, message in (
+        ((french.encode() + french.encode("iso8859_15") * 8) * 40, "Some of it is UTF-8, and some looks like ISO8859-15"),
         (mixed, "Some of it is UTF-8, and some looks like CP1252"),
         (b"a\xff\xfe\x81\n" * 9, "another encoding"),
     ):
