@@ -61,7 +61,7 @@ class ContentLimit:
     """
 
     def __init__(self, size: int) -> None:
-        self._left = max_content(size)
+        self._left, self._exceeded_by = max_content(size), ""
 
     def apply(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield blocks as long as the limit allows.
@@ -77,14 +77,15 @@ class ContentLimit:
         """Count bytes.
 
         Args:
-            problem: The message of the error.
+            problem: The message of the error, unless the limit was exceeded before: then the first message is repeated.
 
         Raises:
             DamagedArchiveError: If the limit is exceeded.
         """
         self._left -= n_bytes
         if self._left < 0:
-            raise DamagedArchiveError(problem)
+            self._exceeded_by = self._exceeded_by or problem
+            raise DamagedArchiveError(self._exceeded_by)
 
 
 def max_content(size: int) -> int:
