@@ -28,8 +28,8 @@ def pick_precision(settings: TrainerSettings, device: torch.device) -> str:
 def precision_for(requested: str, device: torch.device, *, deterministic: bool = False) -> tuple[str, str]:
     """Return Lightning's name of the precision to train in, and the reason for it.
 
-    "auto" is bf16-mixed if bf16 matrix products are clearly faster than those in fp32. On a CPU this takes a short measurement
-    at the first start, since its feature flags do not say. A deterministic run must not depend on a measurement.
+    "auto" is bf16-mixed if matrix products are clearly faster in bf16 than in fp32. A CPU's feature flags do not show this, so
+    the first start on a CPU takes a short measurement. A deterministic run takes none, since its result may vary.
 
     Raises:
         UserError: If the device cannot train in the precision.
@@ -55,7 +55,7 @@ def compile_model(model: LanguageModel, requested: bool | str, device: torch.dev
     """Compile the blocks of a model in place, if the settings ask for it and this machine can.
 
     Returns:
-        True if they are compiled, and the reason.
+        Whether they are compiled, and the reason.
     """
     if requested is False:
         return False, "as configured"

@@ -1,4 +1,4 @@
-"""Pass on the results of batches in their order, and skip those that are NaN or infinite if the settings say so."""
+"""Pass on the results of batches in order. Batches with a NaN or infinite result are skipped if the settings say so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class BatchRecord:
-    """Keep what is known of the batches since training began in this process.
+    """Keep track of the batches since training began in this process.
 
     Args:
         model: The model in training.
@@ -23,7 +23,7 @@ class BatchRecord:
     Attributes:
         observers: Functions that are called with the result of each batch, in order, when it is known.
         loss_value: The mean loss of the last batch that is known, in nats per token.
-        finite_losses: The first and the last of the losses that were finite.
+        finite_losses: The first and the last finite loss.
     """
 
     def __init__(self, model: LanguageModel, *, on_nonfinite: str) -> None:
@@ -53,7 +53,7 @@ class BatchRecord:
 
     @property
     def has_diverged(self) -> bool:
-        """True if the last finite loss is more than twice that of a uniform guess, and that of the beginning."""
+        """True if the last finite loss is more than twice the first one, and more than twice the loss of a uniform guess."""
         first, last = self.finite_losses or (math.nan, math.nan)
         return last > 2 * max(first, math.log(self.model.config.vocab_size))
 
@@ -61,7 +61,7 @@ class BatchRecord:
         """Warn that a batch or step is skipped.
 
         Raises:
-            NonFiniteError: If on_nonfinite is not "skip", or skipping does not help, since the weights are of no use.
+            NonFiniteError: If on_nonfinite is not "skip", or if skipping cannot help because the weights are unusable.
         """
         self._skipped_in_row += 1
         hopeless = self.has_diverged or self._skipped_in_row > MAX_SKIPPED or not has_usable_weights(self.model)

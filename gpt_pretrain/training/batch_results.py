@@ -1,7 +1,7 @@
-"""The numbers of training batches, which a GPU may finish computing after the next batch has been queued.
+"""The numbers of training batches: loss, counted tokens and gradient norm.
 
-To read a number from a GPU waits until it has done all its work, so that it idles while the next step is being prepared. A step's
-numbers are therefore copied to the host as part of the device's work, and read when the following step has been queued.
+Reading a number from a GPU waits until the GPU has done all its work. The GPU would then idle while the next step is prepared. A
+step's numbers are therefore copied to the host as part of the GPU's work, and read once the following step has been queued.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BatchOrigin:
-    """The position of a batch in the run, and what holds there.
+    """The position of a batch in the run, with the learning rate and the token count there.
 
     Args:
         epoch: Counted from 0.
         batch: Number in the epoch, counted from 0.
-        step: The optimizer step that it belongs to, counted from 0.
-        ends_step: Whether the step ends with it.
+        step: The batch's optimizer step, counted from 0.
+        ends_step: Whether it is the last batch of the step.
         lr: Learning rate of the first parameter group in this step.
         tokens_seen: Tokens trained on by the end of the batch, by all devices together.
     """
@@ -42,7 +42,7 @@ class BatchResult:
     Args:
         origin: Which batch it is.
         loss: The mean loss over the counted tokens of all devices, in nats per token; None for a batch that is left out.
-        counted: The number of those tokens; 0 if the batch is skipped.
+        counted: The number of counted tokens of all devices; 0 if the batch is skipped.
         norm: The norm of the step's gradient before clipping; None before the step ends, and under 16-mixed.
     """
 
@@ -53,7 +53,7 @@ class BatchResult:
 
 
 class PendingResults:
-    """Numbers of optimizer steps of one batch each, which the device may not have computed yet, oldest first."""
+    """The numbers of optimizer steps that the device may not have computed yet, oldest first. Each step has one batch."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[BatchOrigin, Tensor, torch.cuda.Event | None]] = deque()
@@ -70,10 +70,10 @@ class PendingResults:
         self._pending.append((origin, copied, event))
 
     def take(self, *, keep: int) -> Iterator[BatchResult]:
-        """Yield and forget the results of all steps but the last ones, waiting until the device has computed them.
+        """Wait for the results of all steps but the newest ones. Yield them and forget them.
 
         Args:
-            keep: The number of steps to keep.
+            keep: The number of newest steps to keep.
         """
         while len(self._pending) > keep:
             origin, numbers, event = self._pending.popleft()
@@ -84,8 +84,11 @@ class PendingResults:
 
 
 def unusable_step(*, loss: Tensor, counted: Tensor, norm: Tensor) -> Tensor:
-    """Return whether a step must leave the weights as they are, bool, a scalar on the device, without waiting for it.
+    """Return whether a step must leave the weights as they are, without waiting for the device.
 
     It must if its loss or its gradient is NaN or infinite, or if no token counts.
+
+    Returns:
+        A scalar of type bool on the device.
     """
     return ~(loss.isfinite() & norm.isfinite()) | (counted == 0)

@@ -20,8 +20,8 @@ class BatchTotals:
 
     Args:
         tokens: The number of tokens.
-        counted: The number of tokens that count in the loss, since they have a target.
-        own_counted: The same on this rank alone.
+        counted: The number of tokens with a target. Only these count in the loss.
+        own_counted: The number of counted tokens on this rank alone.
         loss: The mean loss over all counted tokens, in nats per token; NaN for a batch that is left out.
         stop_asked: True if any rank was asked to stop.
     """
@@ -34,9 +34,9 @@ class BatchTotals:
 
 
 def batch_totals(batch: Batch, loss: Tensor | None, *, wants_stop: bool) -> BatchTotals:
-    """Sum a batch over all ranks, in one message that also carries the request to stop.
+    """Sum a batch over all ranks. The same message carries the request to stop.
 
-    The numbers are read from the device all at once, which waits for it only one time.
+    All numbers are read from the device together, so the host waits for it only once.
 
     Args:
         batch: This rank's batch. It has no targets if there were not enough windows for all ranks.

@@ -1,4 +1,4 @@
-"""Build the optimizer and the schedule that a run chooses: those that the settings name, or the user's own."""
+"""Build the optimizer and the schedule of a run. The settings name built-in ones or the user's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def choose_optimizer(
 
     Args:
         custom: The user's own optimizer and schedule, by group.
-        precision: As Lightning names it.
+        precision: Lightning's name of the precision.
     """
     if (own := custom.get("optimizer")) is not None:
         optimizer = build_custom_optimizer(model, own)
@@ -48,9 +48,9 @@ def choose_schedule(
     Args:
         custom: The user's own optimizer and schedule, by group.
         lr: The learning rate in the settings; an optimizer of the user's own has its own.
-        total_steps: Optimizer steps of the whole run, at which schedules end.
-        scale: Returns the factor that rollbacks have put on the learning rate.
-        pace: How far the schedule has come after each step, if a budget decides that.
+        total_steps: Optimizer steps of the whole run. Schedules end there.
+        scale: Returns the factor by which rollbacks have lowered the learning rate.
+        pace: The progress of the schedule after each step, if a budget decides it.
     """
     if (own := custom.get("scheduler")) is not None:
         return build_custom_schedule(optimizer, own, total_steps=total_steps, scale=scale)
@@ -60,7 +60,7 @@ def choose_schedule(
 
 
 def apply_current_settings(optimizer: Optimizer, schedule: LRScheduler, groups: Sequence[dict[str, Any]]) -> None:
-    """Apply the settings of parameter groups in place of those that a checkpoint has restored."""
+    """Replace the settings of parameter groups that a checkpoint has restored by these."""
     if isinstance(schedule, ScaledSchedule):
         schedule.apply_settings(groups)
     elif isinstance(schedule, LambdaLR):

@@ -11,7 +11,7 @@ class TrainingClock:
     """A clock that is paused during evaluation, sampling and saving.
 
     Args:
-        before_pause: Ends the work of the training that is under way, whose time counts; called before each pause.
+        before_pause: Called before each pause. It finishes the pending training work, whose time still counts.
     """
 
     def __init__(self, before_pause: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,4 @@
-"""The user's own optimizer: checked, built over all parameters, and restored as it was."""
+"""Check the user's own optimizer, build it over all parameters, and restore it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from gpt_pretrain.config.custom_targets import call_target, find_target, paramet
 from gpt_pretrain.errors import UserError
 
 GROUP = "optimizer"
-# How a step is computed. These never come from a checkpoint: some of them trust the sizes of what is restored.
+# Settings that decide how a step is computed. They never come from a checkpoint: some implementations do not check the sizes of
+# restored tensors.
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
 
 def check_optimizer_class(fields: Mapping[str, Any]) -> float | None:
-    """Check that an optimizer can train here, as far as its class shows, and return its default learning rate if it has one.
+    """Check that an optimizer can train here, as far as its class shows.
+
+    Returns:
+        Its default learning rate, if it has one.
 
     Raises:
-        UserError: If not.
+        UserError: If it cannot train here.
     """
     name = fields[TARGET]
     target = find_target(name, setting=f"{GROUP}.{TARGET}")
@@ -52,7 +56,7 @@ def build_custom_optimizer(model: nn.Module, fields: Mapping[str, Any]) -> Optim
     """Build the user's optimizer over all trainable parameters, in the order of the model.
 
     Raises:
-        UserError: If it cannot be built, or has other parameters or no learning rate.
+        UserError: If it cannot be built, holds other parameters than the model's, or has no learning rate.
     """
     name, parameters = fields[TARGET], [one for one in model.parameters() if one.requires_grad]
     optimizer = call_target(fields, parameters, setting=GROUP)
@@ -70,9 +74,10 @@ def build_custom_optimizer(model: nn.Module, fields: Mapping[str, Any]) -> Optim
 
 
 def typed_group_settings(groups: Sequence[Mapping[str, Any]], fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings of each parameter group that a resumed run takes from now: what is typed, and how steps are computed.
+    """Return the settings of each parameter group that a resumed run takes from this start instead of the checkpoint.
 
-    All others may be the optimizer's state, as the step size that some optimizers estimate.
+    These are the typed settings, and the ones that decide how a step is computed. All others may be state of the optimizer: some
+    optimizers estimate their step size and store it there.
     """
     names = {*fields, *IMPLEMENTATION, "lr"}
     return [{name: value for name, value in group.items() if name in names} for group in groups]

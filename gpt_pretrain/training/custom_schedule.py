@@ -21,7 +21,7 @@ def check_scheduler_class(fields: Mapping[str, Any]) -> None:
     """Check that a schedule can be used here, as far as its class shows.
 
     Raises:
-        UserError: If not.
+        UserError: If it cannot be used.
     """
     name = fields[TARGET]
     target = find_target(name, setting=f"{GROUP}.{TARGET}")
@@ -48,8 +48,8 @@ def build_custom_schedule(
     """Build the user's schedule.
 
     Args:
-        total_steps: Optimizer steps of the whole run, which a parameter of this name gets.
-        scale: Returns a further factor, which rollbacks lower.
+        total_steps: Optimizer steps of the whole run. The schedule receives them if it has a parameter of this name.
+        scale: Returns a further factor on the learning rate. Rollbacks lower it.
 
     Raises:
         UserError: If it cannot be built, or does not return a factor.
@@ -87,17 +87,17 @@ def _factor(fields: Mapping[str, Any], *, total_steps: int, scale: Callable[[], 
 
 
 class ScaledSchedule(LRScheduler):
-    """A scheduler of torch whose learning rates are multiplied by a factor that it does not see.
+    """Multiply the learning rates of one of torch's schedulers by a factor. The scheduler does not see the factor.
 
     Args:
         scheduler: The user's scheduler.
-        total_steps: Optimizer steps of the whole run, beyond which it does not advance: some schedulers fail there.
+        total_steps: Optimizer steps of the whole run. The scheduler does not advance further, since some schedulers fail there.
         scale: Returns the factor.
     """
 
     def __init__(self, scheduler: LRScheduler, *, total_steps: int, scale: Callable[[], float]) -> None:
         self._total_steps, self._initial = total_steps, _plain(scheduler.state_dict())
-        # The base class would take the first step of a schedule of its own.
+        # The base class is not initialized: it would take the first step of its own schedule.
         self.scheduler, self.optimizer, self._scale = scheduler, scheduler.optimizer, scale
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.last_epoch, self.base_lrs = (
@@ -114,7 +114,7 @@ class ScaledSchedule(LRScheduler):
             group["lr"] = rate
         try:
             self.scheduler.step()
-        except Exception as error:  # whatever a scheduler raises that is at its end
+        except Exception as error:  # Schedulers raise errors of many types at their end.
             raise UserError(
                 f"{GROUP}.{TARGET}: the schedule fails at optimizer step {self.last_epoch + 1}: {describe_failure(error)}. "
                 "Its lengths count optimizer steps."
@@ -129,10 +129,10 @@ class ScaledSchedule(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def apply_settings(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the settings that a checkpoint has restored in the optimizer; a new learning rate scales the schedule.
+        """Replace the settings that a checkpoint has restored in the optimizer. A new learning rate scales the schedule.
 
         Args:
-            groups: The settings of each parameter group, its highest learning rate among them.
+            groups: The settings of each parameter group, including its highest learning rate.
         """
         for number, (group, requested) in enumerate(zip(self.optimizer.param_groups, groups, strict=True)):
             before, now = self.base_lrs[number], float(requested["lr"])
@@ -155,13 +155,13 @@ class ScaledSchedule(LRScheduler):
             "lr_lambdas": [],
             OWN_STATE: {
                 "rates": [float(rate) for rate in self._rates],
-                # What the arguments decide is not stored, so that those of a resumed run count.
+                # Values that follow from the arguments are not stored, so that the arguments of a resumed run count.
                 "state": _changes(_plain(self.scheduler.state_dict()), self._initial),
             },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state, or advance to its step if it is that of another schedule."""
+        """Restore a state. If it belongs to another schedule, only advance to its step."""
         stored = state_dict.get(OWN_STATE)
         if isinstance(stored, dict) and fits_state(stored.get("state"), self._initial):
             self.scheduler.load_state_dict(_restored(self.scheduler.state_dict(), stored["state"]))
@@ -174,7 +174,7 @@ class ScaledSchedule(LRScheduler):
 
 
 def fits_state(stored: Any, fresh: Any) -> bool:
-    """Return whether a stored state has only names that a new scheduler has, and values of the same kinds, at each depth."""
+    """Return whether a stored state has only names of a new scheduler's state, and values of the same kinds, at each depth."""
     if isinstance(fresh, dict):
         return isinstance(stored, dict) and all(name in fresh and fits_state(part, fresh[name]) for name, part in stored.items())
     if isinstance(fresh, list):
@@ -185,7 +185,7 @@ def fits_state(stored: Any, fresh: Any) -> bool:
 
 
 def _changes(now: Any, before: Any) -> Any:
-    """Return the part of a state that is no longer as it was."""
+    """Return the part of a state that has changed."""
     if isinstance(now, dict) and isinstance(before, dict):
         return {name: _changes(part, before.get(name)) for name, part in now.items() if part != before.get(name)}
     if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
@@ -194,7 +194,7 @@ def _changes(now: Any, before: Any) -> Any:
 
 
 def _restored(fresh: Any, stored: Any) -> Any:
-    """Return a new scheduler's state with what is stored of another one, in the types that it has."""
+    """Return a new scheduler's state with the stored values of another one, converted to the new state's types."""
     if isinstance(fresh, dict):
         parts = {name: _restored(part, stored[name]) if name in stored else part for name, part in fresh.items()}
         return Counter(parts) if isinstance(fresh, Counter) else parts
@@ -204,7 +204,7 @@ def _restored(fresh: Any, stored: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a scheduler's state as plain data: without functions, and without types of its own."""
+    """Return a scheduler's state as plain data, without functions and without the scheduler's own types."""
     if isinstance(value, dict):
         return {name if isinstance(name, str | int) else str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

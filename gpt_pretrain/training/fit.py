@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt to train to the end; each rollback begins another.
+    """One attempt to train to the end. Each rollback begins another one.
 
     Args:
-        resume: The checkpoint that it starts from.
+        resume: The checkpoint to start from.
         step: Optimizer steps done in that checkpoint.
         rollbacks: Rollbacks so far.
         lr_scale: The factor on the learning rate.
@@ -100,7 +100,7 @@ def fit(
             raise
         finally:
             setup.data.stop_workers()
-            summary.find_callback(trainer, SaveRun).finish_save(agree=False)  # whatever has ended the training
+            summary.find_callback(trainer, SaveRun).finish_save(agree=False)  # no matter what has ended the training
         if stopped_by is not None:
             _leave(setup.settings, trainer, stopped_by, run_dir)
         if summary.find_callback(trainer, SaveRun).failed:
@@ -119,7 +119,7 @@ def finish(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, *,
 
 
 def build_module(setup: TrainingSetup) -> GPTLitModule:
-    """Build the LightningModule around a model, which is compiled if the settings ask for it and the machine can."""
+    """Build the LightningModule around a model. The model is compiled if the settings ask for it and the machine can."""
     settings = setup.settings
     model = build_model(settings, setup.tokenizer, setup.start)
     model.activation_checkpointing = settings.trainer.activation_checkpointing
@@ -140,16 +140,16 @@ def build_module(setup: TrainingSetup) -> GPTLitModule:
 
 @contextmanager
 def _explain_damage(module: GPTLitModule, checkpoint: Path | None) -> Iterator[None]:
-    """Turn the error of a library that restores a damaged training state into a message for the user.
+    """Turn a library's error about a damaged training state into a message for the user.
 
     Raises:
-        UserError: If the block fails before training has begun, with an error that wrong types and missing values cause.
+        UserError: If the block fails before training has begun, with an error that points to wrong types or missing values.
     """
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         damaged = checkpoint is not None and not module.started and not ranks.is_distributed()
-        # A RuntimeError may have its own class, as a full memory has; load_state_dict has none.
+        # load_state_dict raises a plain RuntimeError. Other failures, such as full memory, raise a subclass of it.
         if not damaged or isinstance(error, UserError) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
             raise
         reason = describe_damage(error)[:200]
@@ -169,7 +169,7 @@ def _introduce(setup: TrainingSetup, module: GPTLitModule, run_dir: Path) -> Non
 def _roll_back(
     attempt: Attempt, error: NonFiniteError, setup: TrainingSetup, trainer: L.Trainer, module: GPTLitModule, run_dir: Path
 ) -> Attempt:
-    """Return the next attempt, from the newest checkpoint and without the batches whose loss or gradient is not finite.
+    """Return the next attempt. It starts from the newest checkpoint and leaves out the batches that were not finite.
 
     Raises:
         UserError: If the settings say to stop, or the rollbacks are used up.
@@ -191,7 +191,7 @@ def _roll_back(
 
 
 def _last_good(run_dir: Path, data: TextDataModule) -> tuple[Path | None, int]:
-    """Return the newest checkpoint and its step; without a checkpoint, reset the data to the beginning."""
+    """Return the newest checkpoint and its step. Without a checkpoint, reset the data to the beginning."""
     if not list_checkpoints(run_dir):
         data.load_state_dict({"epoch": 0, "windows": 0})
         return None, 0
@@ -200,7 +200,7 @@ def _last_good(run_dir: Path, data: TextDataModule) -> tuple[Path | None, int]:
 
 
 def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, module: GPTLitModule, run_dir: Path) -> str:
-    """Return the message for a run that ends with a loss, a gradient or weights that are not finite."""
+    """Return the message for a run that ends because a loss, a gradient or weights are not finite."""
     saved, rollback = "no checkpoint has been written yet", ""
     if list_checkpoints(run_dir):
         path, content = newest_checkpoint(run_dir)

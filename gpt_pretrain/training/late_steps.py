@@ -1,6 +1,6 @@
-"""Train in steps whose numbers are read when the next step has been queued, so that a GPU need not wait for the host.
+"""Read the numbers of each step only once the next step has been queued, so that a GPU need not wait for the host.
 
-The device itself leaves out a step whose loss or gradient is NaN or infinite. The host learns of it one step later.
+The device itself leaves out a step if its loss or gradient is NaN or infinite. The host learns of it one step later.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from gpt_pretrain.training.optimizer import clip_gradients, skips_on_device
 
 
 def can_read_late(trainer: L.Trainer, optimizer: Optimizer, device: torch.device, *, own_optimizer: bool) -> bool:
-    """Return whether the device alone can leave out a step, so that the host may learn of it later.
+    """Return whether the device can leave out a step by itself, so that the host may learn of it later.
 
     Args:
         own_optimizer: Whether the optimizer is the user's own.
     """
     one_batch = trainer.accumulate_grad_batches == 1 and not ranks.is_distributed()
     reads = trainer.precision == "16-mixed" or own_optimizer  # a gradient scaler reads from the device
-    # The search for anomalies fails in the backward pass of a loss that is NaN, which must not come to that.
+    # Torch's anomaly detection raises its own error in the backward pass of a NaN loss. Reading at once prevents that pass.
     reads = reads or torch.is_anomaly_enabled()
     return device.type == "cuda" and one_batch and not reads and skips_on_device(optimizer)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """The present step: its batch, and its numbers on the device, all scalars."""
+    """The current step: its batch, and its numbers as scalars on the device."""
 
     origin: BatchOrigin
     loss: Tensor
@@ -44,7 +44,7 @@ class _Step:
 
 
 class LateSteps:
-    """Optimizer steps of one batch each: each of them is begun, clipped and queued, and read later.
+    """Begin, clip and queue optimizer steps of one batch each, and read their numbers later.
 
     Args:
         record: Receives the numbers of each step once they have been read.
@@ -57,11 +57,11 @@ class LateSteps:
 
     @property
     def has_begun(self) -> bool:
-        """True from the loss of a step until the step has been queued."""
+        """True once a step has its loss, until the step has been queued."""
         return self._step is not None
 
     def begin(self, origin: BatchOrigin, *, loss: Tensor, counted: Tensor) -> None:
-        """Begin a step with the mean loss of its batch, and the number of tokens that count in it."""
+        """Begin a step with the mean loss of its batch and the number of its counted tokens."""
         self._step = _Step(origin, loss.detach(), counted)
 
     def clip(self, optimizer: Optimizer, norm: Tensor, *, max_norm: float | None) -> None:
@@ -72,7 +72,7 @@ class LateSteps:
         clip_gradients(optimizer, norm, max_norm=max_norm, skip=skip)
 
     def queue(self) -> None:
-        """End the step, whose update the device may not have begun, and read the step before it."""
+        """End the step, and read the step before it. The device may not have begun the update of the ended step."""
         step, self._step = self._step, None
         assert step is not None and step.norm is not None
         self._pending.add(step.origin, loss=step.loss, counted=step.counted, norm=step.norm)
@@ -82,8 +82,8 @@ class LateSteps:
         """Wait for the numbers of all steps but the last `keep`, and publish them.
 
         Raises:
-            NonFiniteError: If one of them is NaN or infinite, and on_nonfinite is not "skip" or to skip it cannot help. The
-                weights were not changed by that step.
+            NonFiniteError: If one of them is NaN or infinite, and on_nonfinite is not "skip" or skipping cannot help. That step
+                has not changed the weights.
         """
         for result in self._pending.take(keep=keep):
             self._read(result)

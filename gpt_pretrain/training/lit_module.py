@@ -44,24 +44,24 @@ class GPTLitModule(L.LightningModule):
         model: The model to train.
         optimizer: The `optimizer` settings.
         scheduler: The `scheduler` settings.
-        total_steps: Optimizer steps of the whole run, at which schedules end.
+        total_steps: Optimizer steps of the whole run. Schedules end there.
         token_bytes: Bytes of text behind each token id, int64, (V,), for bits per byte; None computes no bits per byte.
         on_nonfinite: What to do when a loss or gradient is NaN or infinite: "stop", "skip" or "rollback".
-        compiled: Whether the model's blocks are compiled, so that the training loss is compiled too.
-        custom: The user's own optimizer and schedule, by group, in place of those that the settings name.
-        pace: How far the schedule has come after each step, if a budget decides that.
+        compiled: Whether the model's blocks are compiled. The training loss is then compiled too.
+        custom: The user's own optimizer and schedule, by group. They replace the built-in ones.
+        pace: The progress of the schedule after each step, if a budget decides it.
 
     Attributes:
-        lr_scale: The factor on the learning rate, which rollbacks lower.
+        lr_scale: The factor on the learning rate. Rollbacks lower it.
         skipped: Epoch and batch, both counted from 0, of the batches that are left out.
         tokens_seen: Tokens trained on so far, by all devices together.
-        record: What is known of the batches, and tells observers of each.
-        reads_late: Whether a step's numbers are read when the next step has been queued, so that the GPU need not wait.
+        record: Keeps track of the batches, and passes their results to observers.
+        reads_late: Whether a step's numbers are read only once the next step has been queued, so that the GPU need not wait.
         grad_norm: The norm of the step's gradient before clipping, a scalar tensor.
         val_loss: The loss of the last full validation, in nats per token; NaN before the first.
-        clock: The clock behind tokens per second.
+        clock: Measures the training time, for tokens per second.
         wants_stop: True once this rank has been asked to end the run.
-        stop_asked: True once any rank had been asked to by the last batch.
+        stop_asked: True once any rank had been asked to end the run by the last batch.
     """
 
     token_bytes: Tensor
@@ -106,7 +106,7 @@ class GPTLitModule(L.LightningModule):
         self.clock = TrainingClock(before_pause=self.catch_up)
         self.wants_stop = self.stop_asked = False
         self._step_mean = StepMean()  # without the batches that are left out
-        self._result: BatchResult | None = None  # of the batch that ends the present step, unless it is read late
+        self._result: BatchResult | None = None  # the last batch of the current step, unless it is read late
 
     @property
     def step(self) -> int:
@@ -118,7 +118,7 @@ class GPTLitModule(L.LightningModule):
         return is_end_of_step(self.trainer, batch_idx)
 
     def configure_model(self) -> None:
-        """Shard the model if the strategy spreads it over the devices."""
+        """Shard the model over the devices if the strategy does so."""
         if self.device_mesh is not None:
             shard_model(self.model, self.device_mesh["data_parallel"])
 
@@ -139,27 +139,27 @@ class GPTLitModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Make the gradient of a tied embedding sparse when training on a single CPU, which saves a pass over the matrix."""
+        """Make the gradient of a tied embedding sparse when training on a single CPU. This saves a pass over the matrix."""
         self.record.observers = []
         one_cpu = self.device.type == "cpu" and not ranks.is_distributed()
         if not isinstance(self.model, CustomModel):
             self.model.tok_emb.sparse = self.model.config.tie_embeddings and one_cpu
 
     def on_train_start(self) -> None:
-        """Apply the current optimizer settings in place of those that a checkpoint has just restored."""
+        """Replace the optimizer settings that a checkpoint has just restored by the current ones."""
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer) and isinstance(schedule, LRScheduler)
         if "optimizer" not in self.custom or any(group.get("fused") for group in self._groups):
             check_optimizer_state(optimizer)
         self.reads_late = can_read_late(self.trainer, optimizer, self.device, own_optimizer="optimizer" in self.custom)
-        self.started = "optimizer" not in self.custom  # only its first step shows whether its restored state fits
+        self.started = "optimizer" not in self.custom  # A custom optimizer's first step shows whether its state fits.
         apply_current_settings(optimizer, schedule, self._groups)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return this rank's part of the step's loss, a scalar: the mean loss of its batch, weighted by the batch's tokens.
 
         Raises:
-            NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is not "skip" or to skip the batch cannot help.
+            NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is not "skip" or skipping the batch cannot help.
         """
         loss = None
         if [self.trainer.current_epoch, batch_idx] not in self.skipped:
@@ -173,7 +173,7 @@ class GPTLitModule(L.LightningModule):
         return self._read_at_once(batch, batch_idx, loss)
 
     def _read_at_once(self, batch: Batch, batch_idx: int, loss: Tensor | None) -> Tensor | None:
-        """Wait for the loss of a batch, None if it is left out, and return what `training_step` returns."""
+        """Wait for the loss of a batch, and return the result of `training_step`. The loss is None if the batch is left out."""
         totals = batch_totals(batch, loss, wants_stop=self.wants_stop)
         self.tokens_seen += totals.tokens
         self.stop_asked = totals.stop_asked
@@ -201,16 +201,16 @@ class GPTLitModule(L.LightningModule):
         """Wait for the numbers of all steps so far, and publish them.
 
         Raises:
-            NonFiniteError: If one of them is NaN or infinite, and on_nonfinite is not "skip" or to skip it cannot help.
+            NonFiniteError: If one of them is NaN or infinite, and on_nonfinite is not "skip" or skipping it cannot help.
         """
         self._late_steps.catch_up()
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Make the gradient that of the step's mean loss, and clip its norm.
+        """Scale the gradient so that it belongs to the step's mean loss, and clip its norm.
 
-        Lightning's own clipping refuses a fused optimizer under bf16-mixed.
+        Lightning's own clipping is not used: it refuses a fused optimizer under bf16-mixed.
 
         Raises:
             NonFiniteError: If the norm is NaN or infinite.
@@ -250,14 +250,14 @@ class GPTLitModule(L.LightningModule):
         if self._result is not None:
             self.record.publish(self._result)
             self._result = None
-        # Lightning would keep the gradients through the next forward pass, which needs their memory.
+        # Lightning would keep the gradients during the next forward pass, which needs the memory.
         optimizer.zero_grad()
 
     def check_weights(self) -> None:
-        """Check that the last step has left usable weights, before they are saved.
+        """Check that the weights are usable after the last step, before they are saved.
 
         Raises:
-            NonFiniteError: If it has not.
+            NonFiniteError: If they are not.
         """
         self.catch_up()
         if not has_usable_weights(self.model):
@@ -265,7 +265,7 @@ class GPTLitModule(L.LightningModule):
             raise nonfinite_error(self.trainer, event, step=self.step)
 
     def on_train_end(self) -> None:
-        """Learn of the last step of a training that has saved nothing."""
+        """Read the numbers of the last step. A save reads them too, but a training may end without one."""
         self.catch_up()
 
     def on_validation_epoch_start(self) -> None:
@@ -291,17 +291,17 @@ class GPTLitModule(L.LightningModule):
         return loss.nats_per_token
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the model unaided, as plain containers."""
+        """Store all that is needed to rebuild the model from the checkpoint alone, as plain containers."""
         checkpoint["architecture"] = self.model.config.to_dict()
         checkpoint["tokens_seen"] = self.tokens_seen
         checkpoint["lr_scale"] = self.lr_scale
         checkpoint["skipped"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the token count and, unless a rollback has just set them, the effects of earlier rollbacks."""
+        """Restore the token count and the effects of earlier rollbacks. A rollback in progress has already set the latter."""
         self.tokens_seen = int(checkpoint["tokens_seen"])
         if "scheduler" not in self.custom:
-            checkpoint["lr_schedulers"][0].pop(OWN_STATE, None)  # of a schedule that has been replaced
+            checkpoint["lr_schedulers"][0].pop(OWN_STATE, None)  # state of a custom schedule that is no longer used
         if not self.skipped:
             self.lr_scale = float(checkpoint["lr_scale"])
             then, data = checkpoint["config"], self.trainer.datamodule  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ def is_end_of_step(trainer: L.Trainer, batch_idx: int) -> bool:
 
 
 def batch_origin(trainer: L.Trainer, batch_idx: int, *, tokens_seen: int) -> BatchOrigin:
-    """Return the position of the present batch.
+    """Return the position of the current batch.
 
     Args:
         tokens_seen: Tokens trained on by the end of the batch, by all devices together.
@@ -34,7 +34,7 @@ def nonfinite_error(trainer: L.Trainer, event: str, *, first: int | None = None,
 
     Args:
         event: What is not finite, as a sentence with {batches} for the batches.
-        first: The first batch; None for that of the current optimizer step.
+        first: The first batch; None for the first one of the current optimizer step.
         step: The optimizer step; None for the current one.
     """
     last = trainer.fit_loop.epoch_loop.batch_idx

@@ -1,7 +1,7 @@
 """Correct the loop progress in checkpoints where Lightning's own counts would not resume exactly.
 
-The `loops` of a checkpoint hold, for epochs, batches and validation batches, how many are ready, started, processed and
-completed (Lightning 2.6, `lightning.pytorch.loops.progress`).
+The `loops` of a checkpoint count epochs, batches and validation batches. For each, they hold the numbers that are ready, started,
+processed and completed (Lightning 2.6, `lightning.pytorch.loops.progress`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ def correct_saved_progress(loops: dict[str, Any], *, batches_per_epoch: float, b
     """Correct the progress that a checkpoint is about to store.
 
     Args:
-        loops: The `loops` of the checkpoint, which are changed in place.
-        batches_per_epoch: Batches that this rank has in an epoch.
+        loops: The `loops` of the checkpoint. They are changed in place.
+        batches_per_epoch: Batches of this rank in an epoch.
         before_validation: Whether the epoch's validation has not been done yet, although Lightning may have begun it.
     """
     progress = loops["fit_loop"]
@@ -32,10 +32,10 @@ def correct_saved_progress(loops: dict[str, Any], *, batches_per_epoch: float, b
 
 
 def set_resumed_batch(loops: dict[str, Any], batch: int) -> None:
-    """Set the number of batches that each rank has done in the epoch, which depends on the number of ranks.
+    """Set the number of batches that each rank has done in the epoch. It depends on the number of ranks.
 
     Args:
-        loops: The `loops` of a checkpoint, which are changed in place.
+        loops: The `loops` of a checkpoint. They are changed in place.
         batch: The new number.
     """
     count = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]

@@ -1,10 +1,10 @@
-"""Muon: momentum whose update of each matrix is orthogonalized; AdamW updates all other parameters.
+"""Muon: momentum with an orthogonalized update of each matrix. AdamW updates all other parameters.
 
 Shapes: N matrices, M rows and K columns of a matrix, M <= K.
 
-Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", for the method and the coefficients;
-`torch.optim.Muon` updates the same way, but one parameter after the other, always in bf16, and with queries, keys and values
-as one matrix.
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", for the method and the coefficients.
+`torch.optim.Muon` computes the same updates, but one parameter after the other and always in bf16. It treats queries, keys and
+values as one matrix.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ MAX_BATCH = 1 << 24  # numbers in a batch of matrices, 64 MiB; larger batches ar
 class Muon(Optimizer):
     """Update the matrices of a model by Muon, and its other parameters by AdamW.
 
-    Several ranks share the work: each orthogonalizes some of the matrices and sends them to the others, so that all ranks have
+    Several ranks share the work: each orthogonalizes some of the matrices and sends them to the others. All ranks therefore have
     the same weights to the last bit.
 
     Args:
         groups: Parameter groups, each with its own lr and weight_decay. Those with orthogonalize=True hold matrices.
-        parts: Rows of each matrix that is stacked in a parameter; each is orthogonalized by itself.
+        parts: For each parameter, the rows of each matrix that is stacked in it. Each matrix is orthogonalized by itself.
         momentum: Decay rate of the average of a matrix's gradients.
         betas: AdamW's decay rates.
         eps: AdamW's term in the denominator.
         fused: Whether AdamW updates in one pass over memory.
-        dtype: Of the orthogonalization: fp32, or bf16, which is several times faster on hardware that has it.
+        dtype: The type to orthogonalize in: fp32, or bf16, which is several times faster on hardware that supports it.
         shared: Whether all ranks train the model.
 
     Attributes:
-        found_inf: 1 on the device if the next step must leave everything as it is, else 0; None never does. Torch's fused
-            optimizers have the same attribute.
+        found_inf: A scalar on the device: 1 if the next step must leave everything as it is, else 0. With None, no step is left
+            out. Torch's fused optimizers have the same attribute.
     """
 
     found_inf: Tensor | None = None
@@ -96,7 +96,7 @@ class Muon(Optimizer):
             state["momentum_buffer"].lerp_(gradient, 1.0 - group["momentum"])
             parameter.mul_(1.0 - decay)
             return
-        # A step that is left out has the momentum for its gradient, which leaves the momentum as it is.
+        # A step that is left out uses the momentum as its gradient, so the momentum does not change.
         torch.where(self.found_inf > 0, state["momentum_buffer"], gradient, out=gradient)
         state["momentum_buffer"].lerp_(gradient, 1.0 - group["momentum"])
         if decay:
@@ -116,7 +116,7 @@ class Muon(Optimizer):
         return _orthogonalize_together(matrices, self._dtype) if self._shared else orthogonalize(matrices, self._dtype)
 
     def _direction(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
-        """Return the direction of Nesterov's momentum, whole on each rank, in fp32."""
+        """Return the direction of Nesterov's momentum in fp32. Every rank has the whole of it."""
         assert parameter.grad is not None
         direction = parameter.grad.lerp(self.state[parameter]["momentum_buffer"], group["momentum"])
         return (direction.full_tensor() if isinstance(direction, DTensor) else direction).float()
@@ -149,11 +149,11 @@ class Muon(Optimizer):
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return matrices with nearly the same singular vectors, whose singular values are all near 1 (0.7 to 1.2).
+    """Return matrices with nearly the same singular vectors, and with all singular values near 1 (0.7 to 1.2).
 
     Args:
         matrices: fp32, (N, M, K).
-        dtype: Of the iteration.
+        dtype: The type to iterate in.
 
     Returns:
         fp32, (N, M, K).
@@ -170,7 +170,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def _orthogonalize_together(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Orthogonalize matrices that all ranks have; each rank computes an equal share of them."""
+    """Orthogonalize matrices that all ranks hold. Each rank computes an equal share of them."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     n_ranks = torch.distributed.get_world_size() if distributed else 1
     if n_ranks == 1:
@@ -199,17 +199,17 @@ class _Matrix:
 
     @property
     def scale(self) -> float:
-        """The factor on the learning rate, with which updates of all shapes change a layer's outputs alike."""
+        """The factor on the learning rate. It makes updates of all shapes change a layer's outputs alike."""
         rows, columns = self.shape
         return math.sqrt(max(1.0, rows / columns))
 
     def as_wide(self, values: Tensor) -> Tensor:
-        """Transpose values of this matrix if it has more rows than columns; a second time undoes it."""
+        """Transpose values of this matrix if it has more rows than columns. A second call undoes this."""
         rows, columns = self.shape
         return values.mT if rows > columns else values
 
     def add_(self, update: Tensor, *, alpha: float) -> None:
-        """Add a multiple of an update to the rows of this matrix that this rank holds."""
+        """Add a multiple of an update to this rank's rows of the matrix."""
         own, first = self.parameter.data, 0
         if isinstance(own, DTensor):
             mesh, total = own.device_mesh, own.shape[0]
@@ -226,7 +226,7 @@ def _matrices(parameter: nn.Parameter, parts: Sequence[int]) -> list[_Matrix]:
 
 
 def _batches(matrices: Sequence[_Matrix]) -> Iterator[Sequence[_Matrix]]:
-    """Put matrices of one shape, up to transposition, together, in batches that need little memory."""
+    """Group matrices of the same shape, up to transposition, in batches that need little memory."""
     by_shape: dict[tuple[int, ...], list[_Matrix]] = defaultdict(list)
     for matrix in matrices:
         by_shape[tuple(sorted(matrix.shape))].append(matrix)

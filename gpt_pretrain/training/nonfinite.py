@@ -1,4 +1,4 @@
-"""Detect losses, gradients and weights that are NaN or infinite, and leave out the batches that they came from."""
+"""Detect NaN or infinite losses, gradients and weights, and leave out the batches that caused them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.distributed import ranks
 
-MAX_WEIGHT = 1e6  # Weights above it come from updates that have gone wrong; those of a trained model are below 1e3.
-MAX_LEFT_OUT = 100_000  # Batches that a checkpoint may name; each rollback adds those of a step.
-MAX_SKIPPED = 50  # Batches or steps in a row; after so many, skipping more of them does not help.
+MAX_WEIGHT = 1e6  # Larger weights come from updates that have gone wrong. A trained model's are below 1e3.
+MAX_LEFT_OUT = 100_000  # Batches that a checkpoint may name. Each rollback adds one step's batches.
+MAX_SKIPPED = 50  # Batches or steps in a row. After so many, skipping does not help.
 
 
 class NonFiniteError(Exception):
@@ -24,11 +24,11 @@ class NonFiniteError(Exception):
         event: What is not finite, as a sentence with {batches} for the batches.
         step: The optimizer step, counted from 0.
         epoch: The epoch of the batches, counted from 0.
-        batches: The batches that took part, counted from 0.
+        batches: The batches of the step, counted from 0.
 
     Attributes:
         step: The optimizer step, counted from 0.
-        batches: Epoch and batch, both counted from 0, of each batch that took part.
+        batches: Epoch and number of each of these batches, both counted from 0.
     """
 
     def __init__(self, event: str, *, step: int, epoch: int, batches: Sequence[int]) -> None:
@@ -39,7 +39,7 @@ class NonFiniteError(Exception):
 
 
 def has_usable_weights(model: LanguageModel) -> bool:
-    """Return whether all weights are numbers of at most MAX_WEIGHT; all ranks must call this, and agree."""
+    """Return whether all weights are numbers of at most MAX_WEIGHT. All ranks must call this; all get the same answer."""
     weights = (parameter.detach() for parameter in model.parameters())
     own = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
     # On a CPU, aminmax takes a sixteenth of the time of the infinity norm (PyTorch 2.13). Both are NaN if any weight is.
@@ -56,7 +56,7 @@ def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int)
         now: Windows per batch of all devices together, for the result.
 
     Raises:
-        ValueError: If they are far more than a run leaves out, as by the numbers in a damaged checkpoint.
+        ValueError: If they are far more than a run leaves out. The numbers in a damaged checkpoint can cause this.
     """
     first_and_last = [(epoch, batch * before // now, ((batch + 1) * before - 1) // now) for epoch, batch in batches]
     if (count := sum(last - first + 1 for _, first, last in first_and_last)) > MAX_LEFT_OUT:
@@ -65,15 +65,16 @@ def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int)
 
 
 def skipped_batch_loss(model: LanguageModel, *, device: torch.device) -> Tensor | None:
-    """Return what `training_step` returns for a batch that is left out.
+    """Return the result of `training_step` for a batch that is left out.
 
-    A single process returns None, which makes Lightning skip the backward pass. Several ranks wait for each other's gradients,
-    so each of them returns a loss of zero, which has no effect.
+    In a single process it is None, so that Lightning skips the backward pass. Several ranks wait for each other's gradients, so
+    each of them returns a loss of zero. It has no effect.
     """
     if not ranks.is_distributed():
         return None
     if isinstance(model, FSDPModule):
-        # FSDP keeps the gathered embeddings until a backward pass that does not come, past the step that changes them.
+        # FSDP keeps the gathered embeddings until the next backward pass. There is none here, so they would go out of date when
+        # the step changes the weights.
         model.reshard()
         return torch.zeros((), device=device, requires_grad=True)
     return torch.stack([parameter.sum() for parameter in model.parameters()]).sum() * 0.0

@@ -21,13 +21,14 @@ from gpt_pretrain.training.muon import Muon
 def build_optimizer(
     model: LanguageModel, settings: OptimizerSettings, *, fused: bool = True, bf16: bool = False, shared: bool = True
 ) -> Optimizer:
-    """Build AdamW or Muon over all parameters; weight decay acts on matrices only, unless the settings say otherwise.
+    """Build AdamW or Muon over all parameters. Weight decay acts on matrices only, unless the settings say otherwise.
 
-    The layout of the groups depends on optimizer.name and optimizer.decay only, since checkpoints store states by number.
+    Checkpoints store the states of parameters by number. The layout of the groups therefore depends on optimizer.name and
+    optimizer.decay only.
 
     Args:
-        fused: Update in one pass over memory, which is several times faster, but not possible with a gradient scaler (fp16).
-        bf16: Orthogonalize in bf16, as the model computes, instead of fp32.
+        fused: Update in one pass over memory. This is several times faster, but impossible with a gradient scaler (fp16).
+        bf16: Orthogonalize in bf16 like the model's computations, instead of in fp32.
         shared: Whether all ranks train the model, and share the orthogonalization.
     """
     beta1, beta2 = settings.betas
@@ -49,7 +50,7 @@ def build_optimizer(
 
 
 def _decay_groups(model: LanguageModel, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Return one group of parameters with weight decay, and one of those without."""
+    """Return one group of parameters with weight decay, and one without."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2 or settings.decay == "all"]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2 and settings.decay != "all"]
     groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": settings.weight_decay}]
@@ -77,12 +78,12 @@ def _role_groups(model: LanguageModel, settings: OptimizerSettings) -> list[dict
 
 
 def first_rate(settings: OptimizerSettings) -> float:
-    """Return the highest learning rate of the first parameter group, which is that of the matrices."""
+    """Return the highest learning rate of the first parameter group, which holds the matrices."""
     return _rates_of_roles(settings).get("matrices", settings.lr)
 
 
 def scaled_rates(settings: OptimizerSettings, factor: float) -> str:
-    """Return the overrides that multiply the learning rates of all roles by a factor, for advice."""
+    """Return overrides that multiply the learning rates of all roles by a factor. Messages suggest them to the user."""
     rates = {"lr": settings.lr} | {f"{role}.lr": rate for role, rate in _rates_of_roles(settings).items()}
     return " ".join(f"optimizer.{name}={rate * factor:.3g}" for name, rate in rates.items())
 
@@ -102,10 +103,10 @@ def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 def check_optimizer_state(optimizer: Optimizer) -> None:
     """Check that restored averages have the shapes of their parameters.
 
-    The fused AdamW (PyTorch 2.13) does not: with the averages of a damaged checkpoint it writes outside of their memory.
+    The fused AdamW (PyTorch 2.13) does not check this. With the averages of a damaged checkpoint, it writes outside their memory.
 
     Raises:
-        UserError: If not.
+        UserError: If an average has another shape.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -119,7 +120,7 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
 
 
 def _is_average(value: object, parameter: Tensor) -> bool:
-    """Return whether a value has one number in memory for each of a parameter's, in the same order."""
+    """Return whether a value holds one number for each number of a parameter, in the same order in memory."""
     return (
         isinstance(value, Tensor)
         and (value.shape, value.dtype, value.device) == (parameter.shape, parameter.dtype, parameter.device)
@@ -132,13 +133,13 @@ def _is_number(value: object) -> bool:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the norm of all gradients together, a scalar; of a sharded model, over all ranks."""
+    """Return the norm of all gradients together, a scalar. For a sharded model, it covers all ranks."""
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def skips_on_device(optimizer: Optimizer) -> bool:
-    """Return whether the optimizer leaves out a step by the `skip` of `clip_gradients`, which the host need not know."""
+    """Return whether the optimizer obeys the `skip` of `clip_gradients` on the device, without the host."""
     return isinstance(optimizer, AdamW | Muon) and bool(optimizer.defaults["fused"])
 
 
@@ -147,14 +148,14 @@ def clip_gradients(
 ) -> None:
     """Multiply the gradients by a factor, and then scale them so that their norm is at most max_norm.
 
-    On CPU and CUDA, a fused AdamW scales them while it updates the weights, which saves a pass over memory.
+    On CPU and CUDA, a fused AdamW scales them while it updates the weights. This saves a pass over memory.
 
     Args:
         norm: The norm of all gradients together after the multiplication, a scalar on their device.
         max_norm: The largest norm, or None for any.
         skip: Whether the optimizer must leave everything as it is, bool, a scalar on their device; see `skips_on_device`.
     """
-    found_inf = None if skip is None else skip.float()  # the name under which gradient scalers say so
+    found_inf = None if skip is None else skip.float()  # the name that gradient scalers use
     if isinstance(optimizer, AdamW) and optimizer.defaults["fused"] and norm.device.type in ("cpu", "cuda"):
         if max_norm is None and factor == 1.0 and skip is None:
             vars(optimizer).update(grad_scale=None, found_inf=None)

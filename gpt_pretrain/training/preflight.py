@@ -59,7 +59,7 @@ class TrainingSetup:
     Args:
         overridden: The names of the settings that the user has typed.
         held_out: Texts and tasks to evaluate on, if there are any.
-        budget: What the budget of the run has decided; None without one.
+        budget: The plan that follows from the run's budget; None without one.
     """
 
     settings: TrainSettings
@@ -72,7 +72,7 @@ class TrainingSetup:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run, as far as they are planned."""
+        """Optimizer steps of the whole run as currently planned."""
         return total_steps(self.data, self.settings.trainer) if self.budget is None else self.budget.pace.last_step
 
 
@@ -95,7 +95,7 @@ class ProblemCollector:
             self.problems += error.problems
 
     def any_of(self, settings: tuple[str, ...]) -> bool:
-        """Return whether a problem concerns one of these settings or groups; a problem begins with its setting."""
+        """Return whether a problem concerns one of these settings or groups. A problem's text begins with its setting."""
         return any(problem.startswith(settings) for problem in self.problems)
 
 
@@ -103,12 +103,12 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
     """Check the settings, find the starting point, build the tokenizer, and find and tokenize the text.
 
     Args:
-        overridden: The settings that the user overrides. Where weights fix the architecture, an override that contradicts them
-            is a problem, and every other setting adapts to them.
-        began: The moment from which a budget of time counts; None for now.
+        overridden: The settings that the user overrides. If weights fix the architecture, an override that contradicts them is a
+            problem. All other settings adapt to the weights.
+        began: The start of a time budget; None for now.
 
     Raises:
-        UserError: If anything is wrong; it holds the problems of settings, weights and data together.
+        UserError: If anything is wrong. It lists the problems of settings, weights and data together.
     """
     settings, start, changes = from_checkpoint(_resolve_devices(to_settings(config, TrainSettings)), overridden)
     budget = _plan_by_budget(settings, start, overridden, time.monotonic() if began is None else began)
@@ -121,7 +121,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
         tokenizer = find_tokenizer(settings, start, overridden)
         found.problems += tokenizer_problems(settings, tokenizer, overridden)
     with found.collect():
-        if tokenizer is None:  # report a problem with the text too
+        if tokenizer is None:  # A problem with the text is reported too.
             _check_text(settings)
         elif not found.any_of(NEEDED_FOR_DATA):
             data = _load_data(settings, tokenizer)
@@ -143,7 +143,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
 
 
 def _check_settings(settings: TrainSettings) -> ProblemCollector:
-    """Collect the problems that show before weights, tokenizer and data are opened."""
+    """Collect the problems that can be seen before weights, tokenizer and data are opened."""
     found = ProblemCollector(train_problems(settings))
     checks = (_check_custom_model, _check_custom_optimizer, _check_custom_scheduler, _check_no_other_run, _check_export)
     for check in checks:
@@ -155,7 +155,7 @@ def _check_settings(settings: TrainSettings) -> ProblemCollector:
 
 
 def _resume_problems(settings: TrainSettings, start: StartingPoint, data: TextDataModule | None, changes: list[str]) -> list[str]:
-    """List the changes that keep a run from being resumed; without changes, its epochs keep their number of windows.
+    """List the changes that keep a run from being resumed. Without changes, its epochs keep their number of windows.
 
     Args:
         data: The data; None if other problems keep it from being loaded.
@@ -170,7 +170,7 @@ def _resume_problems(settings: TrainSettings, start: StartingPoint, data: TextDa
 
 
 def _plan_by_budget(settings: TrainSettings, start: StartingPoint, overridden: Set[str], began: float) -> BudgetPlan | None:
-    """Choose settings by the budget, if there is one; a resumed run has them already."""
+    """Choose settings by the budget, if there is one. A resumed run already has them."""
     if settings.budget is None:
         return None
     if start.pace is not None:
@@ -190,11 +190,13 @@ def _plan_by_budget(settings: TrainSettings, start: StartingPoint, overridden: S
 
 
 def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) -> dict[str, Any]:
-    """Write the resolved settings to the run's config.yaml, without passwords and signatures, and the tokenizer's own files.
+    """Write the resolved settings to the run's config.yaml, and write the tokenizer's own files.
+
+    Passwords and signatures are removed from config.yaml.
 
     Returns:
-        The settings as plain containers, for checkpoints. They name only the classes of the user's own callbacks, so that
-        nothing in a checkpoint says what to build.
+        The settings as plain containers, for checkpoints. Of the user's own callbacks they hold only the class names, so that a
+        checkpoint cannot decide what is built.
     """
     plain = settings_without_secrets(dataclasses.asdict(settings))
     if ranks.is_main():
@@ -211,7 +213,7 @@ def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) ->
 
 
 def _check_custom_model(settings: TrainSettings) -> None:
-    """Check the user's own model, and what it cannot do; note the context of its class if none is typed."""
+    """Check the user's own model, and the settings that it does not support. Take the context of its class if none is typed."""
     own = settings.custom.get("model")
     if own is None:
         if settings.model.kind == CUSTOM_KIND and settings.init_from is None:
@@ -254,7 +256,7 @@ def _check_custom_scheduler(settings: TrainSettings) -> None:
 
 
 def _resolve_devices(settings: TrainSettings) -> TrainSettings:
-    """Set trainer.devices and trainer.num_nodes to the processes that were started, or "auto" to this machine's devices.
+    """Set trainer.devices and trainer.num_nodes to match the started processes, or "auto" to this machine's devices.
 
     Raises:
         UserError: If the settings do not match the processes that were started, or exceed the GPUs of this machine.

@@ -1,4 +1,4 @@
-"""What the run of a checkpoint has left to train: the rest of its budget, or nothing."""
+"""Find out how much a checkpoint's run has left to train: the rest of its budget or limits, or nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gpt_pretrain.training.run_length import reached_limit
 
 
 def check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
-    """Check that a run has something left to train.
+    """Check that a run is not complete.
 
     Raises:
-        AlreadyCompleteError: If it has not.
+        AlreadyCompleteError: If it is complete.
     """
     for find_end in (_end_by_budget, _end_by_early_stopping, _end_by_limit):
         if (end := find_end(settings, content)) is not None:
@@ -28,7 +28,7 @@ def check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
 
 
 def _end_by_budget(settings: TrainSettings, content: dict[str, Any]) -> str | None:
-    """Return that the budget has ended a run, and why a longer one would not help; None if it has not."""
+    """Return the sentence that the budget has ended a run, with advice on training further; None if it has not."""
     state = content["callbacks"].get("KeepBudget")
     if settings.budget is None or not isinstance(state, dict) or state.get("ended") is not True:
         return None
@@ -61,7 +61,7 @@ def _end_by_limit(settings: TrainSettings, content: dict[str, Any]) -> str | Non
     if limit is None:
         return None
     done, value = {"max_steps": steps, "max_tokens": tokens, "max_epochs": epochs}[limit], getattr(trainer, limit)
-    if done > value != content["config"]["trainer"].get(limit):  # the limit has been lowered since
+    if done > value != content["config"]["trainer"].get(limit):  # The limit has been lowered after this.
         return (
             f"has already trained {format_count(done, limit.removeprefix('max_').rstrip('s'))}, more than "
             f"trainer.{limit}={value}. To train further, for example: trainer.{limit}={2 * done}"
@@ -79,7 +79,7 @@ def _epochs(content: dict[str, Any]) -> int:
 
 
 def _best_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the best validation loss in a checkpoint, and when it was reached."""
+    """Return the best validation loss in a checkpoint, with the step, epoch and weights that reached it."""
     best = {name: value for name, value in content["callbacks"].get("SaveRun", {}).items() if name.startswith("best_")}
     best["best_val_loss"] = best.pop("best_loss", None)
     return best
@@ -89,7 +89,7 @@ def stored_pace(typed: str, content: Mapping[str, Any]) -> Pace:
     """Return the steps that the budget of a checkpoint's run has planned.
 
     Args:
-        typed: The budget of the resumed run; a time may be another one than in the checkpoint.
+        typed: The budget of the resumed run. A time budget may differ from the checkpoint's.
 
     Raises:
         UserError: If that run had no budget, or the typed one cannot replace it.

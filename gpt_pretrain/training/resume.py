@@ -35,7 +35,7 @@ from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.stored_state import check_training_state
 
-# Settings that belong to this start. Those of callbacks of the user's own are not stored.
+# Settings that belong to this start. The settings of the user's own callbacks are not stored.
 NOT_RESTORED = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "custom", "trainer.devices", "trainer.num_nodes")
 # Their product is the number of windows in an optimizer step.
 STEP_SETTINGS = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes")
@@ -45,7 +45,7 @@ STATE_SETTINGS = {
     *("data.batch_size", "data.train_ratio", "data.stride", "data.shift_windows", "data.respect_documents"),
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.precision"),
 }
-CHOSEN_BY_THE_RUN = ("data.batch_size", "tokenizer.vocab_size")  # if they are null
+CHOSEN_BY_THE_RUN = ("data.batch_size", "tokenizer.vocab_size")  # chosen if the setting is null
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ Changes = dict[str, tuple[Any, Any]]  # the old and the new value of each settin
 
 
 def newest_checkpoint(run_dir: Path, *, only: Path | None = None, read_only: bool = False) -> tuple[Path, dict[str, Any]]:
-    """Return a run's newest valid checkpoint and its content; warn of damaged ones, and clean up after a killed process.
+    """Return a run's newest valid checkpoint and its content. Warn of damaged ones, and clean up after a killed process.
 
     Args:
         only: A checkpoint to use instead.
@@ -69,7 +69,7 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, read_only: boo
         path, content = only, read_resumable(only)
     else:
         path, content = newest_readable(str(run_dir), lambda path: (path, _read_of_run(path, run_dir)))
-    # Nothing is copied through a link that the user has named: the folder may be somebody else's.
+    # If the user has named a link, nothing is copied through it: the folder may be somebody else's.
     read_only = read_only or path.is_symlink()
     is_best = path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1
     if is_best and not read_only:
@@ -92,11 +92,11 @@ def _read_of_run(path: Path, run_dir: Path) -> dict[str, Any]:
 def read_resumable(path: Path) -> dict[str, Any]:
     """Read a checkpoint, and check that it holds everything that resuming needs.
 
-    The tensors of a sharded checkpoint are not read here, since many ranks may share a machine; the first rank verifies the
+    The tensors of a sharded checkpoint are not read here, since many ranks may share a machine. The first rank verifies the
     checksums of its files.
 
     Raises:
-        UserError: If something is missing, or the tensors belong to another architecture than the settings.
+        UserError: If something is missing, or the tensors have another architecture than the settings.
     """
     content = read_checkpoint(path, resumable=True, assemble=False)
     if "shards" in content:
@@ -133,7 +133,7 @@ def restore_settings(
 
     Args:
         settings: The settings of this start.
-        config: The settings in the checkpoint, which `read_resumable` has checked.
+        config: The settings in the checkpoint, checked by `read_resumable`.
         overridden: The settings and groups that the user overrides.
         own: Whether the checkpoint has this user's signature.
         path: The checkpoint.
@@ -145,7 +145,7 @@ def restore_settings(
         UserError: If an override changes the architecture, or the checkpoint names paths or URLs that the user must type.
     """
     stored, now = read_stored_settings(config, own=own, origin=str(path)), dataclasses.asdict(settings)
-    # A part that is only named again leaves what stands for it in the settings as it was.
+    # Naming a custom part again does not override the built-in settings of its group.
     named_again = {group for group in settings.custom if isinstance(config.get("custom"), dict) and group in config["custom"]}
     overridden = overridden - named_again
     admitted = admit_settings(
@@ -181,7 +181,7 @@ def restore_settings(
 
 
 def _report_restored(notices: Sequence[str], forgotten: Sequence[str]) -> None:
-    """Log what a resumed run changes, and the options of its file system that it does not restore."""
+    """Log the changed settings of a resumed run, and the options of its file system that are not restored."""
     for notice in notices:
         log.info("%s", notice)
     if forgotten:
@@ -197,12 +197,12 @@ def _use_custom_parts(merged: dict[str, Any], parts: Mapping[str, Mapping[str, A
     """Put the user's own parts into the settings of a resumed run."""
     merged["custom"] = {group: dict(fields) for group, fields in parts.items()}
     for group, fields in parts.items():
-        if group != "data":  # whose batch size may have been adapted to the devices
+        if group != "data":  # The batch size may have been adapted to the devices.
             merged[group] |= placeholder(group, fields)
 
 
 def state_change_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:
-    """Return the changes that give the saved state another meaning as a problem, or only warn of them if forced."""
+    """Return a problem that lists the changes that give the saved state another meaning. With `force`, only warn of them."""
     if not changes:
         return []
     if not force:
@@ -216,10 +216,10 @@ def state_change_problems(changes: list[str], *, path: Path, force: bool) -> lis
 
 
 def _keep_step_size(merged: dict[str, Any], stored: Mapping[str, Any], overridden: Set[str], changes: Changes) -> list[str]:
-    """Adapt batch size and accumulation to the number of devices, so that an optimizer step takes as many windows as before.
+    """Adapt batch size and gradient accumulation to the number of devices. An optimizer step keeps its number of windows.
 
     Returns:
-        The overrides, or the number of devices, that make this impossible.
+        Problems with the overrides or the number of devices that make this impossible.
     """
     before, data, trainer = _step_windows(stored), merged["data"], merged["trainer"]
     adaptable = not overridden & {"trainer.accumulate_grad_batches", "data.batch_size"}
@@ -258,7 +258,7 @@ def _step_numbers(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _missing_callbacks(config: Mapping[str, Any], settings: TrainSettings) -> list[str]:
-    """List the user's own callbacks that the checkpoint's run had, and this start does not have."""
+    """List the user's own callbacks that the checkpoint's run had and this start lacks."""
     callbacks = config.get("callbacks")
     custom = callbacks.get("custom") if isinstance(callbacks, dict) else None
     known = custom.items() if isinstance(custom, dict) else ()
@@ -271,7 +271,7 @@ def _missing_callbacks(config: Mapping[str, Any], settings: TrainSettings) -> li
 
 
 def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overridden: Set[str]) -> list[str]:
-    """Adapt an epoch's limits, which count batches, so that they cover as many windows as before.
+    """Adapt an epoch's limits so that they cover as many windows as before. The limits count batches.
 
     Returns:
         The limits for which this is impossible.
@@ -297,7 +297,7 @@ def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overri
 def _merge(
     stored: Mapping[str, Any], now: dict[Any, Any], overridden: Set[str], changes: Changes, prefix: str = ""
 ) -> dict[str, Any]:
-    """Take overridden settings from now and all others from stored, and note in changes what differs."""
+    """Take overridden settings from `now` and all others from `stored`, and note the differences in `changes`."""
     merged = {}
     for name, value in now.items():
         key = f"{prefix}{name}"
@@ -314,7 +314,7 @@ def _merge(
 
 
 def _is_another(key: str, value: Any, stored: Any) -> bool:
-    """Return True if a value asks for something else than the stored one, and does not leave the choice to the run."""
+    """Return True if a value differs from the stored one, and does not leave the choice to the run."""
     return value not in (stored, "auto") and not (value is None and key in CHOSEN_BY_THE_RUN)
 
 

@@ -15,7 +15,7 @@ def batches_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
 
 
 def steps_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Return the number of optimizer steps in an epoch; the last step may accumulate fewer batches than the others."""
+    """Return the number of optimizer steps in an epoch. The last step may accumulate fewer batches than the others."""
     return math.ceil(batches_per_epoch(data, settings) / settings.accumulate_grad_batches)
 
 
@@ -43,7 +43,7 @@ def tokens_after(steps: int, data: TextDataModule, settings: TrainerSettings) ->
 
 
 def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Return the number of optimizer steps of the whole run, given by max_tokens or else max_epochs, and by max_steps."""
+    """Return the number of optimizer steps of the whole run. max_tokens or else max_epochs limits it, and so does max_steps."""
     per_epoch = steps_per_epoch(data, settings)
     steps = settings.max_epochs * per_epoch
     if settings.max_tokens is not None:
@@ -54,7 +54,7 @@ def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
 
 
 def total_epochs(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Return the number of epochs of the whole run if max_steps does not end it, including an incomplete last epoch."""
+    """Return the number of epochs of a run that max_steps does not end, including an incomplete last epoch."""
     if settings.max_tokens is None:
         return settings.max_epochs
     return math.ceil(total_steps(data, settings) / steps_per_epoch(data, settings))

@@ -1,4 +1,4 @@
-"""Find the tokenizer of a run, and check what the settings ask of it."""
+"""Find the tokenizer of a run, and check that it can do what the settings need."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from gpt_pretrain.tokenizers.unknown import unknown_prompt
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.starting_point import StartingPoint, names_tokenizer
 
-ENOUGH_CHARACTERS = 100_000  # of a training set that gets a vocabulary of its own; with less, GPT-2's knows more words
-ENOUGH_IF_CUT = 20_000  # characters of a training set that GPT-2's vocabulary cuts into short tokens
-SHORT_TOKENS = 2.0  # characters; tokens of GPT-2's vocabulary have about 4 in English, 2.3 in German, and 1.3 in Russian
-SAMPLE_CHARACTERS = 20_000  # that show how long tokens are
-CHARACTERS_PER_TOKEN = 3  # of a vocabulary that is trained on the text, roughly, in any language
-STEP_TOKENS = 2048  # of a run with Muon whose vocabulary is trained on the text
-MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
+ENOUGH_CHARACTERS = 100_000  # of a training set with its own vocabulary; with less text, GPT-2's knows more words
+ENOUGH_IF_CUT = 20_000  # the same if GPT-2's vocabulary cuts the text into short tokens
+SHORT_TOKENS = 2.0  # characters; a token of GPT-2 has about 4 in English, 2.3 in German and 1.3 in Russian
+SAMPLE_CHARACTERS = 20_000  # characters to measure the length of tokens on
+CHARACTERS_PER_TOKEN = 3  # rough value for a vocabulary that is trained on the text, in any language
+STEP_TOKENS = 2048  # tokens of a step with Muon and a vocabulary that is trained on the text
+MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # for a start_context taken from the text
 
 log = logging.getLogger(__name__)
 
 
 def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> Tokenizer:
-    """Build the tokenizer of the checkpoint or the weights, else the typed one, else that of the token shards, else the default.
+    """Build the tokenizer of a run.
+
+    It is the first of these that exists: the checkpoint's or the weights', the typed one, the token shards', the default.
 
     Raises:
         UserError: If it cannot be built, or does not fit the weights.
@@ -82,7 +84,7 @@ def _train_tokenizer(settings: TrainSettings) -> Tokenizer:
 
 
 def automatic_name(settings: TrainSettings, overridden: Set[str]) -> str:
-    """Return the name that tokenizer=auto stands for: bpe for a text of the user's own and a modern model, otherwise gpt2.
+    """Return the name that tokenizer=auto stands for: bpe for the user's own text and a modern model, otherwise gpt2.
 
     Raises:
         UserError: If the text cannot be read.
@@ -97,7 +99,7 @@ def automatic_name(settings: TrainSettings, overridden: Set[str]) -> str:
 
 
 def _is_cut_by_default(settings: DataSettings) -> bool:
-    """Return True if GPT-2's vocabulary cuts the beginning of the text into short tokens, as it does with most scripts."""
+    """Return True if GPT-2's vocabulary cuts the beginning of the text into short tokens. It does so with most scripts."""
     beginning = first_characters(settings, SAMPLE_CHARACTERS)
     return len(beginning) < SHORT_TOKENS * len(build_tokenizer(DEFAULT_NAME).encode(beginning))
 
@@ -108,7 +110,7 @@ def _is_own_text(settings: TrainSettings, overridden: Set[str]) -> bool:
 
 
 def fitting_size(settings: DataSettings) -> int:
-    """Return the size of a vocabulary for the text: the largest of the usual ones that has enough text for each token.
+    """Return the size of a vocabulary for the text: the largest usual size with enough text for each token.
 
     Raises:
         UserError: If the settings name no text, or it cannot be read.
@@ -119,7 +121,7 @@ def fitting_size(settings: DataSettings) -> int:
 
 
 def _enlarge_steps(settings: TrainSettings) -> None:
-    """Enlarge the batch of a run with Muon, whose work per step a small vocabulary does not reduce, unless somebody chose it."""
+    """Enlarge the batch of a run with Muon, unless somebody chose it. A small vocabulary does not reduce Muon's work per step."""
     data, trainer = settings.data, settings.trainer
     is_chosen = data.batch_size is not None or trainer.accumulate_grad_batches > 1 or settings.budget is not None
     if settings.optimizer.name == "muon" and not is_chosen:
@@ -128,7 +130,7 @@ def _enlarge_steps(settings: TrainSettings) -> None:
 
 
 def tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridden: Set[str]) -> list[str]:
-    """List what the settings ask for and the tokenizer cannot do."""
+    """List the requests of the settings that the tokenizer cannot fulfill."""
     problems = []
     if settings.export and not is_exportable(tokenizer):
         problems.append(f"export=true: transformers has no tokenizer like {tokenizer.name[:100]}. Leave out export=true.")
@@ -149,7 +151,7 @@ def tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridden
 
 
 def choose_start_context(settings: TrainSettings, tokenizer: Tokenizer, split: TokenSplit) -> None:
-    """Replace a default start_context that the tokenizer cannot write by the first words of the training set."""
+    """Use the first words of the training set as start_context if the tokenizer cannot encode the default one."""
     with suppress(UserError):
         if encode_prompt(settings.start_context, tokenizer) and unknown_prompt(settings.start_context, tokenizer) is None:
             return

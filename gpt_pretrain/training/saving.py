@@ -24,7 +24,7 @@ from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import ShardedStrategy, remove_unused_shards
 
 CONTAINERS = (dict, OrderedDict, defaultdict, list, tuple)
-SPARE_MEMORY = 1.5  # times the size of a checkpoint that must be free before a copy of it is taken
+SPARE_MEMORY = 1.5  # free memory that a copy of a checkpoint requires, in sizes of the checkpoint
 PERIODIC = "step-{:08d}.ckpt"
 
 
@@ -33,9 +33,9 @@ class SafeCheckpointIO(CheckpointIO):
 
     Attributes:
         in_background: Take a snapshot of the next checkpoint instead of writing it, if its content and the memory allow it.
-        taken: The snapshot, which the caller must write.
-        error: The reason that the last checkpoint could not be written. It is not raised, since all ranks must learn of it
-            before any of them acts on it.
+        taken: The snapshot. The caller must write it.
+        error: The reason why the last checkpoint could not be written. It is not raised: all ranks must learn of it before any
+            rank acts on it.
     """
 
     in_background = False
@@ -66,7 +66,7 @@ class Save:
 
     Args:
         write: Writes the files.
-        in_background: Whether to do so in a thread, which ends before the process does.
+        in_background: Whether to write in a thread. The process waits for the thread before it ends.
     """
 
     def __init__(self, write: Callable[[], None], *, in_background: bool) -> None:
@@ -84,7 +84,7 @@ class Save:
         return self._thread is None or not self._thread.is_alive()
 
     def wait(self) -> OSError | None:
-        """Wait for the end, and return the reason if a file could not be written."""
+        """Wait for the end. Return the reason if a file could not be written, otherwise None."""
         if self._thread is not None:
             self._thread.join()
         if self._error is not None and not isinstance(self._error, OSError):
@@ -94,21 +94,21 @@ class Save:
     def _run(self) -> None:
         try:
             self._write()
-        # Another error, such as one of memory, is raised where the save is waited for.
+        # `wait` raises any other error, such as a lack of memory.
         except BaseException as error:
             self._error = error
 
 
 def write_checkpoints(trainer: L.Trainer, folder: Path, *, best: bool, keep: int, in_background: bool) -> Save:
-    """Write last.ckpt together with the other ranks; the first rank then copies it.
+    """Write last.ckpt together with the other ranks. The first rank then copies it.
 
-    In the background, a snapshot is written while training continues. A model that is spread over the ranks is always written
-    at once, since its ranks must agree on each of the files.
+    In the background, a snapshot is written while training continues. A sharded model is always written at once, since its ranks
+    must agree on each file.
 
     Args:
         folder: The folder of the checkpoints.
         best: Whether to copy it to best.ckpt.
-        keep: How many periodic copies to keep.
+        keep: The number of periodic copies to keep.
         in_background: Whether to return before the files are written. No other save may be under way.
     """
     checkpoint_io = trainer.strategy.checkpoint_io
@@ -116,10 +116,10 @@ def write_checkpoints(trainer: L.Trainer, folder: Path, *, best: bool, keep: int
     problem = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        flush_loggers(trainer.loggers)  # the logs must not end before the checkpoint does
+        flush_loggers(trainer.loggers)  # The logs must reach at least as far as the checkpoint.
     except OSError as error:
         problem = error
-    if ranks.all_reduce_max(problem is not None):  # saving needs all ranks, so none of them begins
+    if ranks.all_reduce_max(problem is not None):  # Saving needs all ranks. If one has a problem, none begins.
         return _failed_save(problem or OSError("another process could not begin to write"))
     checkpoint_io.in_background = in_background and not isinstance(trainer.strategy, ShardedStrategy)
     trainer.save_checkpoint(folder / LAST)
@@ -147,7 +147,8 @@ def write_checkpoints(trainer: L.Trainer, folder: Path, *, best: bool, keep: int
 def take_snapshot(content: dict[str, Any]) -> dict[str, Any] | None:
     """Copy a checkpoint into memory of its own, or return None if it must be written at once.
 
-    That is so if it holds more than plain data, whose errors the user must see at once, or if the copy could fill the memory.
+    Other content than plain data is written at once, so that the user sees its errors immediately. So is a checkpoint whose copy
+    could fill the memory.
     """
     tensors = list[Tensor]()
     if not _collect_plain(content, tensors):
@@ -162,7 +163,7 @@ def take_snapshot(content: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _collect_plain(node: Any, tensors: list[Tensor]) -> bool:
-    """Add the tensors within nested containers to a list, and return whether all else in them is plain data."""
+    """Add the tensors within nested containers to a list, and return whether everything else in them is plain data."""
     if isinstance(node, dict):
         return type(node) in CONTAINERS and all(_collect_plain(part, tensors) for pair in node.items() for part in pair)
     if isinstance(node, list | tuple):
@@ -181,11 +182,11 @@ def _failed_save(error: OSError) -> Save:
 
 
 def _keep_periodic(folder: Path, *, step: int, keep: int) -> None:
-    """Copy last.ckpt to a file named after its step, and delete the oldest copies beyond the number to keep."""
+    """Copy last.ckpt to a file named after its step, and delete the oldest copies that exceed the number to keep."""
     new = folder / PERIODIC.format(step)
     copy_checkpoint(folder / LAST, new)
     copies = sorted(folder.glob(PERIODIC.format(0).replace("0" * 8, "*")))
     index = copies.index(new)
-    # Copies of later steps are damaged, or come from before the run was resumed at an earlier step.
+    # Copies of later steps are damaged, or date from before the run was resumed at an earlier step.
     for path in [*copies[: max(0, index + 1 - keep)], *copies[index + 1 :]]:
         path.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def decay_length(settings: SchedulerSettings, *, total_steps: int) -> int:
 
 
 def _remaining(done: float, name: str) -> float:
-    """Return the share of the way from min_lr to lr that is left after this share of a decay."""
+    """Return the remaining share of the way from lr down to min_lr after this share of a decay."""
     if name == "warmup_cosine":
         return 0.5 * (1.0 + math.cos(math.pi * done))
     return 1.0 - math.sqrt(done) if name == "warmup_stable_sqrt" else 1.0 - done
@@ -64,13 +64,13 @@ def build_schedule(
     scale: Callable[[], float],
     pace: Pace | None = None,
 ) -> LambdaLR:
-    """Build the schedule that sets the learning rate of each optimizer step; it scales all parameter groups alike.
+    """Build the schedule that sets the learning rate of each optimizer step. It scales all parameter groups alike.
 
     Args:
-        lr: The highest learning rate, which min_lr is relative to.
+        lr: The highest learning rate. min_lr is relative to it.
         total_steps: Optimizer steps of the whole run.
-        scale: Returns a further factor, which rollbacks lower.
-        pace: Says how far the schedule has come, where the number of steps may change; total_steps is not used then.
+        scale: Returns a further factor on the learning rate. Rollbacks lower it.
+        pace: The progress of the schedule, if the number of steps may change; it replaces total_steps.
     """
 
     def factor(step: int) -> float:
@@ -84,7 +84,7 @@ def apply_settings(optimizer: Optimizer, schedule: LambdaLR, groups: Sequence[di
     """Replace the settings that a checkpoint has restored in an optimizer and its schedule.
 
     Args:
-        groups: The settings of each parameter group, its highest learning rate among them, without its parameters.
+        groups: The settings of each parameter group without its parameters, including its highest learning rate.
     """
     schedule.base_lrs = [requested["lr"] for requested in groups]
     for group, requested in zip(optimizer.param_groups, groups, strict=True):

@@ -1,4 +1,4 @@
-"""Find what a run starts from: a checkpoint to resume, pretrained weights, or new weights."""
+"""Find the starting point of a run: a checkpoint to resume, pretrained weights, or new weights."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class StartingPoint:
     Args:
         resume: The checkpoint to resume.
         step: Optimizer steps done in that checkpoint.
-        text_sha256: The checksum of the text that the checkpoint was trained on.
+        text_sha256: The checksum of the checkpoint's training text.
         tokenizer: The typed tokenizer if it replaces the stored one, otherwise the checkpoint's or the weights' own.
         weights: The weights that a new run starts from.
         architecture: The architecture of the checkpoint or of the weights.
         epoch_windows: Windows in each epoch of the resumed run.
         next_lr: The learning rate of the next step by the checkpoint's own schedule.
         peak_lr: The checkpoint's optimizer.lr, or the rate of the matrices if they have their own.
-        lr_scale: The factor on all learning rates that rollbacks have lowered.
-        stored_shapes: The shapes of the checkpoint's weights, if they are those of the user's own model.
+        lr_scale: The factor by which rollbacks have lowered all learning rates.
+        stored_shapes: The shapes of the checkpoint's weights, if its model is the user's own.
         pace: The steps that the budget of the resumed run has planned, if it has one.
     """
 
@@ -116,7 +116,7 @@ def _custom_shapes(content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint:
-    """Open the weights that `init_from` names, and adapt the settings of model and tokenizer to them.
+    """Open the weights named by `init_from`, and adapt the settings of model and tokenizer to them.
 
     Raises:
         UserError: If there are no such weights, or an override contradicts them.
@@ -143,14 +143,14 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPo
         config = GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model))
         return new_model(config) if config.kind != CUSTOM_KIND else _build_custom(settings, config, start)
     model = start.weights.build(context_length=settings.model.context_length, drop_rate=settings.model.drop_rate).train()
-    # The loaded weights may be mapped to a file, which another program could change during the training.
+    # The loaded weights may be mapped to a file. Another program could change that file during the training.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
 
 
 def _build_custom(settings: TrainSettings, config: GPTConfig, start: StartingPoint) -> LanguageModel:
-    """Build the user's own model, which has to fit the checkpoint of a resumed run."""
+    """Build the user's own model. In a resumed run, it has to fit the checkpoint."""
     model = build_custom_model(settings.custom["model"], config)
     if start.stored_shapes is not None and (problem := misfit_of(model, start.stored_shapes)) is not None:
         raise UserError(f"{start.resume} does not fit model._target_={settings.custom['model'][TARGET]}: {problem}.")
@@ -158,27 +158,27 @@ def _build_custom(settings: TrainSettings, config: GPTConfig, start: StartingPoi
 
 
 def names_tokenizer(settings: TrainSettings, overridden: Set[str]) -> bool:
-    """Return whether the user, or an experiment, names a tokenizer."""
+    """Return whether the user or an experiment names a tokenizer."""
     return settings.tokenizer.name != AUTOMATIC_NAME and bool(overridden & {"tokenizer.name", "experiment"})
 
 
 def _name_like_stored(
     settings: TrainSettings, stored: Tokenizer, overridden: Set[str], stored_config: Mapping[str, Any]
 ) -> Tokenizer:
-    """Give a typed tokenizer that is the stored one, from wherever it comes, the stored name.
+    """Give the typed tokenizer the stored name if both are the same one, even if it comes from another file.
 
     Returns:
-        The stored tokenizer, or another one that is typed.
+        The stored tokenizer, or the typed one if it is another.
     """
     if settings.tokenizer.name == AUTOMATIC_NAME:
         settings.tokenizer.name = stored.name
         return stored
     if settings.tokenizer.name == TRAINED_NAME:
-        # The text and the size, which are compared as well, decide what would be trained.
+        # A trained tokenizer follows from the text and the size. Other checks compare these.
         was_trained = (stored_config.get("tokenizer") or {}).get("vocab_size") is not None
         settings.tokenizer.name = stored.name if was_trained else TRAINED_NAME
         return stored
-    # Two names that state a tokenizer by themselves are different ones; building one might need the network.
+    # Two different names that fully describe a tokenizer mean different ones. Building them could need the network.
     states_all = is_tokenizer_name(settings.tokenizer.name) and is_tokenizer_name(stored.name)
     if "tokenizer.name" not in overridden or settings.tokenizer.name == stored.name or states_all:
         return stored
@@ -189,10 +189,10 @@ def _name_like_stored(
 
 
 def _usable_tokenizer(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> Tokenizer | None:
-    """Return the tokenizer that the weights bring; None if they bring none, or one that cannot be used and is replaced.
+    """Return the tokenizer of the weights. Return None if they have none, or if the user replaces one that cannot be used.
 
     Raises:
-        UserError: If it cannot be used, and no other one is typed.
+        UserError: If it cannot be used, and the user has typed no other one.
     """
     try:
         return weights.own_tokenizer
@@ -206,10 +206,10 @@ def _usable_tokenizer(settings: TrainSettings, weights: Weights, overridden: Set
 
 
 def _follow(settings: TrainSettings, weights: Weights, own: Tokenizer | None, overridden: Set[str]) -> None:
-    """Set model and tokenizer to those of the weights; only dropout and a shorter context are the run's own choice.
+    """Set model and tokenizer to those of the weights. The run chooses only its dropout and a shorter context.
 
     Args:
-        own: The tokenizer that the weights bring.
+        own: The tokenizer of the weights.
 
     Raises:
         UserError: If an override contradicts them.
@@ -241,7 +241,7 @@ def _is_tokenizer(name: str, tokenizer: Tokenizer) -> bool:
 
 
 def _required_settings(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> dict[str, Any]:
-    """Return the settings of model and tokenizer, by name, with which the weights can be used."""
+    """Return the settings of model and tokenizer that the weights require, by name."""
     stored = weights.config
     required = {f"model.{name}": value for name, value in stored.to_dict().items() if name not in ("vocab_size", "drop_rate")}
     shorter, given = settings.model.context_length < stored.context_length, "model.context_length" in overridden

@@ -1,8 +1,9 @@
-"""Weight the batches of an optimizer step so that its gradient is that of the mean loss over all of its counted tokens.
+"""Weight the batches of an optimizer step so that its gradient belongs to the mean loss over all its counted tokens.
 
-Batches count different numbers of tokens where documents are kept apart, where a batch is shorter, and where there are too few
-batches for all ranks. The mean over batches would give the tokens of small batches more weight. Lightning (2.6) also divides each
-loss by accumulate_grad_batches in an epoch's last step, which may have fewer batches (Lightning-AI/pytorch-lightning#19987).
+Batches have different numbers of counted tokens if documents are kept apart, if a batch is shorter, or if there are too few
+batches for all ranks. A plain mean over batches would give the tokens of small batches more weight. In addition, Lightning (2.6)
+always divides each loss by accumulate_grad_batches, even in an epoch's last step with fewer batches
+(Lightning-AI/pytorch-lightning#19987).
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 class StepMean:
     """The tokens of an optimizer step, and the factors on its losses and on its gradient.
 
-    A batch is weighted by its tokens relative to the step's first batch, so that no backward pass waits for the counts of later
-    batches. The gradient is corrected when all counts are known. In a step of one batch, and in a full step whose batches all
-    count the same number of tokens, both factors are exactly 1.
+    A batch is weighted by its number of tokens relative to the step's first batch. No backward pass therefore waits for the
+    counts of later batches. The gradient is corrected when all counts are known. Both factors are exactly 1 in a step of one
+    batch, and in a full step of batches with equal counts.
 
     Attributes:
         tokens: Counted tokens of the step so far, over all ranks.
@@ -28,8 +29,8 @@ class StepMean:
 
         Args:
             tokens: The batch's counted tokens over all ranks.
-            own_tokens: Those of this rank.
-            n_ranks: Number of ranks, over which gradients are averaged.
+            own_tokens: The batch's counted tokens on this rank.
+            n_ranks: Number of ranks. Gradients are averaged over them.
         """
         self.tokens += tokens
         self._first = self._first or tokens
@@ -39,7 +40,7 @@ class StepMean:
         """End the step, and return the factor on its gradient; 0 if no token counts.
 
         Args:
-            accumulate_grad_batches: The number that each loss of the step was divided by.
+            accumulate_grad_batches: Lightning has divided each loss of the step by this number.
         """
         factor = accumulate_grad_batches * self._first / self.tokens if self.tokens else 0.0
         self.tokens = self._first = 0

@@ -1,4 +1,4 @@
-"""Describe a run on screen, before its first step and after its last, and for its metadata."""
+"""Describe a run on screen before its first and after its last step, and describe it for its metadata."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
 
 
 def _shape(config: GPTConfig) -> str:
-    """Return layers, heads and width; nothing for a model of the user's own, of which they are unknown."""
+    """Return layers, heads and width. For the user's own model they are unknown, and nothing is returned."""
     if config.kind == CUSTOM_KIND:
         return ""
     return f"{format_count(config.n_layers, 'layer')}, {format_count(config.n_heads, 'head')}, emb_dim {config.emb_dim}, "
@@ -185,7 +185,7 @@ def _describe_best(save: SaveRun, module: GPTLitModule) -> str:
     if save.best_step < 0:
         return f"Best validation loss: none. The last is {module.val_loss}, so the training diverged; try a lower optimizer.lr."
     average = ", of the moving average (weights=ema)" if save.best_weights == EMA else ""
-    bits = save.best_loss * module.bits_per_byte_of_loss  # which compare different vocabularies
+    bits = save.best_loss * module.bits_per_byte_of_loss  # comparable between vocabularies
     measures = [
         f"perplexity {format_perplexity(save.best_loss)}",
         *([f"{bits:.3f} bits per byte"] if math.isfinite(bits) else []),
@@ -197,7 +197,7 @@ def _describe_best(save: SaveRun, module: GPTLitModule) -> str:
 
 
 def _describe_rough_losses(evaluation: PeriodicEvaluation, val_loss: float) -> list[str]:
-    """Return a line on the validation losses of a few batches, if the last of them differs visibly from that of the whole set."""
+    """Explain losses over a few validation batches, if the last one differs visibly from the loss over the whole set."""
     losses, n_windows = evaluation.val_losses, len(evaluation.data.val)
     if (
         not losses
@@ -210,7 +210,7 @@ def _describe_rough_losses(evaluation: PeriodicEvaluation, val_loss: float) -> l
 
 
 def _resume_further(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, folder: str) -> str:
-    """Return the command that resumes a finished run, and raises what has ended it."""
+    """Return the command that resumes a finished run and raises the limit that has ended it."""
     limit = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen)
     stop = settings.callbacks.early_stopping
     has_stopped = stop is not None and find_callback(trainer, EarlyStopping).wait_count >= max(1, stop.patience)
@@ -233,7 +233,7 @@ def _list_files(run_dir: Path) -> list[str]:
 
 
 def describe_findings(trainer: L.Trainer) -> str:
-    """Return each warning sign of the run with the step at which it first appeared; empty if there are none."""
+    """Return each warning sign of the run, with its first step and the number of later ones; empty if there are none."""
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
     steps: dict[str, list[int]] = {}
     for callback in callbacks:
@@ -243,7 +243,7 @@ def describe_findings(trainer: L.Trainer) -> str:
 
 
 def describe_interruption(settings: TrainSettings, trainer: L.Trainer, run_dir: Path) -> str:
-    """Return lines about a run that a signal has ended, and how to resume it."""
+    """Return lines about a run that a signal has ended, with the command to resume it."""
     saved = ", but the run could not be saved there." if find_callback(trainer, SaveRun).failed else " and saved."
     text = f"Stopped after {format_count(trainer.global_step, 'step')}{saved}"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):

@@ -52,7 +52,7 @@ def build_trainer(
     plugins: Sequence[Any] = (),
     default_root_dir: Path | None = None,
 ) -> L.Trainer:
-    """Build the Trainer of a run or of a dry run; it writes checkpoints only if a callback does."""
+    """Build the Trainer of a run or of a dry run. It writes checkpoints only if a callback does."""
     return L.Trainer(
         accelerator=settings.accelerator,
         strategy=strategy,
@@ -72,7 +72,7 @@ def build_trainer(
         logger=list(loggers),
         plugins=list(plugins),
         default_root_dir=default_root_dir,
-        log_every_n_steps=1,  # concerns Lightning's own logging; TrainMetrics logs at trainer.log_every_n_steps
+        log_every_n_steps=1,  # for Lightning's own logging; TrainMetrics obeys trainer.log_every_n_steps
         num_sanity_val_steps=0,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
@@ -88,7 +88,7 @@ def build_run_trainer(
 
     Args:
         config: The resolved settings as plain containers, stored in checkpoints.
-        run_dir: The folder that everything is written to.
+        run_dir: The folder for all files of the run.
         first_step: Optimizer steps that the run has done already.
         extra_callbacks: Callbacks from outside the training.
 
@@ -133,7 +133,7 @@ def _keep_budget(setup: TrainingSetup, plan: BudgetPlan) -> KeepBudget:
 def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Path) -> list[Callback]:
     """Build the callbacks that the settings ask for, in the order in which they act.
 
-    The first rank has all of them; the other ranks have those that take part in computing.
+    The first rank has all of them. The other ranks have only callbacks that take part in computing.
     """
     settings, data, main = setup.settings, setup.data, ranks.is_main()
     chosen, n_steps, per_epoch = settings.callbacks, setup.total_steps, tokens_per_epoch(data, settings.trainer)
@@ -161,7 +161,7 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         callbacks.append(_keep_budget(setup, setup.budget))
     if settings.ema_decay is not None:
         callbacks.append(average := WeightAverage(data, decay=settings.ema_decay))
-    if setup.held_out is not None and (main or settings.trainer.strategy == "fsdp"):  # as for samples
+    if setup.held_out is not None and (main or settings.trainer.strategy == "fsdp"):  # as for samples below
         callbacks.append(_build_held_out(setup, setup.held_out, total_steps=n_steps, average=average))
     signs = samples = None
     if chosen.doctor is not None and main:
@@ -204,7 +204,7 @@ def _build_held_out(
 
 
 def _is_remote(data: DataSettings) -> bool:
-    """Return whether a part of the training set would have to be fetched to be searched."""
+    """Return whether a search in the training set would have to download a part of it."""
     return any(is_url(path) for path in (data.path or "", *(source.path for source in data.sources)))
 
 

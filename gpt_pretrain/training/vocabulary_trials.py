@@ -32,11 +32,11 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.planning.measurements import fit_for_measuring
 from gpt_pretrain.training.trainer import build_trainer
 
-MEASURED_AT = (0.125, 0.25, 0.5, 1.0)  # of the text of a trial
-MIN_STEPS = 40  # of the shortest training
+MEASURED_AT = (0.125, 0.25, 0.5, 1.0)  # shares of a trial's text after which it is measured
+MIN_STEPS = 40  # optimizer steps of the shortest training
 HELD_OUT_BYTES = 200_000
 TIMED_STEPS = 3
-OVERHEAD = 1.3  # of a step over its forward and backward pass, with its share of the evaluations
+OVERHEAD = 1.3  # duration of a step and its share of the evaluations, relative to its forward and backward pass
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class TrialPlan:
     """The trainings to compare.
 
     Args:
-        text_bytes: The text that each is trained on.
-        bytes_per_token: Of each tokenizer, on held-out text.
-        seconds: Their expected duration, all together.
+        text_bytes: Bytes of text in each training.
+        bytes_per_token: Bytes per token of each tokenizer, on held-out text.
+        seconds: Expected duration of all trainings together.
     """
 
     text_bytes: float
@@ -55,7 +55,7 @@ class TrialPlan:
 
 
 class MeasuredSteps(Callback):
-    """Measure the bits per byte of the validation set after certain optimizer steps, and end the training after the last.
+    """Measure the bits per byte of the validation set after certain optimizer steps, and end the training after the last one.
 
     Args:
         data: The data of the training.
@@ -86,10 +86,10 @@ class MeasuredSteps(Callback):
 def plan_trials(
     settings: TrainSettings, tokenizers: Sequence[Tokenizer], held_out: TextSample, *, total_bytes: float, seconds: float
 ) -> TrialPlan:
-    """Return trainings that take about this time: one for each tokenizer, and a second one for the middle one.
+    """Return trainings that take about this time: one for each tokenizer, and one more for the middle one.
 
     Args:
-        total_bytes: The text of the whole run, which no trial goes beyond.
+        total_bytes: Bytes of text in the whole run. No trial reads more.
 
     Raises:
         UserError: If the time, or the text, is too short to measure anything.
@@ -120,7 +120,7 @@ def run_trials(
     *,
     report: Callable[[TrialPoint], object],
 ) -> list[TrialPoint]:
-    """Train with each tokenizer on the same text, and with the middle one again with another seed.
+    """Train with each tokenizer on the same text, and once more with the middle one and another seed.
 
     Args:
         report: Called with the last point of each training.
@@ -142,7 +142,7 @@ def run_trials(
 def _write_text(
     folder: Path, settings: DataSettings, training: TextSample, held_out: TextSample, *, n_bytes: float
 ) -> DataSettings:
-    """Write the text of the trials to a file, the held-out part last, and return the settings that split it there."""
+    """Write the text of the trials to a file, with the held-out part last. Return the settings that split it there."""
     parts, size = list[str](), 0
     for text in training.texts():
         if size >= n_bytes:
@@ -160,9 +160,9 @@ def _write_text(
 
 
 def _train(settings: TrainSettings, tokenizer: Tokenizer, text_bytes: float) -> list[TrialPoint]:
-    """Train on this amount of text, in several passes if there is less, and return what was measured on the way.
+    """Train on this amount of text, in several passes if there is less, and return the measurements.
 
-    The learning rate stays constant after the warm-up, so that each point is that of a shorter training.
+    The learning rate stays constant after the warm-up, so that each measurement also holds for a shorter training.
     """
     L.seed_everything(settings.seed, workers=True, verbose=False)
     data = TextDataModule(settings.data, tokenizer, context_length=settings.model.context_length, seed=settings.seed)
@@ -194,7 +194,7 @@ def _train(settings: TrainSettings, tokenizer: Tokenizer, text_bytes: float) -> 
 
 
 def _step_seconds(settings: TrainSettings, vocab_size: int) -> float:
-    """Return how long an optimizer step takes, from a few of its batches with random tokens."""
+    """Measure the seconds of an optimizer step with a few batches of random tokens."""
     device = accelerator_device(settings.trainer.accelerator)
     model = new_model(GPTConfig(vocab_size=vocab_size, **vars(settings.model))).to(device)
     shape, times = (settings.data.batch_windows, settings.model.context_length), list[float]()

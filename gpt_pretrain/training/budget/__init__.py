@@ -1,4 +1,4 @@
-"""Choose a run from its budget: how long it may take, what it trains, and how it keeps to the clock.
+"""Choose the model and the length of a run by its budget, and plan how the run keeps to the clock.
 
-It knows nothing of Lightning: `callbacks/budget.py` spends what is planned here.
+This room knows nothing of Lightning: `callbacks/budget.py` carries out the plan.
 """

@@ -20,11 +20,11 @@ FORMS = "a time such as 90s, 20m or 1h30m, '1e9 tokens', '1e15 flops', or auto"
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a run may spend; everything is infinite if the run trains for as long as that helps.
+    """The most that a run may spend. All limits are infinite if the run trains for as long as training helps.
 
     Args:
-        seconds: Of the whole run, from the start of the program to its end.
-        tokens: To train on.
+        seconds: Time of the whole run, from the start of the program to its end.
+        tokens: Tokens to train on.
         flops: Floating-point operations of the training.
     """
 

@@ -15,19 +15,19 @@ from gpt_pretrain.training.budget.speed import Speed
 
 SHAPES = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12))  # width and blocks
 HEAD_DIM, CONTEXT = 32, 128
-LENGTHS, SHORTER = 16, 2.0**-0.5  # trainings of each model that are looked at, each shorter by this factor
-ENOUGH = 1.005  # a cheaper choice whose expected loss is at most this factor higher is taken
+LENGTHS, SHORTER = 16, 2.0**-0.5  # candidate lengths of each model's training, each shorter by this factor
+ENOUGH = 1.005  # a cheaper choice is taken if its expected loss is at most this factor higher
 MIN_STEPS = 20
 SMALLEST_STEP = 512  # tokens
 BATCH_ROUNDS = 3
 BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses, samples and checkpoints
-# Passes over the text; with more, even a regularized model mostly memorizes: of any text, and of one that has fewer tokens than
-# the vocabulary has entries.
+# The most passes over a text: in general, and over a text with very few tokens for the vocabulary. With more passes, even a
+# regularized model mostly memorizes.
 MOST_PASSES, FEW_TOKENS_PASSES = 64, 16
-MOST_PARAMETERS = 30  # in the blocks for each different token that is read; the law was not measured beyond
+MOST_PARAMETERS = 30  # parameters of the blocks per distinct token read; the law was not measured beyond
 STUDIED_VOCABULARY = 4096  # tokens
-CAUTION = 0.01  # a choice that the study did not reach counts as this much worse for each doubling
-NEARLY = 0.8  # of the budget; a choice that leaves more of it is limited by something else
+CAUTION = 0.01  # how much worse a choice counts for each doubling beyond the study
+NEARLY = 0.8  # share of the budget; a choice that spends less is limited by something else
 MAX_MEMORY, MAX_DISK = 0.6, 0.8  # shares of what is free
 CHECKPOINTS = 3  # on disk at the same time
 
@@ -38,10 +38,10 @@ class TextFacts:
 
     Args:
         train_bytes: Bytes of the training set.
-        bytes_per_token: Of vocabularies that are trained on it, by size.
-        difficulty: How hard it is to learn.
-        seconds_to_encode: Estimate for the whole training set.
-        longest_windows: Tokens that a window can have in the validation set, by the size of the vocabulary.
+        bytes_per_token: Bytes per token of vocabularies trained on it, by their size.
+        difficulty: The difficulty of learning it.
+        seconds_to_encode: Estimated time to encode the whole training set.
+        longest_windows: Tokens of the longest possible window in the validation set, by the size of the vocabulary.
         tokenizer: Name of the only vocabulary, if it is not trained on the text.
     """
 
@@ -53,13 +53,13 @@ class TextFacts:
     tokenizer: str | None = None
 
     def most_passes(self, vocab_size: int) -> int:
-        """Return how many passes over the text lower its loss; a tiny text needs many for the fewest steps of a training."""
+        """Return the number of passes over the text that lower its loss. A tiny text needs many passes for the fewest steps."""
         tokens = self.train_bytes / self.bytes_per_token[vocab_size]
         is_tiny = FEW_TOKENS_PASSES * tokens < MIN_STEPS * SMALLEST_STEP
         return FEW_TOKENS_PASSES if tokens < vocab_size and not is_tiny else MOST_PASSES
 
     def context_for(self, vocab_size: int) -> int:
-        """Return the context of a model that is chosen for the text, a power of two: shorter if the validation set is short."""
+        """Return the context of a model chosen for the text, a power of two. A short validation set shortens it."""
         longest = max(self.longest_windows.get(vocab_size, CONTEXT), 1)
         return min(CONTEXT, 1 << (longest.bit_length() - 1))
 
@@ -69,11 +69,11 @@ class Limits:
     """The time, memory and disk that the machine has left.
 
     Args:
-        seconds: Until the budget ends; negative if it has ended already.
+        seconds: Time until the budget ends; negative if it has already ended.
         memory: Free bytes that each device's training may use; None if unknown.
-        disk: Free bytes where checkpoints go.
+        disk: Free bytes in the folder of the checkpoints.
         devices: Devices that share each step.
-        sharing: How many of them share the speed that was measured, as processes that a CPU will run do.
+        sharing: Number of devices that share the measured speed; several processes share a CPU's.
         accumulate: Batches of each device in a step.
         averages: Whether a moving average of the weights is kept.
     """
@@ -91,18 +91,18 @@ class Limits:
 
     @property
     def workers(self) -> float:
-        """Devices as fast as the measured one."""
+        """The number of devices, converted to devices with the full measured speed."""
         return self.devices / self.sharing
 
     @property
     def shares(self) -> int:
-        """Batches of a step, on all devices together."""
+        """Batches of a step on all devices together."""
         return self.devices * self.accumulate
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a choice follows from, besides the typed settings."""
+    """Everything that determines a choice, besides the typed settings."""
 
     text: TextFacts
     budget: Budget
@@ -118,8 +118,8 @@ class Candidate:
     Args:
         batch: Windows of each device's batch.
         expected: Bits per byte.
-        step_tokens: Tokens of a step, on all devices together.
-        penalty: Factor on the expected loss by which the candidates are compared.
+        step_tokens: Tokens of a step on all devices together.
+        penalty: Factor on the expected loss when candidates are compared.
     """
 
     config: GPTConfig
@@ -133,7 +133,7 @@ class Candidate:
 
     @property
     def cautious(self) -> float:
-        """The expected loss, higher where it is extrapolated."""
+        """The expected loss, raised if it is extrapolated."""
         return self.expected * self.penalty
 
     @property
@@ -143,7 +143,7 @@ class Candidate:
 
 
 def batch_of(tokens: float, context: int = CONTEXT) -> int:
-    """Return the windows of a step for this many tokens in all, with whose square root a step grows, as in the study.
+    """Return the windows of a step for a training of this many tokens. As in the study, a step grows with their square root.
 
     Args:
         context: Tokens of a window.
@@ -166,7 +166,7 @@ def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: i
         batch: Windows of each device's batch, if they are typed.
     """
     text, budget, limits, speed = conditions.text, conditions.budget, conditions.limits, conditions.speed
-    fixed = len({(config.emb_dim, config.n_layers) for config in configs}) == 1  # by what is typed
+    fixed = len({(config.emb_dim, config.n_layers) for config in configs}) == 1  # typed settings leave one shape
     for config in configs:
         length = text.bytes_per_token[config.vocab_size]
         windows = max(1, int(text.train_bytes / length / config.context_length))
@@ -193,7 +193,7 @@ def _extrapolation_penalty(training: Training, law: Law, *, read: int) -> float:
     """Return a factor that grows with the distance of a choice from the study.
 
     Args:
-        read: Tokens that are read. By all published laws, a model may have as many parameters as that.
+        read: Tokens that the training reads. All published laws allow a model this many parameters.
     """
     excess = (training.matrices / max(law.largest["matrices"], read), training.vocab_size / STUDIED_VOCABULARY)
     return math.exp(CAUTION * sum(max(math.log2(one), 0.0) for one in excess))
@@ -202,9 +202,9 @@ def _extrapolation_penalty(training: Training, law: Law, *, read: int) -> float:
 def _batch_and_steps(
     config: GPTConfig, most: float, limits: Limits, speed: Speed, *, windows: int, batch: int | None
 ) -> tuple[int, float]:
-    """Return the windows of a batch, and the steps for this many tokens, or for as many as there is time for.
+    """Return the windows of a batch, and the steps for this many tokens, or for fewer if the time is short.
 
-    The batch follows from the length of the training, and that from the speed with the batch.
+    The batch depends on the length of the training. The length depends on the speed, and the speed on the batch.
     """
     tokens = most
     for _ in range(BATCH_ROUNDS):
@@ -216,7 +216,7 @@ def _batch_and_steps(
 
 
 def fits(candidate: Candidate, limits: Limits) -> str | None:
-    """Return "memory" or "disk" if the machine has too little of it for a run."""
+    """Return "memory" or "disk" if the machine has too little of it for a run, otherwise None."""
     drop_rate = max(candidate.config.drop_rate, regularization_of(candidate.passes)[0])
     memory = training_memory(
         replace(candidate.config, drop_rate=drop_rate),
@@ -242,14 +242,14 @@ def best_of(found: Sequence[Candidate]) -> Candidate:
 
 
 def longest_steps(chosen: Candidate, text: TextFacts) -> int:
-    """Return the optimizer steps that the text is good for; no more than the chosen ones if it allows little gain, as noise."""
+    """Return the largest useful number of steps on the text. A text with little to learn, as noise, gets the chosen number."""
     if text.difficulty.gain < 1:
         return chosen.steps
     return max(chosen.steps, int(chosen.steps * text.most_passes(chosen.config.vocab_size) / chosen.passes))
 
 
 def filled(chosen: Candidate, conditions: Conditions) -> Candidate:
-    """Return a run with all the steps that the budget allows and the text is good for, where the law expects little of them."""
+    """Lengthen a run to all steps that the budget allows and the text is good for, even if the law expects little of them."""
     budget = conditions.budget
     step, flops = chosen.seconds / chosen.steps, training_flops_per_token(chosen.config)
     most = min(conditions.limits.seconds / step, min(budget.tokens, budget.flops / flops) / chosen.step_tokens)
@@ -262,7 +262,7 @@ def filled(chosen: Candidate, conditions: Conditions) -> Candidate:
 
 
 def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], conditions: Conditions) -> str:
-    """Return what would have to grow for a clearly lower loss: "memory", "disk", "time", "the budget" or "text"."""
+    """Return the resource that limits the loss: "memory", "disk", "time", "the budget" or "text"."""
     for reason, candidate in refused.items():
         if candidate.expected * ENOUGH < chosen.expected:
             return reason
@@ -274,7 +274,7 @@ def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], conditions: Co
 
 
 def architectures(vocab_sizes: Sequence[int], shapes: Sequence[tuple[int, int]] = SHAPES) -> list[GPTConfig]:
-    """Return the models of these shapes, width and blocks, for each vocabulary."""
+    """Return the models of these shapes (width and blocks) for each vocabulary."""
     return [
         GPTConfig(
             vocab_size=size,

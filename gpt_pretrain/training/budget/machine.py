@@ -1,4 +1,4 @@
-"""Measure what this machine can do for a training, by the settings of a run."""
+"""Measure the speed, memory and disk of this machine for a training with the settings of a run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.speed import Speed, measure_speed
 from gpt_pretrain.training.distributed import ranks
 
-CPU_SHAPES, GPU_SHAPES = ((64, 2), (128, 4), (256, 6)), ((128, 4), (384, 6), (768, 12))  # a short measurement: without the middle
-CPU_BATCH, GPU_BATCH = 8, 64  # windows; few of them do not keep a GPU busy
+CPU_SHAPES, GPU_SHAPES = ((64, 2), (128, 4), (256, 6)), ((128, 4), (384, 6), (768, 12))  # a short measurement skips the middle
+CPU_BATCH, GPU_BATCH = 8, 64  # windows; a GPU needs many to be busy
 FEW_SECONDS = 1.5
 MEASURED_VOCABULARY = 1024
-STEP_WORK = 8e-3  # seconds of a step that the program needs around it
+STEP_WORK = 8e-3  # seconds of the program's own work in a step
 
 
 def measured_speed(settings: TrainSettings, text: choice.TextFacts, *, seconds: float = math.inf) -> Speed:
-    """Measure how fast this machine trains models of a few sizes.
+    """Measure the speed of this machine in training models of a few sizes.
 
     Args:
-        seconds: About how long that may take.
+        seconds: Approximate time limit of the measurement.
     """
     device = accelerator_device(settings.trainer.accelerator)
     shapes, batch = (GPU_SHAPES, GPU_BATCH) if device.type == "cuda" else (CPU_SHAPES, CPU_BATCH)
@@ -43,7 +43,7 @@ def measured_speed(settings: TrainSettings, text: choice.TextFacts, *, seconds: 
 
 
 def measured_limits(settings: TrainSettings, seconds: float) -> choice.Limits:
-    """Return what this machine has left for a training of these seconds; its processes on a CPU share the memory."""
+    """Return the memory and disk that this machine has left for a training of these seconds. Processes on a CPU share memory."""
     device, local = accelerator_device(settings.trainer.accelerator), _local_devices(settings)
     memory = memory_limit(device)
     if device.type == "cpu" and (available := available_memory()) is not None and memory is not None:

@@ -1,4 +1,4 @@
-"""Measure how well counted n-grams predict a text, as a cheap sign of how much more text would help."""
+"""Measure how well n-gram counts predict a text. This cheaply shows how much more text would help."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MULTIPLIERS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94
 
 
 def ngram_bits(train: bytes, held_out: bytes) -> float:
-    """Return the bits per byte of held-out text by the counts of a training text, shorter contexts backing up longer ones.
+    """Return the bits per byte of held-out text, predicted by n-gram counts of a training text. Long contexts back off to short.
 
     Contexts are identified by a 64-bit hash.
 
@@ -30,7 +30,7 @@ def ngram_bits(train: bytes, held_out: bytes) -> float:
 
 
 def frequency_bits(train: bytes, held_out: bytes) -> float:
-    """Return the bits per byte of held-out text by the frequencies of single bytes, each counted once more than it occurs."""
+    """Return the bits per byte of held-out text, predicted by the frequencies of single bytes. Each count is raised by one."""
     counts = np.bincount(np.frombuffer(train, np.uint8), minlength=256) + 1.0
     return float(-np.log2(counts / counts.sum())[np.frombuffer(held_out, np.uint8)].mean())
 

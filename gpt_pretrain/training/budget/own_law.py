@@ -1,8 +1,8 @@
-"""Correct the law of expected losses by trainings on one text, as those of a ladder.
+"""Correct the law of expected losses by trainings on one text, such as those of a ladder.
 
-A few trainings cannot fit all constants of a law anew. So the correction is small and careful: a factor, and how it changes with
-the size of the model and with the amount of text that it reads, each pulled towards no change as strongly as the study's texts
-suggest.
+A few trainings cannot fit all constants of a law anew. The correction is therefore small. It has three numbers: a factor, its
+change with the size of the model, and its change with the amount of text read. The study's texts determine how strongly each is
+pulled towards no change.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 
-# Standard deviations of the logarithm of the loss around the law, in the study's texts that were left out of the fit: of the
-# factor, of its change by each doubling of the model, and by each doubling of what is read.
+# Standard deviations of the three numbers around the law, measured on texts of the study that were left out of the fit: the
+# logarithm of the factor, its change by each doubling of the model, and its change by each doubling of the text read.
 SPREADS = (0.07, 0.02, 0.03)
-NOISE = 0.015  # of a single training, from its seed and from what the law leaves out
+NOISE = 0.015  # standard deviation of a single training, from its seed and from effects outside the law
 NINE_OF_TEN = 1.645  # standard deviations of a normal distribution
 
 
@@ -36,8 +36,8 @@ class OwnLaw(Law):
 
     Args:
         center: The training in the middle of the measured ones.
-        correction: The logarithm of the factor there, and its changes by doubling the model and what it reads.
-        covariance: Of the correction.
+        correction: The logarithm of the factor there, and its changes by doubling the model and the text read.
+        covariance: Covariance of the correction.
     """
 
     center: Training
@@ -50,7 +50,7 @@ class OwnLaw(Law):
         return super().bits_per_byte(training, text) * math.exp(change)
 
     def interval(self, training: Training, text: Difficulty) -> tuple[float, float]:
-        """Return the bounds that should hold the loss in nine of ten cases, wider at a distance from the measured trainings."""
+        """Return bounds that should hold the loss in nine of ten cases. They widen away from the measured trainings."""
         terms = np.array(_terms(training, self.center))
         error = NINE_OF_TEN * math.sqrt(float(terms @ np.array(self.covariance) @ terms) + NOISE**2)
         expected = self.bits_per_byte(training, text)
@@ -63,7 +63,7 @@ def fit_own_law(law: Law, text: Difficulty, measured: Sequence[MeasuredTraining]
     Source: Bayesian linear regression with a normal prior, as in Bishop 2006, "Pattern Recognition and Machine Learning", 3.3.
 
     Args:
-        measured: At least one.
+        measured: At least one training.
     """
     matrices = math.exp(float(np.mean([math.log(one.training.matrices) for one in measured])))
     trained = math.exp(float(np.mean([math.log(one.training.trained_bytes) for one in measured])))

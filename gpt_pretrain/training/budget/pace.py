@@ -1,4 +1,4 @@
-"""The progress of a schedule after each optimizer step, if the clock decides how many steps there will be."""
+"""The progress of a schedule after each optimizer step, if the clock decides the number of steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DAMAGED_PLAN = "The checkpoint's plan of the budget is damaged. Start from its w
 class Pace:
     """The progress of a schedule, from 0 to 1, as a pure function of the step and of recorded decisions.
 
-    Each decision fixes the last step of the run from then on; the rest of the schedule is spread evenly over the steps that are
-    left, so that the learning rate has no jump. A checkpoint stores the decisions, so a resumed run has the same rates.
+    Each decision sets the last step of the run anew. The rest of the schedule is spread evenly over the remaining steps, so that
+    the learning rate does not jump. A checkpoint stores the decisions, so a resumed run has the same rates.
 
     Args:
         total: Optimizer steps of the first plan.
-        points: For each decision its step, the progress at that step, and the number of all steps from then on.
+        points: For each decision, its step, the progress at that step, and the new number of all steps.
     """
 
     total: int
@@ -41,15 +41,15 @@ class Pace:
         return done + (1.0 - done) * min((step - begin) / max(total - begin, 1), 1.0)
 
     def scheduled_step(self, step: float) -> float:
-        """Return the step of a schedule with the length of the first plan that is as far as this one."""
+        """Return the step with the same progress in a schedule of the first plan's length."""
         return self.progress(step) * self.total
 
     def replan(self, step: int, last_step: int) -> None:
-        """Decide at a step how many steps there will be in all.
+        """Decide at a step on the number of all steps.
 
         Args:
             step: Optimizer steps done, not fewer than at the last decision.
-            last_step: The new number; at least one step is left.
+            last_step: The new number. At least one step remains.
         """
         done = self.progress(step)
         kept = [point for point in self.points if point[0] < step]
@@ -57,7 +57,7 @@ class Pace:
 
 
 def read_points(stored: object) -> list[tuple[int, float, int]] | None:
-    """Return the decisions in a checkpoint, or None if they cannot be those of a run."""
+    """Return the decisions in a checkpoint, or None if no run can have made them."""
     if not isinstance(stored, Sequence) or isinstance(stored, str) or not 0 < len(stored) <= MOST_POINTS:
         return None
     points, step, done = list[tuple[int, float, int]](), -1, 0.0

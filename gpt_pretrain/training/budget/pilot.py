@@ -1,4 +1,4 @@
-"""Train a small model on a text for a moment, to learn how hard the text is."""
+"""Train a small model on a text for a moment, to measure the text's difficulty."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 2, 2, 128, 4
 TRAINED_BYTES = 500_000
 VOCAB_SIZE = 1024
 MOST_PASSES = 4
-MEASURED_STEPS, FEWEST_STEPS = 3, 16  # after the first one, which is slow, to time a step; and steps of the shortest pilot
+MEASURED_STEPS, FEWEST_STEPS = 3, 16  # steps to time, after the first one, which is slow; steps of the shortest pilot
 SEED = 1
 OPTIMIZER = OptimizerSettings(
     name="muon",
@@ -36,7 +36,7 @@ OPTIMIZER = OptimizerSettings(
     embedding=RoleSettings(lr=0.3),
     head=RoleSettings(lr=0.01),
     vectors=RoleSettings(lr=4e-3),
-)  # of optimizer=muon_modern, whatever is typed, since the law compares pilots
+)  # always the settings of optimizer=muon_modern, since the law compares pilots
 SCHEDULE = SchedulerSettings(name="warmup_stable_decay", warmup_steps=0, decay_steps=0, decay_fraction=0.75, min_lr=0.0)
 
 
@@ -46,8 +46,8 @@ def run_pilot(
     """Train on windows of a text, and return the training and the bits per byte of held-out text after it.
 
     Args:
-        unique_bytes: Bytes of the whole training set, of which `train` may be a part.
-        seconds: About how long it may take; a slow machine gets a shorter pilot.
+        unique_bytes: Bytes of the whole training set. `train` may be a part of it.
+        seconds: Approximate time limit. A slow machine gets a shorter pilot.
     """
     tokens, asked = (np.array(tokenizer.encode_ordinary(text)) for text in (train, held_out))
     length = len(train.encode()) / len(tokens)
@@ -64,7 +64,7 @@ def run_pilot(
         while step < steps:
             if step == 1:
                 start = time.monotonic()
-            if step == 1 + MEASURED_STEPS:  # the rate is still constant, so a shorter schedule goes on without a jump
+            if step == 1 + MEASURED_STEPS:  # The rate is still constant, so a shorter schedule causes no jump.
                 affordable = seconds * MEASURED_STEPS / max(time.monotonic() - start, 1e-9)
                 steps = int(min(steps, max(affordable, FEWEST_STEPS)))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -85,7 +85,7 @@ def run_pilot(
 
 
 def _windows(tokens: np.ndarray) -> np.ndarray:
-    """Return the windows of a text with the target of their last token, a short text filled up with itself, int64, (N, T + 1)."""
+    """Return the windows of a text, each with the target of its last token, int64, (N, T + 1). A short text is repeated."""
     tokens = np.resize(tokens, max(len(tokens), CONTEXT + 1)).astype(np.int64)
     starts = np.arange(0, len(tokens) - CONTEXT, CONTEXT)
     windows: np.ndarray = tokens[starts[:, None] + np.arange(CONTEXT + 1)]
@@ -93,7 +93,7 @@ def _windows(tokens: np.ndarray) -> np.ndarray:
 
 
 def _chosen(step: int, n_windows: int) -> np.ndarray:
-    """Return the windows of a step, in an order that is shuffled for each pass."""
+    """Return the windows of a step. Each pass has its own shuffled order."""
     batch = min(BATCH, n_windows)
     per_epoch = n_windows // batch
     positions = step % per_epoch * batch + np.arange(batch)

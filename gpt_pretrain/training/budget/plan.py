@@ -1,4 +1,4 @@
-"""Turn the budget of a run into its settings, and give the reasons."""
+"""Turn the budget of a run into settings, each with a reason."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from gpt_pretrain.training.budget.typed import (
 )
 from gpt_pretrain.training.distributed import ranks
 
-PLANNING_SHARE, TEXT_SHARE = 0.1, 0.75  # of the budget, to choose; and of that, to describe the text
-DECAY_FRACTION = 0.75  # of the schedule that the study had
+PLANNING_SHARE, TEXT_SHARE = 0.1, 0.75  # share of the budget for planning, and share of that for describing the text
+DECAY_FRACTION = 0.75  # as in the study's schedule
 MOST_EVALUATIONS, EVALUATION_BATCHES, EVALUATION_SHARE = 40, 2, 0.05
-LONG, CHECKPOINTS = 600.0, 10  # seconds of a run that is also saved within an epoch, and how often at least
-MOST_UNSAVED = 30.0  # minutes of a run
-# Settings that the published rules choose together, so that they are used if none of these is typed.
+LONG, CHECKPOINTS = 600.0, 10  # seconds; a longer run is also saved within epochs, at least this many times
+MOST_UNSAVED = 30.0  # minutes of a run between two checkpoints
+# Settings that the published rules choose together. The rules are used only if none of these is typed.
 PUBLISHED = (
     *("model.emb_dim", "model.n_layers", "model.n_heads", "model.context_length", "optimizer.lr"),
     *("data.batch_size", "trainer.accumulate_grad_batches"),
 )
-SPARE_EPOCHS = 100  # times the planned ones, if the machine becomes faster
+SPARE_EPOCHS = 100  # times the planned epochs, in case the machine becomes faster
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ class BudgetPlan:
     Args:
         budget: The budget.
         pace: The steps of the schedule.
-        longest: Steps beyond which the model would not become better, so that the run ends.
+        longest: The most steps that improve the model. The run ends after them.
         lines: A line for each decision, with its reason.
-        began: The moment from which a budget of time counts.
+        began: The start of a time budget.
     """
 
     budget: Budget
@@ -77,17 +77,17 @@ class Decision:
 
 
 def plan_budget(settings: TrainSettings, overridden: Set[str], *, began: float) -> BudgetPlan:
-    """Choose the settings that the user has not typed, in place, and plan the run's length; the first rank decides.
+    """Choose the settings that the user has not typed, in place, and plan the run's length. The first rank decides.
 
     Args:
-        began: The moment from which a budget of time counts.
+        began: The start of a time budget.
 
     Raises:
         UserError: If the budget is too small for a training, or contradicts other settings.
     """
     assert settings.budget is not None
     budget = parse_budget(settings.budget)
-    if settings.tokenizer.name == AUTOMATIC_NAME:  # which leaves the choice to the budget, also if it is typed
+    if settings.tokenizer.name == AUTOMATIC_NAME:  # Even a typed auto leaves the choice to the budget.
         overridden = overridden - {"tokenizer", "tokenizer.name"}
     plain = ranks.broadcast(_decide_here(settings, overridden, budget, began) if ranks.is_main() else None)
     for name, value in plain["settings"].items():
@@ -111,7 +111,7 @@ def _decide_here(settings: TrainSettings, overridden: Set[str], budget: Budget, 
 
 
 def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Conditions) -> dict[str, Any]:
-    """Choose from what was measured.
+    """Choose a run by the measurements.
 
     Returns:
         The settings to change, by name; the steps of the run; and the lines that explain the choice.
@@ -145,7 +145,7 @@ def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Con
 def _choose(
     settings: TrainSettings, overridden: Set[str], conditions: choice.Conditions
 ) -> tuple[choice.Candidate, dict[str, choice.Candidate]]:
-    """Return the best run, and by what is too small for it, the best of those that do not fit."""
+    """Return the best run that fits the machine, and for each scarce resource the best run that does not fit because of it."""
     found, refused = list[choice.Candidate](), dict[str, choice.Candidate]()
     configs = allowed_architectures(settings, overridden, conditions.text)
     batch = settings.data.batch_size if is_typed("data.batch_size", overridden) else None
@@ -164,7 +164,7 @@ def _choose(
 
 
 def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: str) -> dict[str, Decision]:
-    """Return all settings of a candidate, by name, with the reason of those worth a line."""
+    """Return all settings of a candidate, by name. Those worth a line have a reason."""
     config = chosen.config
     dropout, decay, head_decay = choice.regularization_of(chosen.passes)
     parameters = format_si(num_parameters(config), "parameters")
@@ -210,7 +210,7 @@ def _vocabulary(config: GPTConfig, text: choice.TextFacts) -> dict[str, Decision
 
 
 def published_settings(chosen: PublishedCandidate, settings: TrainSettings) -> dict[str, Decision]:
-    """Return the settings of a run by published rules that differ from those of the study, by name."""
+    """Return the settings in which a run by published rules differs from the study, by name."""
     optimizer = settings.optimizer
     rates = {"optimizer.lr": optimizer.lr} | {
         f"optimizer.{role}.lr": getattr(optimizer, role).lr for role in ("embedding", "head", "vectors")
@@ -226,8 +226,8 @@ def expectation(chosen: choice.Candidate, conditions: choice.Conditions, others:
     """Describe the loss to expect, with an interval if the rules were measured near it.
 
     Args:
-        others: What no training of the study had.
-        limit: What keeps the loss from being lower.
+        others: Settings that no training of the study had.
+        limit: The resource that keeps the loss from being lower.
     """
     if not conditions.law.reaches(chosen.training):
         return (
@@ -274,7 +274,7 @@ def _time_left(conditions: choice.Conditions) -> str:
 
 
 def _val_tokens(chosen: choice.Candidate, epochs: int) -> int:
-    """Return how many tokens are validated after each epoch, in about a twentieth of the time."""
+    """Return the number of tokens to validate after each epoch. Validation takes about a twentieth of the time."""
     tokens = chosen.steps * chosen.step_tokens
     return max(50 * chosen.config.context_length, int(0.05 * 3 * tokens / (epochs + 1)))
 

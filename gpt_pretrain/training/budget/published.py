@@ -1,7 +1,7 @@
-"""Choose a model for a budget far beyond the study's trainings by published rules; this program has measured none of them.
+"""Choose a model for a budget far beyond the study's trainings by published rules. This program has measured none of them.
 
-Source: karpathy/nanochat (2026), scripts/base_train.py and dev/LOG.md, where the depth alone decides width, tokens, batch and
-    learning rates; Muennighoff et al. 2023 (arXiv:2305.16264), by whom four passes over a text are nearly worth fresh text.
+Source: karpathy/nanochat (2026), scripts/base_train.py and dev/LOG.md: the depth alone decides width, tokens, batch and learning
+    rates. Muennighoff et al. 2023 (arXiv:2305.16264): four passes over a text are nearly worth fresh text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
 from gpt_pretrain.training.budget.law import Training
 
-DEPTHS = range(6, 33, 2)  # blocks; the study's models are nearer to smaller ones
+DEPTHS = range(6, 33, 2)  # blocks; smaller models are nearer to the study's
 WIDTH_PER_BLOCK, HEAD_DIM, CONTEXT = 64, 128, 1024
-TOKENS_PER_PARAMETER = 12.0  # of the matrices in the blocks and the output head
+TOKENS_PER_PARAMETER = 12.0  # counts the matrices in the blocks and the output head
 REFERENCE_DEPTH, REFERENCE_BATCH, BATCH_POWER = 12, 2**19, 0.383  # a step has 2**19 tokens at this depth
 MOST_PASSES = 4  # over the text
 MOST_WINDOWS = 64  # of a device's batch
@@ -30,8 +30,8 @@ class PublishedCandidate(choice.Candidate):
 
     Args:
         accumulate: Batches of each device in a step.
-        lr_factor: Of all learning rates, for the batch.
-        most_steps: Steps that the text is good for.
+        lr_factor: Factor on all learning rates; it depends on the batch.
+        most_steps: The most steps that the text is good for.
     """
 
     accumulate: int = 1
@@ -40,9 +40,9 @@ class PublishedCandidate(choice.Candidate):
 
 
 def published_choice(conditions: choice.Conditions) -> PublishedCandidate | None:
-    """Return the deepest model that the budget gives its tokens; None if it has too little time, text, memory or disk for any.
+    """Return the deepest model with enough tokens in the budget; None if time, text, memory or disk are too small for any.
 
-    A budget without an end (`auto`) is the study's matter.
+    A budget without an end (`auto`) is left to the study's law.
     """
     if conditions.budget == Budget():
         return None
@@ -67,7 +67,7 @@ def _architecture(vocab_size: int, depth: int) -> GPTConfig:
 
 
 def _batches(config: GPTConfig, conditions: choice.Conditions) -> Iterator[PublishedCandidate]:
-    """Yield the run of a model with ever smaller batches of a device; those of a step stay."""
+    """Yield the run of a model with ever smaller batches per device. The batch of a whole step stays the same."""
     text, budget, limits = conditions.text, conditions.budget, conditions.limits
     parameters, length = matmul_parameters(config), text.bytes_per_token[config.vocab_size]
     reference = matmul_parameters(_architecture(config.vocab_size, REFERENCE_DEPTH))

@@ -1,4 +1,4 @@
-"""Measure how fast this machine trains models of a few sizes, and estimate from that the speed of any size."""
+"""Measure the speed of this machine in training models of a few sizes, and estimate the speed of any size from that."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MOST_SECONDS = 1.0  # of each measurement, after the first step
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of training, by the work for a token.
+    """The speed of training, by the work per token.
 
     Args:
-        flops: Floating-point operations for a token of each measured model, ascending.
-        rates: Operations per second that it reached.
-        fixed: Seconds of a step that do not depend on the model, as the program's own work around it.
+        flops: Floating-point operations per token of each measured model, ascending.
+        rates: Operations per second that each model reached.
+        fixed: Seconds of a step that do not depend on the model, such as the program's own work.
     """
 
     flops: tuple[float, ...]
@@ -60,7 +60,7 @@ def measure_speed(
         configs: Models, the smallest one first.
         batch: Windows of a step.
         fixed: See `Speed`.
-        seconds: About how long the measurement may take.
+        seconds: Approximate time limit of the measurement.
     """
     flops, rates, each = list[float](), list[float](), min(MOST_SECONDS, seconds / len(configs))
     for config in configs:

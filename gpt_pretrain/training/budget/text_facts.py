@@ -19,11 +19,11 @@ from gpt_pretrain.training.budget.choice import TextFacts
 from gpt_pretrain.training.budget.law import Difficulty
 from gpt_pretrain.training.budget.ngrams import frequency_bits, ngram_bits
 
-SAMPLE_BYTES, HELD_OUT_BYTES = 500_000, 60_000  # of the training set, and of the validation set
+SAMPLE_BYTES, HELD_OUT_BYTES = 500_000, 60_000  # size of a sample of the training set, and of the validation set
 FEWEST_CHARACTERS = 16
-PARTS = 16  # of each of them
-COUNTED_BYTES = (20_000, 125_000, SAMPLE_BYTES)  # of the n-gram models
-COUNTING_SHARE, PILOT_SHARE = 0.25, 0.4  # of the time for describing a text, which one n-gram model and the pilot may take
+PARTS = 16  # parts of each sample, spread over the text
+COUNTED_BYTES = (20_000, 125_000, SAMPLE_BYTES)  # training text of the n-gram models
+COUNTING_SHARE, PILOT_SHARE = 0.25, 0.4  # shares of the time for describing a text: one n-gram model, the pilot
 ENCODED_BYTES = 100_000  # to measure bytes per token
 
 
@@ -33,9 +33,9 @@ def describe_text(
     """Read samples of a text, and return its facts.
 
     Args:
-        vocab_sizes: Of the vocabularies to choose from, which are trained on the text.
-        tokenizer: The one to use instead of them.
-        seconds: About how long that may take, besides reading.
+        vocab_sizes: Sizes of the vocabularies to choose from. They are trained on the text.
+        tokenizer: The tokenizer to use instead of them.
+        seconds: Approximate time limit, without the reading.
 
     Raises:
         UserError: If there is no such text, or it cannot be read.
@@ -94,7 +94,7 @@ def text_facts(
 
 
 def _bytes_per_token(tokenizers: Mapping[int, Tokenizer], text: str) -> tuple[dict[int, float], float]:
-    """Return the bytes of a token by the size of the vocabulary, and the shortest time in seconds to encode a byte."""
+    """Return the bytes per token by the size of the vocabulary, and the shortest time to encode a byte, in seconds."""
     lengths, rates, n_bytes = dict[int, float](), list[float](), max(len(text.encode()), 1)
     for size, tokenizer in tokenizers.items():
         start = time.monotonic()
@@ -104,10 +104,10 @@ def _bytes_per_token(tokenizers: Mapping[int, Tokenizer], text: str) -> tuple[di
 
 
 def _seconds_to_encode(tokenizer: Tokenizer, sample: str, n_bytes: int, rate: float) -> float:
-    """Estimate the time to encode a whole text of this many bytes; a large one is encoded with the fast library.
+    """Estimate the time to encode a whole text of this many bytes. A large text is encoded with the fast library.
 
     Args:
-        rate: Seconds that the tokenizer itself takes for a byte.
+        rate: The tokenizer's own seconds per byte.
     """
     if n_bytes < WORTHWHILE:
         return n_bytes * rate
@@ -119,10 +119,10 @@ def _seconds_to_encode(tokenizer: Tokenizer, sample: str, n_bytes: int, rate: fl
 
 
 def counted(sample: str, held_out: str, *, seconds: float = math.inf) -> dict[int, float]:
-    """Return the bits per byte of held-out text by n-grams, by the bytes that were counted.
+    """Return the bits per byte of held-out text with n-gram models, by the number of counted bytes.
 
     Args:
-        seconds: The longest time for one n-gram model; those that would take longer are left out, except the first.
+        seconds: The longest time for one n-gram model. Models that would take longer are left out, except the first.
     """
     n_bytes, asked, found = len(sample.encode()), held_out.encode(), dict[int, float]()
     longest = 0.0

@@ -1,4 +1,4 @@
-"""Keep what the user has typed: what a budget may still choose, and what contradicts it."""
+"""Respect the settings that the user has typed: find what a budget may still choose, and what contradicts the budget."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gpt_pretrain.training.budget.amount import parse_budget
 from gpt_pretrain.training.run_tokenizer import automatic_name
 
 LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.max_time")
-ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # of which a typed one keeps all
+ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # one typed setting fixes all
 
 
 def wanted_vocabularies(settings: TrainSettings, overridden: Set[str]) -> list[int]:
-    """Return the sizes of a vocabulary that is trained on the text to choose from: the typed one, or those of the study."""
+    """Return the vocabulary sizes to choose from, if one is trained on the text: the typed size, or the study's sizes."""
     typed = settings.tokenizer.vocab_size if is_typed("tokenizer.vocab_size", overridden) else None
     return [*VOCABULARY_SIZES] if typed is None else [typed]
 
 
 def ready_tokenizer(settings: TrainSettings, overridden: Set[str]) -> Tokenizer | None:
-    """Build the tokenizer that is typed, or that of GPT-2 where a run without a budget takes it; None to train one on the text.
+    """Build the typed tokenizer, or GPT-2's if a run without a budget would take it. Return None to train one on the text.
 
     Raises:
         UserError: If it cannot be built, or the text cannot be read.
@@ -40,7 +40,7 @@ def ready_tokenizer(settings: TrainSettings, overridden: Set[str]) -> Tokenizer 
 
 
 def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig) -> list[str]:
-    """List the typed settings that no training of the study had, so that the law cannot say what they change."""
+    """List the typed settings that no training of the study had. The law cannot predict their effect."""
     found = {
         f"model.kind={config.kind}": config.kind != "modern",
         f"model.context_length={config.context_length}": config.context_length != choice.CONTEXT
@@ -54,7 +54,7 @@ def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig) 
 
 
 def allowed_architectures(settings: TrainSettings, overridden: Set[str], text: choice.TextFacts) -> list[GPTConfig]:
-    """Return the models that the typed settings leave to choose from."""
+    """Return the models that the typed settings still allow."""
     sizes = [*text.bytes_per_token]
     if not any(is_typed(f"model.{name}", overridden) for name in ARCHITECTURE):
         return [replace(one, context_length=text.context_for(one.vocab_size)) for one in choice.architectures(sizes)]
@@ -67,17 +67,17 @@ def allowed_architectures(settings: TrainSettings, overridden: Set[str], text: c
 def is_typed(name: str, overridden: Set[str]) -> bool:
     """Return True if the user has typed this setting or a group around it.
 
-    The options of `data` and `trainer` only say where the text is and which devices train.
+    A typed group `data` or `trainer` does not count: it only names the text or the devices.
     """
     parts = name.split(".")
     return any(".".join(parts[: n + 1]) in overridden for n in range(parts[0] in ("data", "trainer"), len(parts)))
 
 
 def check_lengths(settings: TrainSettings, overridden: Set[str]) -> None:
-    """Check that the budget alone decides how long the run is.
+    """Check that only the budget decides the length of the run.
 
     Raises:
-        UserError: If another setting is typed that does.
+        UserError: If another typed setting decides it too.
     """
     problems = [
         f"{name} and budget={settings.budget} both decide how long the run is. Leave out one of them."
@@ -89,10 +89,10 @@ def check_lengths(settings: TrainSettings, overridden: Set[str]) -> None:
 
 
 def check_budget(settings: TrainSettings, overridden: Set[str]) -> None:
-    """Check a new run's budget, and that no other setting contradicts it.
+    """Check a new run's budget, and check that no other setting contradicts it.
 
     Raises:
-        UserError: If that is so.
+        UserError: If the budget is invalid, or a setting contradicts it.
     """
     assert settings.budget is not None
     parse_budget(settings.budget)

@@ -20,31 +20,34 @@ from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 log = logging.getLogger(__name__)
-FIRST_STEPS = 3  # that are not measured
-MARKS = (0.02, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98)  # of the schedule, at which the steps are planned anew
-END_WORK, END_WAIT = 1.0, 0.6  # seconds of the end besides its validation: processor time of charts and report; writing files
-LOAD_SECONDS, LOADS = 4.0, 8  # of a measurement of the machine's load, and measurements of which the worst counts
-MOST_SLOWNESS = 12.0  # where the system does not tell, a thread that waits for a GPU or a disk counts as waiting for a core
-LEAST_GAIN, PATIENCE, LAST_SHARE = 1e-3, 3, 0.1  # of the validation loss; validations without it; steps of the decay after them
-FORWARD = 0.4  # of a step's time for the loss of the same tokens, without gradients
-DECAYED = 0.8  # of the schedule; before it, the learning rate is still high
+FIRST_STEPS = 3  # not measured
+MARKS = (0.02, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98)  # shares of the schedule at which the steps are planned anew
+# Seconds of the run's end besides its validation: processor time of charts and report, and the writing of files.
+END_WORK, END_WAIT = 1.0, 0.6
+LOAD_SECONDS, LOADS = 4.0, 8  # length of a measurement of the machine's load; the worst of the last measurements counts
+MOST_SLOWNESS = 12.0  # On some systems, a thread that waits for a GPU or a disk appears to wait for a core.
+# The smallest gain of the validation loss as a share of it, the validations without such a gain, and the length of the decay
+# after them as a share of the steps done.
+LEAST_GAIN, PATIENCE, LAST_SHARE = 1e-3, 3, 0.1
+FORWARD = 0.4  # time of a loss without gradients, as a share of a step's time for the same tokens
+DECAYED = 0.8  # share of the schedule; before it, the learning rate is still high
 
 
 class KeepBudget(Callback):
-    """Plan the steps that are left anew at fixed shares of the schedule, from the time that the last ones took.
+    """Plan the remaining steps anew at fixed shares of the schedule. The plan follows from the duration of the last steps.
 
-    The plans are part of each checkpoint, so a resumed run has the learning rates of an undisturbed one up to its next plan.
-    Validations and checkpoints count, as does the start of the program; the time between two starts does not.
+    Each checkpoint stores the plans, so a resumed run has the learning rates of an undisturbed one up to its next plan. The start
+    of the program, validations and checkpoints count towards the budget. The time between two starts does not.
 
     Args:
         pace: The steps of the schedule.
         seconds: The budget; infinite if the plan decides alone.
         began: The moment at which this process began.
-        longest: Steps beyond which more training would not help, so that the run ends before its time; None if unknown.
-        validated: Tokens that are validated at the end of the run, as a multiple of those of a step.
-        while_useful: Let the learning rate decay soon, and end, when the validation loss no longer falls.
+        longest: The most steps that help. The run ends after them even if time is left. None if unknown.
+        validated: Tokens in the last validation, as a multiple of the tokens of a step.
+        while_useful: Once the validation loss no longer falls, let the learning rate decay and end the run.
         now: The clock.
-        used: How long this thread has run on a core and has waited for one.
+        used: Returns the seconds that this thread has run on a core, and has waited for one.
     """
 
     def __init__(
@@ -64,28 +67,28 @@ class KeepBudget(Callback):
         self.longest = longest
         self.validated = validated
         self.while_useful = while_useful
-        self._best, self._waited = math.inf, 0  # validation loss, and validations since it fell
+        self._best, self._waited = math.inf, 0  # the best validation loss, and validations since then
         self.now = now
         self.used = used
         self.began = began
         self.has_ended = False
         self._load = RecentLoad()
-        self._spent = 0.0  # by earlier processes
-        # Seconds of a step and of an epoch's end, as they would be on a machine that does nothing else.
+        self._spent = 0.0  # seconds of earlier processes
+        # Seconds of a step and of an epoch's end on a machine without other load.
         self._step_seconds = 0.0
         self._epoch_end: float | None = None
-        self._ended: tuple[float, Usage] | None = None  # when the last epoch's last step ended
-        self._measured: list[tuple[int, float, Usage]] = []  # step and time at which a measurement began
+        self._ended: tuple[float, Usage] | None = None  # the end of the last epoch's last step
+        self._measured: list[tuple[int, float, Usage]] = []  # step and time of each measurement's start
 
     def elapsed(self) -> float:
         """Return the seconds that the run has spent."""
         return self._spent + self.now() - self.began
 
     def reserve(self) -> float:
-        """Return the seconds to keep for one more step and the end of the run, at the pace of a machine as busy as lately.
+        """Return the seconds to keep for one more step and the end of the run, if the machine stays as busy as lately.
 
-        The end has a validation, files, and a fixed work. The end of an earlier epoch says how long a validation takes. Before
-        that, it is estimated from the steps.
+        At its end, a run validates, writes files, and does some fixed work. The end of an earlier epoch shows the duration of a
+        validation. During the first epoch, it is estimated from the steps.
         """
         validation = FORWARD * self.validated * self._step_seconds if self._epoch_end is None else self._epoch_end
         return END_WAIT + (END_WORK + self._step_seconds + validation) * self._load.slowness
@@ -169,10 +172,10 @@ class KeepBudget(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the plans and the time that is spent.
+        """Restore the plans and the time already spent.
 
         Raises:
-            UserError: If they cannot be those of a run.
+            UserError: If no run can have stored them.
         """
         points, spent = read_points(state_dict.get("points")), state_dict.get("spent")
         if points is None or type(spent) is not float or not 0 <= spent < math.inf:
@@ -187,12 +190,12 @@ class KeepBudget(Callback):
 
 
 class RecentLoad:
-    """Measure how much slower this thread is lately, because other programs use the processors too.
+    """Measure how much other programs on the same processors have slowed down this thread lately.
 
-    A machine that was busy for some seconds will be so again, so the worst measurement of half a minute counts.
+    A machine that was busy for some seconds may be busy again, so the worst measurement of half a minute counts.
 
     Attributes:
-        slowness: Seconds that pass in a second of the thread's work; at least 1.
+        slowness: Seconds on the clock per second of the thread's work; at least 1.
     """
 
     def __init__(self) -> None:
@@ -201,7 +204,7 @@ class RecentLoad:
         self._begin: tuple[float, Usage] | None = None
 
     def watch(self, moment: float, used: Usage) -> None:
-        """Note how long the thread has run and has waited until a moment."""
+        """Note the seconds that the thread has run, and has waited for a core, up to a moment."""
         if self._begin is None:
             self._begin = (moment, used)
         elif moment - self._begin[0] >= LOAD_SECONDS:
@@ -210,6 +213,6 @@ class RecentLoad:
 
 
 def slowness(before: Usage, after: Usage) -> float:
-    """Return the seconds that pass in a second of a thread's work: it may have to wait for a core."""
+    """Return the seconds on the clock per second of a thread's work. The thread may have to wait for a core."""
     ran, waited = after[0] - before[0], after[1] - before[1]
     return min(1.0 + waited / ran, MOST_SLOWNESS) if ran > 0 else 1.0

@@ -26,10 +26,10 @@ class PeriodicEvaluation(Callback):
     The batches are drawn once, so that the losses of a run can be compared. The evaluation has no effect on the training.
 
     Args:
-        data: The data that the batches come from.
+        data: The data to draw the batches from.
         eval_freq: Optimizer steps between two evaluations.
         eval_iter: Batches per evaluation of each set.
-        warns_of_misfit: Warn of loaded weights whose losses are far above guessing, as the health monitor does.
+        warns_of_misfit: Warn if the losses of loaded weights are far above guessing, like the health monitor.
 
     Attributes:
         steps: The optimizer step of each evaluation.
@@ -54,7 +54,7 @@ class PeriodicEvaluation(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._batches = self.data.eval_batches(self.eval_iter)
-        if not ranks.is_distributed():  # else all ranks must make the same number of forward passes
+        if not ranks.is_distributed():  # otherwise all ranks need the same number of forward passes
             train_batches, val_batches = map(merge_batches, self._batches)
             self._batches = list(train_batches), list(val_batches)
         self._step = trainer.global_step

@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 
 class WarningSigns(Callback):
-    """Feed a health monitor with the numbers of the run, and log its findings as warnings and as text in TensorBoard.
+    """Pass the numbers of the run to a health monitor, and log its findings as warnings and as text in TensorBoard.
 
     Args:
         run: All settings of the run.
         thresholds: The thresholds of the warning signs.
-        data: The data module, which measures the waiting for batches.
-        losses: The evaluation callback, which must come before this one.
+        data: The data module. It measures the waiting for batches.
+        losses: The evaluation callback. It must come before this one.
     """
 
     def __init__(self, run: TrainSettings, thresholds: DoctorSettings, data: TextDataModule, losses: PeriodicEvaluation) -> None:
@@ -60,7 +60,7 @@ class WarningSigns(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._step, self._n_evaluations = trainer.global_step, len(self.losses.steps)
         pl_module.record.observers.append(self._observe_batch)
-        if len(pl_module.skipped) > self._n_skipped:  # a rollback skips more batches than its checkpoint knows of
+        if len(pl_module.skipped) > self._n_skipped:  # A rollback skips batches that its checkpoint does not list.
             self._n_skipped = len(pl_module.skipped)
             epoch, batch = pl_module.skipped[-1]
             event = f"The loss or gradient of batch {batch} in epoch {epoch + 1} was NaN or infinite; the run was rolled back."
@@ -81,7 +81,7 @@ class WarningSigns(Callback):
             self._report(trainer)
 
     def _observe_batch(self, result: BatchResult) -> None:
-        """Pass the numbers of a batch, and at its end those of an optimizer step, to the monitor."""
+        """Pass the numbers of a batch to the monitor, and at the end of an optimizer step also the step's."""
         origin, norm = result.origin, result.norm
         if result.loss is not None and result.counted:
             self._nats += result.loss * result.counted
@@ -98,7 +98,7 @@ class WarningSigns(Callback):
         self._nats, self._counted = 0.0, 0
 
     def _observe_evaluation(self, step: int, module: GPTLitModule) -> None:
-        """Pass the losses of an evaluation, if there was one after this optimizer step, and the waiting to the monitor."""
+        """Pass the waiting to the monitor, and the losses of an evaluation if there was one after this optimizer step."""
         losses = self.losses
         if len(losses.steps) > self._n_evaluations:
             self._n_evaluations = len(losses.steps)
@@ -107,7 +107,7 @@ class WarningSigns(Callback):
             self._observe_waiting(step, module)
 
     def _observe_waiting(self, step: int, module: GPTLitModule) -> None:
-        """Pass the time spent waiting for batches since the last call to the monitor, without the start of the workers."""
+        """Pass the seconds of waiting for batches since the last call to the monitor. The start of the workers does not count."""
         now = (step, module.clock.seconds(), self.data.seconds_waited)
         if self._clock is not None:
             _, seconds, waited = (b - a for a, b in zip(self._clock, now, strict=True))

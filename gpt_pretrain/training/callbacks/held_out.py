@@ -25,28 +25,28 @@ from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import gather_model
 from gpt_pretrain.training.lit_module import GPTLitModule
 
-STOP_GRACE_SECONDS = 5.0  # for an evaluation that is under way when the run is asked to stop
+STOP_GRACE_SECONDS = 5.0  # for an evaluation in progress when the run is asked to stop
 
 log = logging.getLogger(__name__)
 
 
 class _StopAskedError(Exception):
-    """Raised within an evaluation that takes too long after the run has been asked to stop."""
+    """An evaluation takes too long after the run has been asked to stop."""
 
 
 class HeldOutEvaluation(Callback):
     """Score held-out texts and tasks before training, every few optimizer steps or epochs, and at the end of the run.
 
-    The first rank scores them, in the precision in which evaluate.py would. It draws no random numbers and compiles nothing, so
-    it has no effect on the training. With a moving average of the weights, that is scored as well. An evaluation that a
-    request to stop has cut short is made up for when the run is resumed.
+    The first rank scores them, in the same precision as evaluate.py. It draws no random numbers and compiles nothing, so it has
+    no effect on the training. A moving average of the weights is scored as well. If a request to stop cuts an evaluation short,
+    the resumed run makes up for it.
 
     Args:
         held_out: The texts and tasks.
-        training: The training set, in which they are looked up; None looks nothing up.
+        training: The training set, to look the texts and tasks up in; None looks nothing up.
         every_n_steps: Optimizer steps between two evaluations; None evaluates at the end of each epoch.
         total_steps: Optimizer steps of the whole run.
-        batch_tokens: The most tokens that are scored at a time.
+        batch_tokens: The most tokens to score at a time.
         average: The callback with the moving average of the weights, if there is one.
     """
 
@@ -71,7 +71,7 @@ class HeldOutEvaluation(Callback):
         self._failed = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return when the last evaluation was."""
+        """Return the optimizer step of the last evaluation."""
         return {"steps": self._evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class HeldOutEvaluation(Callback):
         return ends_epoch if self.every_n_steps is None else self._step % self.every_n_steps == 0
 
     def _evaluate(self, trainer: L.Trainer, module: GPTLitModule) -> None:
-        """Score the weights, and their moving average; a problem with that does not end the training."""
+        """Score the weights and their moving average. A problem with the scores does not end the training."""
         start = time.perf_counter()
         kinds: list[tuple[bool, AbstractContextManager[None]]] = [(False, nullcontext())]
         if self.average is not None:
@@ -125,7 +125,7 @@ class HeldOutEvaluation(Callback):
             log_metrics(trainer, module, metrics)
 
     def _score(self, module: GPTLitModule) -> list[HeldOutScore] | None:
-        """Return the scores; none on the other ranks or after a problem, and None if the run is asked to stop meanwhile."""
+        """Return the scores, or None if the run is asked to stop meanwhile. On other ranks and after a problem, return none."""
         model = gather_model(module.model)
         if model is None:
             return []
@@ -144,7 +144,7 @@ class HeldOutEvaluation(Callback):
 
 
 class _StopWatch:
-    """Ends an evaluation that goes on for long after the run has been asked to stop."""
+    """End an evaluation that goes on for long after the run has been asked to stop."""
 
     def __init__(self, module: GPTLitModule) -> None:
         self.module = module
@@ -160,15 +160,15 @@ class _StopWatch:
 
 
 def held_out_batch(settings: TrainSettings) -> int:
-    """Return the tokens to score at a time: those of a training batch, which fit into the memory with their gradients."""
+    """Return the number of tokens to score at a time: as many as a training batch, which fits into memory even with gradients."""
     return settings.data.batch_windows * settings.model.context_length
 
 
 @contextmanager
 def scoring(model: LanguageModel, *, batch_tokens: int) -> Iterator[Scorer]:
-    """Yield a scorer of a model that is being trained; within the block, dropout and compilation are off.
+    """Yield a scorer of a model that is being trained. Within the block, dropout and compilation are off.
 
-    Batches of other shapes would have the training compiled again.
+    With compilation on, batches of new shapes would make torch recompile the training.
     """
     was_training = model.training
     precision, _ = pick_scoring_precision("auto", model)

@@ -19,9 +19,9 @@ class LossCurve(Callback):
     """Draw losses.png and losses.pdf when training ends or fails, and show the picture in TensorBoard.
 
     Args:
-        losses: The callback that keeps the losses.
+        losses: The callback with the losses.
         folder: The folder of the pictures.
-        tokens_per_epoch: The number that turns tokens seen into epochs.
+        tokens_per_epoch: Tokens in an epoch, to convert tokens seen into epochs.
     """
 
     def __init__(self, losses: PeriodicEvaluation, *, folder: Path, tokens_per_epoch: int) -> None:

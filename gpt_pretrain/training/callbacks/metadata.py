@@ -22,7 +22,7 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 class MetadataWriter(Checkpoint):
     """Write the results so far to run.json after each epoch and when training ends or fails.
 
-    It is a `Checkpoint`, since Lightning calls these last and it must act after `SaveRun`.
+    It must act after `SaveRun`. It is a `Checkpoint`, since Lightning calls those callbacks last.
 
     Args:
         run_dir: The run's folder.
@@ -31,7 +31,7 @@ class MetadataWriter(Checkpoint):
         save: The callback with the best validation loss.
         samples: The callback with the latest sample, if any.
         signs: The callback with the findings, if any.
-        tokens_per_epoch: The number that turns tokens seen into epochs.
+        tokens_per_epoch: Tokens in an epoch, to convert tokens seen into epochs.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MetadataWriter(Checkpoint):
             update_metadata(self.run_dir, result=self._result(trainer, module), findings=findings)
 
     def _result(self, trainer: L.Trainer, module: GPTLitModule) -> dict[str, Any]:
-        """Return the results by name; None for a number that is not known or not finite."""
+        """Return the results by name; None for an unknown number, or one that is not finite."""
         train_losses, samples = self.losses.train_losses, [] if self.samples is None else self.samples.samples
         result: dict[str, Any] = {
             "best_val_loss": self.save.best_loss,

@@ -28,7 +28,7 @@ class TrainMetrics(Callback):
     """Log train/loss (the mean over all tokens since the last row), lr, grad_norm (before clipping) and tokens_per_second.
 
     Args:
-        every_n_steps: Optimizer steps between two rows; the first step has a row too.
+        every_n_steps: Optimizer steps between two rows. The first step also has a row.
 
     Attributes:
         total_seconds: The duration of the finished training, including evaluation.

@@ -31,7 +31,7 @@ class Randomness(Callback):
         return {"ranks": [self._stored(state) for state in ranks.all_gather(own)]}
 
     def _stored(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return a rank's state as a checkpoint holds it: with tensors in place of the text that ranks exchange."""
+        """Return a rank's state in the form for a checkpoint. Tensors replace the text that ranks exchange."""
         version, internal, gauss = state["python"]
         stored: dict[str, Any] = {"python": (version, tuple(internal), gauss)}
         for name in state.keys() - {"python"}:
@@ -46,7 +46,7 @@ class Randomness(Callback):
         self._resumed = None
         if states is not None and rank < len(states):
             self._restore(states[rank])
-        elif rank > 0:  # a rank without a saved state must not repeat the random numbers of another
+        elif rank > 0:  # A rank without a saved state must not repeat another one's random numbers.
             words = np.random.SeedSequence([self.seed, rank, trainer.global_step]).generate_state(1, np.uint64)
             torch.manual_seed(int(words[0] >> np.uint64(1)))
 

@@ -30,22 +30,21 @@ from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import gather_model
 from gpt_pretrain.training.lit_module import GPTLitModule
 
-ROWS = 40  # rows of a table in TensorBoard, which is written again after each epoch
-STOP_GRACE_SECONDS = 5.0  # for texts that are being generated when the run is asked to stop
+ROWS = 40  # rows of a table in TensorBoard; the table is rewritten after each epoch
+STOP_GRACE_SECONDS = 5.0  # for texts in progress when the run is asked to stop
 
 log = logging.getLogger(__name__)
 
 
 class _StopAskedError(Exception):
-    """Raised within a sample that takes too long after the run has been asked to stop."""
+    """A sample takes too long after the run has been asked to stop."""
 
 
 class Samples(Callback):
-    """Continue start_context after each epoch; print the text, and add it to samples.txt and to TensorBoard.
+    """Continue start_context after each epoch. Print the text, and add it to samples.txt and to TensorBoard.
 
-    The length of each text's longest memorized span is recorded with it. Texts that are not complete a few seconds after the
-    run has been asked to stop are left out, since a batch system does not wait long before it kills the run. They are
-    generated when the run is resumed.
+    Each text is recorded with the length of its longest memorized span. A batch system does not wait long before it kills a run
+    that was asked to stop. Texts that are then incomplete after a few seconds are left out. The resumed run generates them.
 
     Args:
         tokenizer: The tokenizer of the model.
@@ -53,11 +52,11 @@ class Samples(Callback):
         start_context: The prompt.
         sampler: The sampler settings.
         grid: Other sampler settings and prompts to try after each epoch.
-        seed: The seed of the sampler, whose random numbers are separate from the training's.
+        seed: The seed of the sampler. Its random numbers are separate from the training's.
         file: The path of samples.txt.
 
     Attributes:
-        samples: The samples from start_context and sampler, one for each epoch.
+        samples: The samples made with start_context and sampler, one for each epoch.
     """
 
     def __init__(
@@ -80,22 +79,20 @@ class Samples(Callback):
         self.file = file
         self.samples: list[Sample] = []
         self._banned_ids: list[int] | None = None
-        self._stop_seen: float | None = None  # when a sample first noticed that the run is asked to stop
+        self._stop_seen: float | None = None  # time at which a sample first noticed the request to stop
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         if self.file.exists() and ranks.is_main():
-            # A resumed run drops the samples that are newer than its checkpoint. If a limit had ended it within an epoch, the
-            # sample of that moment is dropped too.
+            # A resumed run drops the samples that are newer than its checkpoint. If a limit ended it within an epoch, the sample
+            # taken at that moment is dropped too.
             first = trainer.global_step - bool(self.data.resumes_mid_epoch)
             kept = [sample for sample in read_samples(self.file) if sample.step < first]
             write_text(self.file, "".join(map(str, kept)))
             self.samples = [sample for sample in kept if sample.sampler is None]
         if trainer.global_step == 0 or self.data.resumes_mid_epoch:
             return
-        is_missing = all(sample.step != pl_module.step for sample in self.samples)  # the run was ended before it had the sample
-        if (
-            pl_module.device_mesh is not None
-        ):  # a sharded model, all of whose ranks have this callback; otherwise the first has it
+        is_missing = all(sample.step != pl_module.step for sample in self.samples)  # the run ended before it made the sample
+        if pl_module.device_mesh is not None:  # All ranks of a sharded model have this callback.
             is_missing = bool(ranks.broadcast(is_missing))
         if is_missing:
             self._generate(trainer, pl_module, epoch=trainer.current_epoch)
@@ -104,12 +101,12 @@ class Samples(Callback):
         self._generate(trainer, pl_module, epoch=trainer.current_epoch + 1)
 
     def _generate(self, trainer: L.Trainer, module: GPTLitModule, *, epoch: int) -> None:
-        """Generate the texts of an epoch that has just ended, and record them."""
+        """Generate and record the texts of an epoch that has just ended."""
         with module.clock.paused():
             model = gather_model(module.model)
             if model is None:
                 return
-            decoder = decoding_model(model)  # all texts share its weights, which it lays out in memory once
+            decoder = decoding_model(model)  # All texts share its weights, laid out in memory once.
             try:
                 sample = self._sample(decoder, module, self.start_context, self.sampler, epoch=epoch)
                 tried = self._try_grid(decoder, module, epoch=epoch)
@@ -152,7 +149,7 @@ class Samples(Callback):
         return samples
 
     def _is_overdue(self) -> bool:
-        """Return whether the run was asked to stop longer ago than the grace period; called once it has been asked."""
+        """Return whether the grace period has passed since the run was asked to stop. Call this only after the request."""
         if self._stop_seen is None:
             self._stop_seen = time.monotonic()
         return time.monotonic() - self._stop_seen >= STOP_GRACE_SECONDS

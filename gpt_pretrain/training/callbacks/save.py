@@ -32,12 +32,13 @@ log = logging.getLogger(__name__)
 class SaveRun(Checkpoint):
     """Save last.ckpt, best.ckpt with the lowest validation loss, and periodic copies, after all other callbacks have acted.
 
-    If the run keeps an average of its weights, its loss counts as well: it is kept to be used, and is mostly the lower one.
+    If the run keeps an average of its weights, best.ckpt follows the lower of both losses. The average exists to be used, and its
+    loss is mostly the lower one.
 
-    If a checkpoint cannot be written, the previous one is kept, and the next attempt is made when a checkpoint is due again.
+    If a checkpoint cannot be written, the previous one is kept. The next attempt is made when a checkpoint is due again.
 
     Args:
-        data: The data module, whose validation set is used before a checkpoint in the middle of an epoch.
+        data: The data module. Its validation set is used before a checkpoint in the middle of an epoch.
         folder: The folder of the checkpoints.
         settings: The `checkpoint` settings.
         tokenizer: The tokenizer, stored in checkpoints.
@@ -46,7 +47,7 @@ class SaveRun(Checkpoint):
 
     Attributes:
         best_loss: The lowest validation loss of a full validation, reached at best_step in best_epoch.
-        best_weights: The weights that have reached it: "trained" or "ema".
+        best_weights: The weights with this loss: "trained" or "ema".
         failed: True if the last attempt to save has failed.
     """
 
@@ -69,7 +70,7 @@ class SaveRun(Checkpoint):
         self.best_loss, self.best_step, self.best_epoch, self.best_weights = math.inf, -1, -1, TRAINED
         self.failed = False
         self._warned_step: int | None = None
-        self._under_way: Save | None = None  # the only one
+        self._under_way: Save | None = None  # at most one at a time
         self._before_validation = self._validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,7 +80,7 @@ class SaveRun(Checkpoint):
             self._forget_early_validation(trainer)
 
     def _forget_early_validation(self, trainer: L.Trainer) -> None:
-        """Remove the validation at which a limit had ended the run, since the resumed run continues its epoch."""
+        """Remove the validation made when a limit ended the run within an epoch. The resumed run continues that epoch."""
         steps = self.settings.every_n_steps
         due = steps is not None and trainer.global_step % steps == 0
         for logger in trainer.loggers:
@@ -136,7 +137,7 @@ class SaveRun(Checkpoint):
             in_background: Whether training may continue while the files are written. The next save waits for them.
 
         Raises:
-            NonFiniteError: If weights are NaN or infinite, which would replace the last good ones.
+            NonFiniteError: If weights are NaN or infinite. They would replace the last good ones.
         """
         self.finish_save()
         module.check_weights()
@@ -156,10 +157,10 @@ class SaveRun(Checkpoint):
             self.finish_save()
 
     def finish_save(self, *, agree: bool = True) -> None:
-        """Wait for the save that is under way, if there is one, and report whether it has failed.
+        """Wait for the save in progress, if there is one, and report a failure.
 
         Args:
-            agree: Whether all ranks call this, and learn of the first one's failure.
+            agree: Whether all ranks call this and learn of a failure of the first rank.
         """
         if self._under_way is None:
             return
@@ -173,14 +174,14 @@ class SaveRun(Checkpoint):
             self._warn_not_written(self._saved_at - 1, problem.strerror or str(problem))
 
     def _lower_loss(self, module: GPTLitModule) -> tuple[float, str]:
-        """Return the lower of the last validation losses of the weights and of their average, and which it is."""
+        """Return the lower of the last validation losses of the weights and of their average, and the name of those weights."""
         losses = [(module.val_loss, TRAINED)]
         if self.average is not None and self.average.losses:
             losses.append((self.average.losses[-1], EMA))
         return min(losses, key=lambda one: math.inf if math.isnan(one[0]) else one[0])
 
     def _warn_not_written(self, step: int, reason: str) -> None:
-        """Log a warning, which explains what happens next only the first time."""
+        """Log a warning. Only the first one explains what happens next."""
         if self._warned_step is None:
             log.warning(
                 "The checkpoint of step %d, or a copy of it, could not be written to %s (%s). The previous one is kept, and "
@@ -197,7 +198,7 @@ class SaveRun(Checkpoint):
         """Store the tokenizer, the settings and the checksum of the text, and correct Lightning's progress."""
         checkpoint.update(self.tokenizer)
         checkpoint["config"] = self.config
-        if ranks.is_main():  # which writes the file
+        if ranks.is_main():  # It writes the file.
             checkpoint[SIGNATURE_FIELD] = sign_settings(self.config)
         checkpoint["text_sha256"] = self.data.split.text_sha256
         correct_saved_progress(
@@ -205,7 +206,7 @@ class SaveRun(Checkpoint):
         )
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restart within the epoch at the batch that the current number of ranks begins with."""
+        """Set the batch of the epoch to resume at. It depends on the current number of ranks."""
         if self.data.resume_batch:
             set_resumed_batch(checkpoint["loops"], self.data.resume_batch)
 
@@ -215,4 +216,4 @@ class SaveRun(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_loss = state_dict["best_loss"]
         self.best_step, self.best_epoch = state_dict["best_step"], state_dict["best_epoch"]
-        self.best_weights = state_dict.get("best_weights", TRAINED)  # earlier versions had only these
+        self.best_weights = state_dict.get("best_weights", TRAINED)  # earlier versions stored only trained weights

@@ -1,4 +1,4 @@
-"""End a run early: at a limit, with everything that the end of an epoch does, or on a signal, after the current step."""
+"""End a run early: at a limit, like at the end of an epoch, or on a signal, after the current step."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 class FinishAtLimit(Callback):
     """End the run at max_steps or max_time with a validation and a checkpoint, as after an epoch.
 
-    Runs that end by Lightning's own limits (Lightning 2.6) do not resume exactly: its timer may stop between two batches of one
-    optimizer step, and with its max_steps a run that is resumed after an epoch skips the next one.
+    Lightning's own limits (Lightning 2.6) are not used, since runs that they end do not resume exactly. Its timer may stop a run
+    between two batches of one optimizer step. With its max_steps, a run that resumes after an epoch skips the next epoch.
 
     Args:
         max_steps: Optimizer steps of the whole run; -1 for no limit.
@@ -58,7 +58,7 @@ class FinishAtLimit(Callback):
 
 
 class StoppedBySignalError(BaseException):
-    """Raised to end a run that a signal has stopped, once it is saved.
+    """A signal has stopped the run, and the run is saved.
 
     Attributes:
         signum: The number of the signal.
@@ -70,9 +70,9 @@ class StoppedBySignalError(BaseException):
 
 
 class StopOnSignal(Checkpoint):
-    """On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, finish the optimizer step, save and end the run; a second Ctrl-C quits immediately.
+    """On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, finish the optimizer step, save and end the run. A second Ctrl-C quits immediately.
 
-    It is a `Checkpoint`, since Lightning calls these last and it must act after `SaveRun`.
+    It must act after `SaveRun`. It is a `Checkpoint`, since Lightning calls those callbacks last.
 
     Args:
         save: The callback that saves the run.
@@ -92,7 +92,7 @@ class StopOnSignal(Checkpoint):
             self._handlers = {signum: signal.signal(signum, self._receive) for signum in stop_signals()}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restore_handlers()  # before Lightning restores the handlers that it had replaced
+        self._restore_handlers()  # before Lightning restores the handlers that it has replaced
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
@@ -103,7 +103,7 @@ class StopOnSignal(Checkpoint):
         self._handlers = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        ending = trainer.is_last_batch or trainer.should_stop  # the end of the epoch saves, and stops after that
+        ending = trainer.is_last_batch or trainer.should_stop  # the end of the epoch saves and then stops
         asked = pl_module.stop_asked if ranks.is_distributed() else self.received is not None
         if pl_module.ends_step(batch_idx) and asked and self._agree_on_signal() is not None and not ending:
             self._stop(trainer, pl_module)
@@ -120,7 +120,7 @@ class StopOnSignal(Checkpoint):
             raise StoppedBySignalError(self.received)
 
     def _agree_on_signal(self) -> int | None:
-        """Return the signal that any rank has received, the same on all ranks, if any."""
+        """Return the signal that any rank has received, or None. All ranks get the same answer."""
         signum = ranks.all_reduce_max(self.received or 0)
         if signum:
             self.received = signum
@@ -132,7 +132,7 @@ class StopOnSignal(Checkpoint):
         raise StoppedBySignalError(self.received)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        """Note a signal, and write a line to the terminal without logging, which is not safe in a signal handler."""
+        """Note a signal, and write a line to the terminal. Logging is not safe in a signal handler."""
         if self.received is not None:
             if signum == signal.SIGINT:
                 os._exit(128 + signum)

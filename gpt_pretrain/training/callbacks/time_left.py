@@ -1,4 +1,4 @@
-"""Estimate how long a run will take, and warn of what that means."""
+"""Estimate the duration of a run, and warn of its consequences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.planning.time_checks import early_end, late_checkpoint
 
-FIRST_STEPS = 2  # steps that are not measured, since they allocate memory and compile kernels
+FIRST_STEPS = 2  # steps left out of the measurement, since they allocate memory and compile kernels
 STEPS, SECONDS = 5, 3.0  # the minimum to measure
 WORTH_SAYING = 30.0  # seconds left; a shorter time is not reported
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class TimeLeft(Callback):
-    """Report once, after a few optimizer steps, how long the rest of the training will take, unless it is short.
+    """Report once, after a few optimizer steps, the time for the rest of the training, unless it is short.
 
     Args:
         settings: All settings of the run.
-        losses: The callback whose evaluations take a part of the time.
+        losses: The evaluation callback. Its evaluations take a part of the time.
         total_steps: Optimizer steps of the whole run.
         per_epoch: Optimizer steps of an epoch.
         max_seconds: Seconds after which the run ends.
@@ -63,7 +63,7 @@ class TimeLeft(Callback):
         self._report(trainer.global_step, seconds / steps)
 
     def _report(self, step: int, seconds: float) -> None:
-        """Report the time that the remaining steps and evaluations take.
+        """Report the time for the remaining steps and evaluations.
 
         Args:
             step: Optimizer steps done.

@@ -1,7 +1,7 @@
-"""Keep an exponential moving average of the weights beside those that are trained.
+"""Keep an exponential moving average of the weights beside the trained ones.
 
-Lightning's own callback (2.6) is not used: it refuses `configure_model`, on which FSDP depends, saves the average in the place
-of the trained weights, and validates with the initial weights before its first update.
+Lightning's own callback (2.6) is not used. It refuses `configure_model`, which FSDP needs. It saves the average in place of the
+trained weights. Before its first update, it validates with the initial weights.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 
 class WeightAverage(Callback):
-    """Average the weights after each optimizer step, and validate the average whenever a validation has ended.
+    """Average the weights after each optimizer step, and validate the average after each validation.
 
     The average has no effect on the training. It is stored in each checkpoint, in fp32, under the names of the weights.
 
     Args:
         data: The data module, for its validation set.
-        decay: Share of the average that a step keeps, once it is long enough.
+        decay: Share of the average that each step keeps, after the first steps; see `decay_at`.
     """
 
     def __init__(self, data: TextDataModule, *, decay: float) -> None:
@@ -47,10 +47,10 @@ class WeightAverage(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin with the average of the checkpoint, or with the weights as they are."""
+        """Begin with the checkpoint's average, or with the current weights."""
         restored, self._step = self._average, trainer.global_step
         self._average = {
-            # What a checkpoint holds may be mapped to its file, and on another device.
+            # A checkpoint's tensors may be mapped to its file, and may be on another device.
             name: restored.get(name, weight.detach()).to(weight.device, torch.float32, copy=True)
             for name, weight in sharded_parameters(pl_module)
         }
@@ -112,12 +112,12 @@ class WeightAverage(Callback):
 
 
 def decay_at(steps: int, decay: float) -> float:
-    """Return the share that the average keeps after this many optimizer steps; early averages forget the first weights."""
+    """Return the share that the average keeps after this many optimizer steps. A small share at first forgets early weights."""
     return min(decay, (1 + steps) / (10 + steps))
 
 
 def sharded_parameters(module: L.LightningModule) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters; of a sharded model those that the optimizer updates, not the gathered ones."""
+    """Return the parameters. For a sharded model, these are the ones that the optimizer updates, not the gathered ones."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
@@ -125,6 +125,6 @@ def sharded_parameters(module: L.LightningModule) -> list[tuple[str, nn.Paramete
 
 
 def local(value: Tensor) -> Tensor:
-    """Return the rows that this rank holds."""
+    """Return this rank's rows of a tensor."""
     rows: Tensor = value.to_local() if isinstance(value, DTensor) else value
     return rows

@@ -2,13 +2,13 @@
 
 With DDP every device holds all weights, gradients and optimizer state. With `trainer.strategy=fsdp` this changes as follows:
 
-- Weights: each parameter is a DTensor that is split by rows, so that each device holds 1/W of its rows. A block's weights are
-  gathered just before it computes, in the forward and in the backward pass, and freed afterwards; the embeddings stay gathered
+- Weights: each parameter is a DTensor that is split by rows. Each of W devices holds 1/W of the rows. A block's weights are
+  gathered just before it computes, in the forward and in the backward pass, and freed afterwards. The embeddings stay gathered
   from the forward to the backward pass.
-- Gradients: they are summed and split in the backward pass of each batch, also while gradients are accumulated.
+- Gradients: they are summed and split in the backward pass of each batch, even during gradient accumulation.
 - Optimizer: each device updates its own rows only, so AdamW's moments are split as well.
 - Gradient clipping: the norm is computed over the rows of all devices.
-- Samples: `gather_model` collects the whole weights on rank 0, which then generates alone.
+- Samples: `gather_model` collects the whole weights on rank 0. Rank 0 then generates alone.
 - Checkpoints: each rank writes its rows into a file of its own and rank 0 writes the index (`checkpoints.sharded`). Any number of
   devices, with either strategy, can resume from it.
 
@@ -62,7 +62,7 @@ def shard_model(model: LanguageModel, mesh: DeviceMesh) -> None:
 
 
 def gather_model(model: LanguageModel) -> LanguageModel | None:
-    """Return the whole model on rank 0 and None on the others; every rank of a sharded model must call this."""
+    """Return the whole model on rank 0 and None on the others. Every rank of a sharded model must call this."""
     if not isinstance(model, FSDPModule):
         return model if ranks.is_main() else None
     weights = {}
@@ -78,10 +78,10 @@ def gather_model(model: LanguageModel) -> LanguageModel | None:
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all devices: each rank writes its part of a checkpoint, and any number of ranks can read it."""
+    """FSDP2 over all devices. Each rank writes its part of a checkpoint, and any number of ranks can read it."""
 
     def broadcast(self, obj: Value, src: int = 0) -> Value:
-        """Return rank 0's value, sent as JSON: Lightning's own method unpickles what it receives."""
+        """Return rank 0's value, sent as JSON. Lightning's own method unpickles the received bytes."""
         assert src == 0
         value: Value = ranks.broadcast(obj)
         return value
@@ -94,7 +94,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return (optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write this rank's rows and, on rank 0 once all ranks have written theirs, the index.
+        """Write this rank's rows. Rank 0 writes the index once all ranks have written their rows.
 
         An error is kept in `checkpoint_io.error` on all ranks, so that they agree on whether the checkpoint exists.
         """
@@ -178,7 +178,7 @@ def _rank_files(written: list[Any]) -> list[dict[str, Any]]:
 
 
 def _rows(stored: Any, like: DTensor, shards: ShardReader | None) -> Tensor:
-    """Return this rank's rows of a stored tensor; FSDP splits rows as `torch.chunk` does."""
+    """Return this rank's rows of a stored tensor. FSDP splits rows like `torch.chunk`."""
     rows_per_rank = -(-like.shape[0] // like.device_mesh.size())
     start = min(like.device_mesh.get_local_rank() * rows_per_rank, like.shape[0])
     stop = start + len(like.to_local())

@@ -1,9 +1,13 @@
 """Start the processes of one training on this machine, and let all processes of a training agree on the run's folder.
 
-torch's own launcher (`torch.distributed.launcher.api.elastic_launch`, tried in torch 2.13 with two ranks) does not replace this
-module: it imports torch in the parent, and as soon as one rank fails it sends SIGTERM to the others, which then count as
-interrupted before they can report what they have lost. It also sets TORCHELASTIC_RUN_ID, by which `requeue` recognizes torchrun's
-jobs, and prints a report of its own.
+torch's own launcher (`torch.distributed.launcher.api.elastic_launch`, tried in torch 2.13 with two ranks) cannot replace this
+module:
+
+- It imports torch in the parent.
+- As soon as one rank fails, it sends SIGTERM to the others. They then count as interrupted before they can report their own
+  errors.
+- It sets TORCHELASTIC_RUN_ID, by which `requeue` recognizes torchrun's jobs.
+- It prints a report of its own.
 """
 
 from __future__ import annotations
@@ -34,18 +38,18 @@ from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.rendezvous import LOOPBACK, STORE_SOCKET, listen_on_loopback
 
 LAUNCH_INFO = "GPT_PRETRAIN_STARTED"  # environment variable: how the run was started, as JSON, for the ranks of `run_ranks`
-GRACE_SECONDS = 10.0  # for the other ranks to end by themselves after one has failed
-USER_ERROR_GRACE_SECONDS = 0.5  # the same after an error that the failed rank has explained to the user
+GRACE_SECONDS = 10.0  # time for the other ranks to end by themselves after one has failed
+USER_ERROR_GRACE_SECONDS = 0.5  # the same if the failed rank has explained its error to the user
 POLL_SECONDS = 0.1
 MACHINE_VARIABLES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-SHARED_KEYS = {"hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "run_dir", "resume"}  # what rank 0 may add for all
+SHARED_KEYS = {"hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "run_dir", "resume"}  # added by rank 0 for all
 QUIET = ["hydra.output_subdir=null", "hydra/job_logging=terminal"]  # overrides for ranks that write nothing
 
 
 def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: Path, launch_info: dict[str, Any]) -> None:
-    """Run a script in one process per device and wait until all have ended.
+    """Run a script in one process per device, and wait until all processes have ended.
 
-    When one process fails, the others are ended too. The signals that ask a run to stop are forwarded to all of them.
+    When one process fails, the others are ended too. Signals that ask a run to stop are forwarded to all processes.
 
     Args:
         script: The entry script. It may differ from this process's own, which may be a worker of a sweep.
@@ -96,7 +100,7 @@ def _start_rank(
     """Start the process of one rank.
 
     Args:
-        listener: The socket of the store, which only rank 0 inherits.
+        listener: The socket of the store. Only rank 0 inherits it.
     """
     inherited = [] if listener is None else [listener.fileno()]
     variables = {} if listener is None else {STORE_SOCKET: str(listener.fileno())}
@@ -105,7 +109,7 @@ def _start_rank(
 
 
 def devices_to_start(devices: int | str, *, accelerator: str, num_nodes: int) -> int:
-    """Return how many processes to start on this machine; 0 if this process trains by itself or is already one of several."""
+    """Return the number of processes to start on this machine; 0 if this process trains alone or is already one of several."""
     if ranks.is_distributed():
         return 0
     if devices == "auto":
@@ -119,10 +123,10 @@ def devices_to_start(devices: int | str, *, accelerator: str, num_nodes: int) ->
 
 
 def check_machines(num_nodes: int) -> None:
-    """Check that this machine knows its number and the first machine's address, unless torchrun or srun has started the process.
+    """Check that this machine knows its number and the first machine's address. torchrun and srun always provide them.
 
     Raises:
-        UserError: If it does not.
+        UserError: If it does not know them.
     """
     if ranks.is_distributed():
         return
@@ -137,7 +141,7 @@ def check_machines(num_nodes: int) -> None:
 
 
 def node_rank() -> int:
-    """Return the number of this machine among those of the training, counted from 0.
+    """Return the number of this machine in the training, counted from 0.
 
     Raises:
         UserError: If NODE_RANK is not a number.
@@ -149,14 +153,14 @@ def node_rank() -> int:
 
 
 def launch_info() -> dict[str, Any] | None:
-    """Return the launch_info that `run_ranks` has passed to this process; None if it has not started this process."""
+    """Return the launch_info from `run_ranks`; None if `run_ranks` has not started this process."""
     text = os.environ.get(LAUNCH_INFO)
     info: dict[str, Any] | None = None if text is None else json.loads(text)
     return info
 
 
 def end_with_parent(parent: int) -> None:
-    """Make the kernel end this process when its parent is killed; end it now if the parent no longer exists.
+    """Make the kernel end this process when its parent is killed. End it now if the parent no longer exists.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
@@ -168,21 +172,21 @@ def end_with_parent(parent: int) -> None:
 
 
 def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: Callable[[], Path | None]) -> list[str]:
-    """Return rank 0's arguments on all ranks, with the run's folder among them, so that all ranks share one folder.
+    """Return rank 0's arguments on all ranks. They include the run's folder, so that all ranks share it.
 
     Args:
-        make_overrides: Converts this process's arguments for Hydra; only rank 0 calls it.
+        make_overrides: Converts this process's arguments for Hydra. Only rank 0 calls it.
         earlier_run: Returns the folder of this job's run if the job has been restarted.
 
     Raises:
-        UserError: If rank 0 rejects the arguments, or has other ones than this process.
-        SystemExit: On the other ranks, which print nothing, if rank 0 rejects the arguments.
+        UserError: If rank 0 rejects the arguments, or its arguments differ from this process's.
+        SystemExit: On the other ranks if rank 0 rejects the arguments. They print nothing.
     """
     info = launch_info()
     if info is not None:
         end_with_parent(info["by"])
     ranks.join_process_group()
-    if info is not None:  # the launcher has made the overrides already, the same for all ranks of its machine
+    if info is not None:  # The launcher has already made the overrides for all ranks of its machine.
         overrides = sys.argv[1:] if info["num_nodes"] == 1 else ranks.broadcast(sys.argv[1:])
     else:
         overrides, problems = _overrides_of_main(make_overrides, earlier_run)
@@ -198,12 +202,12 @@ def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: 
 
 
 def _check_received(overrides: Sequence[str], *, own: Sequence[str]) -> None:
-    """Check that rank 0's arguments add no more than the run's folder to those of this process.
+    """Check that rank 0's arguments add only the run's folder to this process's own.
 
-    Overrides can name any function, and a stranger may have taken rank 0's place.
+    A stranger may have taken rank 0's place, and overrides can name any function.
 
     Raises:
-        UserError: If they do.
+        UserError: If they add anything else.
     """
     own = [full_form(argument, script="train") for argument in own]
     keys = {override_key(argument) for argument in own}
@@ -220,7 +224,7 @@ def _check_received(overrides: Sequence[str], *, own: Sequence[str]) -> None:
 
 
 def _rank_environment(devices: int, *, node: int, launch_info: dict[str, Any], listener: socket.socket | None) -> dict[str, str]:
-    """Return the environment that all ranks of this machine share; with several machines, the user names rank 0's address."""
+    """Return the environment of all ranks on this machine. With several machines, the user provides rank 0's address."""
     store = {} if listener is None else {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(listener.getsockname()[1])}
     return (
         os.environ
@@ -236,10 +240,10 @@ def _rank_environment(devices: int, *, node: int, launch_info: dict[str, Any], l
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
-    """Wait for all processes, but no longer than the grace period once one has failed.
+    """Wait for all processes. Once one has failed, wait no longer than the grace period.
 
     Returns:
-        The exit code of the first failure, and a description of it; 0 and "" if all succeed.
+        The exit code and the description of the first failure; 0 and "" if all succeed.
     """
     exit_code, failure, deadline = 0, "", float("inf")
     while time.monotonic() < deadline:
@@ -249,7 +253,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
             exit_code = code if code > 0 else 128 - code
             ending = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
             failure = f"process {number} of {len(processes)} {ending}"
-            if code < 0:  # a killed process cannot report that itself
+            if code < 0:  # A killed process cannot report its own end.
                 print(f"error: {failure}.", file=sys.stderr)
             grace = USER_ERROR_GRACE_SECONDS if exit_code == ranks.USER_ERROR_CODE else GRACE_SECONDS
             deadline = time.monotonic() + grace
@@ -260,7 +264,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
 
 
 def _record_failure(run_dir: Path, failure: str, *, interrupted: bool) -> None:
-    """Add the failed process to the run metadata if rank 0 has not recorded the cause, or knows only that it lost a rank."""
+    """Add the failed process to the run metadata, if rank 0 has recorded no cause, or only that it lost a rank."""
     metadata = read_metadata(run_dir)
     if metadata.get("state") == RUNNING:
         update_metadata(run_dir, state="interrupted" if interrupted else "failed", error=None if interrupted else failure)

@@ -1,7 +1,7 @@
-"""The processes that train together, called ranks: which one this is, and how they exchange values.
+"""Identify the rank of this process, and exchange values between ranks. Ranks are the processes that train one model together.
 
-The environment variables RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe the ranks, whether
-`launch.py`, torchrun or SLURM's srun has started them. A process that trains alone never imports torch here.
+The environment variables RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe the ranks. This
+holds for ranks started by `launch.py`, torchrun or SLURM's srun. A process that trains alone never imports torch here.
 
 Source: torchrun's documentation for these names; srun(1) for SLURM's.
 """
@@ -36,16 +36,16 @@ RANK_NUMBERS = (
 )
 NUMBER = re.compile(r"[0-9]{1,9}")
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # how long a rank waits for the others, at the start and in each step
-TIMEOUT_SECONDS = 1800.0  # the default; longer than a validation or a checkpoint takes
+TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # a rank's waiting time for the others, at the start and in each step
+TIMEOUT_SECONDS = 1800.0  # the default: longer than any validation or checkpoint
 MAX_TIMEOUT = 365 * 86400.0  # seconds
 OTHER_VERSION = (
     "Another process of this training has sent data that this program did not write. All processes must run the same "
     "version of gpt-pretrain, and no other program may use their port."
 )
-USER_ERROR_CODE = 2  # the exit code of a rank whose settings or files are refused
-MAIN_SPEAKS_SECONDS = 5.0  # how long such a rank leaves rank 0 to explain that; its launcher ends it as soon as rank 0 has ended
-MAX_MESSAGE_BYTES = 20_000_000  # of one rank; the state of its random generators has about 20,000
+USER_ERROR_CODE = 2  # exit code of a rank that refuses settings or files
+MAIN_SPEAKS_SECONDS = 5.0  # time that such a rank gives rank 0 to explain the error; the launcher ends it once rank 0 has ended
+MAX_MESSAGE_BYTES = 20_000_000  # message of one rank; the states of its random generators take about 20,000
 
 
 def is_distributed() -> bool:
@@ -74,10 +74,10 @@ def local_world_size() -> int:
 
 
 def check_rank_variables() -> None:
-    """Check the environment variables that number the processes of a training, which a shell may have kept from another one.
+    """Check the environment variables that number the processes of a training. A shell may have kept some from another training.
 
     Raises:
-        UserError: If one is no number, or says that there are other processes where there are none.
+        UserError: If one is not a number, or announces other processes that do not exist.
     """
     given = {name: text for name in RANK_NUMBERS if (text := os.environ.get(name))}
     problems = [
@@ -100,9 +100,9 @@ def check_rank_variables() -> None:
 
 
 def timeout() -> timedelta:
-    """Return how long a rank waits for the others before it gives up.
+    """Return the time that a rank waits for the others before it gives up.
 
-    The environment sets it, since the ranks connect before they read any settings.
+    It is set by an environment variable, since the ranks connect before they read any settings.
 
     Raises:
         UserError: If GPT_PRETRAIN_TIMEOUT is not a duration.
@@ -118,7 +118,7 @@ def timeout() -> timedelta:
 
 
 def join_process_group() -> None:
-    """Connect to the other ranks; do nothing if there are none or they are connected already.
+    """Connect to the other ranks. Do nothing if there are none, or if they are already connected.
 
     Raises:
         UserError: If the environment does not fully describe this rank.
@@ -148,10 +148,10 @@ def join_process_group() -> None:
 
 @contextmanager
 def exit_without_teardown() -> Iterator[None]:
-    """End the process after this block without finalizing the interpreter, as multiprocessing does; only if it is a rank.
+    """End a rank's process after this block without finalizing the interpreter, like multiprocessing.
 
-    A gloo thread that frees a tensor during finalization aborts the process. Destroying the process group does not prevent it,
-    since DDP keeps a reference to the group.
+    A gloo thread aborts the process if it frees a tensor during finalization. Destroying the process group does not prevent this,
+    since DDP keeps a reference to the group. A process that trains alone ends normally.
 
     Source: pytorch/pytorch#179291 for the cause; `multiprocessing.process.BaseProcess._bootstrap` for the order.
     """
@@ -183,7 +183,7 @@ def exit_without_teardown() -> Iterator[None]:
 
 
 def _let_main_speak() -> None:
-    """Wait until the launcher ends this process, unless it is rank 0: torchrun ends all ranks when the first of them ends."""
+    """Give rank 0 time to explain an error: torchrun ends all ranks when the first one ends. Rank 0 itself does not wait."""
     if not is_main():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for stream in (sys.stdout, sys.stderr):
@@ -216,7 +216,7 @@ def explain_lost_ranks() -> Iterator[None]:
 def broadcast(value: Any) -> Any:
     """Return rank 0's value on all ranks.
 
-    Ranks exchange JSON, since to unpickle a message, as `torch.distributed.broadcast_object_list` does, runs what it says.
+    Ranks exchange JSON. `torch.distributed.broadcast_object_list` unpickles messages, and a pickle can run any code.
 
     Args:
         value: Anything that JSON can hold; a tuple becomes a list.
@@ -266,7 +266,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor over all ranks; the argument stays as it is."""
+    """Return the sum of a tensor over all ranks. The argument is not changed."""
     if is_distributed():
         import torch
 
@@ -277,7 +277,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def local_main_first() -> Iterator[None]:
-    """Run this block on the first rank of each machine before the others, which then find its work done.
+    """Run this block on the first rank of each machine before the others. They then find its work done.
 
     If it fails there, the other ranks keep waiting until the launcher ends them.
     """
@@ -318,7 +318,7 @@ def _in_srun() -> bool:
 
 
 def _number(name: str, default: int = 0) -> int:
-    """Return an environment variable as a number; the default if it is none, which `check_rank_variables` reports."""
+    """Return an environment variable as a number, or the default if it is not one. `check_rank_variables` reports the latter."""
     text = os.environ.get(name, "")
     return int(text) if NUMBER.fullmatch(text) else default
 
@@ -338,6 +338,6 @@ def _from_slurm() -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(tasks // nodes),
         "GROUP_RANK": os.environ.get("SLURM_NODEID", "0"),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(hosts),
-        # Jobs on one node have similar numbers, and so do the steps of one job; this gives each of them its own port.
+        # Jobs on one node have similar numbers, and so do the steps of one job. This formula gives each its own port.
         "MASTER_PORT": os.environ.get("MASTER_PORT") or str(15000 + (job + 1009 * step) % 10000),
     }

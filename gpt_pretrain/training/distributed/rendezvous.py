@@ -1,7 +1,7 @@
-"""Connect the ranks through a store: torchrun's if it hosts one, otherwise that of rank 0.
+"""Connect the ranks through a store: torchrun's if it hosts one, otherwise rank 0's.
 
-Neither the store nor gloo asks for a secret. Therefore, where all ranks are on one machine, rank 0's store and the connections
-between the ranks use the loopback interface, which no other machine reaches. torchrun's store listens on all interfaces.
+Neither the store nor gloo asks for a secret. If all ranks are on one machine, rank 0's store and the connections between the
+ranks therefore use the loopback interface. No other machine can reach it. torchrun's store listens on all interfaces.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 JOB = "GPT_PRETRAIN_JOB"  # a random name that all starts of one torchrun job share
-STORE_SOCKET = "GPT_PRETRAIN_STORE_SOCKET"  # the file descriptor of the socket on which rank 0's store listens
+STORE_SOCKET = "GPT_PRETRAIN_STORE_SOCKET"  # the file descriptor of the listening socket of rank 0's store
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACES = ("lo", "lo0")  # Linux's and macOS's name
 POLL_SECONDS = 0.02
@@ -31,7 +31,7 @@ def on_one_machine() -> bool:
     """Return whether all processes of this training are on this machine, as far as the environment tells."""
     if "LOCAL_WORLD_SIZE" in os.environ and os.environ["LOCAL_WORLD_SIZE"] == os.environ.get("WORLD_SIZE"):
         return True
-    # Other names are not looked up: a machine may know its own name as 127.0.1.1 while others reach it under the same name.
+    # Other names are not looked up: a machine may resolve its own name to 127.0.1.1, although others reach it by that name.
     host = os.environ.get("MASTER_ADDR", "")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -58,7 +58,7 @@ def listen_on_loopback(port: int) -> socket.socket:
         UserError: If another program has the port.
     """
     listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a training that has just ended may linger
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # An ended training's connections may linger.
     try:
         listener.bind((LOOPBACK, port))
         listener.listen()
@@ -113,11 +113,11 @@ def _store_socket(port: int) -> socket.socket:
 
 
 def _agreed_start(store: Store, rank: int, world_size: int, *, timeout: timedelta) -> int:
-    """Return how often torchrun has started these ranks, this start included; each start uses its own keys in the store.
+    """Return the number of starts of these ranks by torchrun, including this one. Each start uses its own keys in the store.
 
-    torchrun keeps the store over restarts, with the addresses of ranks that no longer exist, and its own
-    TORCHELASTIC_RESTART_COUNT differs between machines (pytorch/pytorch#108158). Therefore each rank publishes a fresh random
-    token, which rank 0 answers with the number of the start: a rank that no longer exists cannot answer.
+    torchrun keeps the store over restarts, so the store holds addresses of ranks that no longer exist. torchrun's own
+    TORCHELASTIC_RESTART_COUNT is no help, since it differs between machines (pytorch/pytorch#108158). Therefore each rank
+    publishes a fresh random token, and rank 0 answers it with the number of the start. A lost rank cannot answer.
 
     Raises:
         DistStoreError: If some ranks do not appear within the timeout.
@@ -143,7 +143,7 @@ def _agreed_start(store: Store, rank: int, world_size: int, *, timeout: timedelt
 
 
 def _job(store: Store, *, first: bool) -> str:
-    """Return the random name of this torchrun job, which rank 0 stores at the first start; the store lives as long as the job."""
+    """Return the random name of this torchrun job. Rank 0 stores it at the first start. The store lives as long as the job."""
     if first:
         store.set("job", secrets.token_hex(8))
     return str(store.get("job").decode())

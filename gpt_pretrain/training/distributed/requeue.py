@@ -1,7 +1,7 @@
 """Resume the run of a job that SLURM or torchrun has started again.
 
 Lightning can requeue SLURM jobs as well, but it looks for its own `hpc_ckpt_*` files in a fixed folder. Here each run has its own
-folder, so the job must remember which one it trains, and torchrun's restarts need the same.
+folder, so the job must remember its run. Restarts by torchrun need the same.
 
 Source: SLURM's scontrol(1) and sbatch(1), "requeue" and the environment of a job; torchrun's documentation for
     TORCHELASTIC_RESTART_COUNT and TORCHELASTIC_RUN_ID.
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def job_name() -> str | None:
-    """Return the batch job of this process: SLURM's as scontrol names it, or torchrun's; None if there is none."""
+    """Return the name of this process's batch job: scontrol's for SLURM, or torchrun's; None if there is no job."""
     # Two torchrun jobs may have the same TORCHELASTIC_RUN_ID, so the ranks agree on a random name.
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return f"torchrun-{os.environ[rendezvous.JOB]}" if rendezvous.JOB in os.environ else None
@@ -43,7 +43,7 @@ def remember_run(run_dir: Path, *, arguments: list[str]) -> None:
     """Store which run this command trains, for the next start of its job.
 
     Args:
-        arguments: The command's arguments as typed; a job may run several commands.
+        arguments: The command's arguments as typed. They identify it, since a job may run several commands.
     """
     if job_name() is not None and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
         file = _job_file(arguments)
@@ -53,7 +53,7 @@ def remember_run(run_dir: Path, *, arguments: list[str]) -> None:
 
 
 def interrupted_run(arguments: list[str]) -> Path | None:
-    """Return the run to resume: this command's run from an earlier start of its job, if it has a checkpoint."""
+    """Return the run to resume: this command's run from an earlier start of its job, if the run has a checkpoint."""
     run_dir = earlier_run(arguments)
     return run_dir if run_dir is not None and list_checkpoints(run_dir) else None
 
@@ -74,7 +74,7 @@ def earlier_run(arguments: list[str]) -> Path | None:
 
 
 def requeue() -> None:
-    """Put this SLURM job back into the queue; only rank 0 does so."""
+    """Put this SLURM job back into the queue. Only rank 0 does so."""
     name = job_name()
     if name is None or not ranks.is_main() or name.startswith("torchrun"):
         return

@@ -1,4 +1,4 @@
-"""Lightning's strategies for several devices, as `trainer.strategy` names them."""
+"""Build Lightning's strategy for several devices by its name in `trainer.strategy`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 class ReplicatedStrategy(DDPStrategy):
-    """DDP whose ranks exchange JSON: Lightning's own broadcast unpickles what it receives."""
+    """DDP with ranks that exchange JSON. Lightning's own broadcast unpickles the received bytes."""
 
     def broadcast(self, obj: Value, src: int = 0) -> Value:
         assert src == 0
@@ -27,7 +27,7 @@ def build_strategy(settings: TrainerSettings, *, own_model: bool = False) -> Str
     """Return the strategy that the settings name, or "auto" if this process trains alone.
 
     Args:
-        own_model: Whether the model is the user's own, which may use some of its weights only at times, and change its buffers.
+        own_model: Whether the model is the user's own. It may leave some of its weights unused at times, and change its buffers.
     """
     if not ranks.is_distributed():
         return "auto"
@@ -37,9 +37,9 @@ def build_strategy(settings: TrainerSettings, *, own_model: bool = False) -> Str
 
 
 def cluster_environments() -> list[ClusterEnvironment]:
-    """Return the plugin that reads the rank: from torchrun's environment variables, if there are several ranks.
+    """Return the plugin that tells Lightning the rank. With several ranks, it reads torchrun's environment variables.
 
-    A process that trains alone gets one that reads no cluster's variables: in a SLURM job of several tasks, Lightning would
-    refuse a script that srun has not started.
+    A process that trains alone gets a plugin that reads no variables of a cluster. Otherwise, in a SLURM job of several tasks,
+    Lightning would refuse a script that srun has not started.
     """
     return [TorchElasticEnvironment() if ranks.is_distributed() else LightningEnvironment()]

@@ -19,7 +19,7 @@ class Finding:
     Args:
         sign: Its name: first_loss, overfitting, gap, stuck, spike, nonfinite, clipping or loading.
         step: Optimizer step, counted from 0, at which it was found.
-        text: What is seen and the likely remedy.
+        text: The observation and the likely remedy.
     """
 
     sign: str
@@ -29,7 +29,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class BaselineLosses:
-    """Losses that need no model, in nats per token.
+    """Losses of guesses without a model, in nats per token.
 
     Args:
         uniform: Loss of a uniform guess among all tokens.
@@ -41,10 +41,10 @@ class BaselineLosses:
 
 
 class HealthMonitor:
-    """Watch one run, in memory that does not grow with its length.
+    """Watch one run. The memory does not grow with the length of the run.
 
     Args:
-        run: Settings of the run, which the remedies refer to.
+        run: Settings of the run. The remedies refer to them.
         thresholds: The thresholds of the warning signs.
         baseline: Losses to compare with.
         epoch_steps: Optimizer steps of a pass over the training set; infinite if it is not read twice.
@@ -102,7 +102,7 @@ class HealthMonitor:
         self._update("stuck", step, warning_signs.detect_plateau(after_warmup, lasting=self._is_present("stuck"), **context))
 
     def observe_step(self, step: int, loss: float, norm: float | None) -> None:
-        """Process an optimizer step: its mean training loss, and its gradient norm before clipping or None if unknown."""
+        """Process an optimizer step: its mean training loss, and its gradient norm before clipping (None if unknown)."""
         self._losses.append(loss)
         losses = list(self._losses)
         if self._is_present("spike"):
@@ -116,13 +116,13 @@ class HealthMonitor:
             self._present.discard("nonfinite")
 
     def observe_waiting(self, step: int, waited: float, seconds: float) -> None:
-        """Process the seconds that training waited for batches, out of all seconds of a period."""
+        """Process a period's seconds of waiting for batches, and all its seconds."""
         lasting = self._is_present("loading")
         text = warning_signs.detect_slow_loading(waited, seconds, lasting=lasting, run=self.run, thresholds=self.thresholds)
         self._update("loading", step, text)
 
     def observe_nonfinite(self, step: int, event: str) -> None:
-        """Process a loss or gradient that is NaN or infinite, which `event` describes in one sentence."""
+        """Process a NaN or infinite loss or gradient. `event` describes it in one sentence."""
         self._nonfinite_step = step
         self._update("nonfinite", step, warning_signs.describe_nonfinite(event, self.run))
 
@@ -148,10 +148,10 @@ class HealthMonitor:
         self._norms.extend(state["norms"])
 
     def _observe_norm(self, step: int, norm: float | None) -> None:
-        if self._is_present("spike"):  # the norms of a run that goes wrong are large
+        if self._is_present("spike"):  # norms are large when a run goes wrong
             self._norms.clear()
             return
-        in_first_window = step < self._warmup + self.thresholds.window  # the norms of the first steps are large as well
+        in_first_window = step < self._warmup + self.thresholds.window  # the first steps' norms are large as well
         if in_first_window or norm is None or not math.isfinite(norm):
             return
         self._norms.append(norm)
@@ -163,7 +163,7 @@ class HealthMonitor:
         return sign in self._present
 
     def _update(self, sign: str, step: int, text: str | None) -> None:
-        """Store whether a sign is present, and add a finding if it was absent before; a text of None means absent."""
+        """Store whether a sign is present, and add a finding if it was absent before. A text of None means absent."""
         if text is None:
             self._present.discard(sign)
         elif sign not in self._present:

@@ -1,7 +1,7 @@
 """Detect the warning signs in a run's losses, gradient norms and waiting times, one function for each sign.
 
-Each `detect_` function returns a text while its sign is present: what it sees and the likely remedy. Otherwise it returns None.
-With lasting=True, for a sign that is present already, the threshold is milder, so that noise does not toggle it.
+Each `detect_` function returns a text while its sign is present: the observation and the likely remedy. Otherwise it returns
+None. With lasting=True, for a sign that is already present, the threshold is milder, so that noise does not toggle the sign.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Evaluation = tuple[int, float, float]  # optimizer step, training and validation
 RECENT_STEPS = 5  # Steps over which the current loss is averaged, since one odd batch is no spike.
 MIN_EARLIER_STEPS = 10  # Steps to compare a rise with; fewer say too little about the noise of small batches.
 MIN_GAP = 0.1  # Nats between both losses; below it, their ratio means nothing.
-MIN_RATIO = 1.1  # Of validation to training loss; below it, a rise is the noise of a few batches.
-MIN_SECONDS = 2.0  # Of training, over which the share of waiting is measured.
+MIN_RATIO = 1.1  # Validation loss over training loss; below it, a rise is the noise of a few batches.
+MIN_SECONDS = 2.0  # Training time over which the share of waiting is measured.
 PLATEAU_WINDOWS = 4  # Windows that a healthy run may stay at the unigram loss before it learns more.
 
 
 def detect_unusual_first_loss(
     train: float, val: float, *, uniform: float, run: TrainSettings, thresholds: DoctorSettings
 ) -> str | None:
-    """Detect losses before training that are far from those of a uniform guess, or for loaded weights far above them.
+    """Detect losses before training that are far from a uniform guess. Losses of loaded weights must only not be far above it.
 
     Args:
         train: Training loss before the first step, in nats per token.
@@ -57,7 +57,7 @@ def detect_unusual_first_loss(
 
 
 def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Return the middle step of some evaluations and their mean losses, which are less noisy than one evaluation's."""
+    """Return the middle step of some evaluations and their mean losses. These are less noisy than a single evaluation."""
     middle = evaluations[len(evaluations) // 2][0]
     return middle, fmean(train for _, train, _ in evaluations), fmean(val for _, _, val in evaluations)
 
@@ -71,12 +71,12 @@ def detect_overfitting(
     run: TrainSettings,
     thresholds: DoctorSettings,
 ) -> str | None:
-    """Detect a validation loss that rises while the training loss falls; the sign lasts until a new lowest validation loss.
+    """Detect a validation loss that rises while the training loss falls. The sign lasts until a new lowest validation loss.
 
     Args:
         current: Mean of the last evaluations.
-        best: Mean of those with the lowest validation loss so far.
-        passes: Over the training set until now.
+        best: Mean of the evaluations with the lowest validation loss so far.
+        passes: Passes over the training set until now.
     """
     (_, train, val), (best_step, best_train, best_val) = current, best
     diverged = val > MIN_RATIO * train and min(val - best_val, best_train - train) >= thresholds.overfitting
@@ -93,19 +93,19 @@ def detect_overfitting(
 
 
 def _recipe(run: TrainSettings) -> str:
-    """Name the recipe for a text that is read many times, unless the run has what it sets."""
+    """Name the recipe for a text that is read many times, unless the run already has its settings."""
     has_recipe = run.data.shift_windows and run.model.drop_rate > 0
     return "" if has_recipe else " experiment=small_text is a recipe for a text that is read many times."
 
 
 def _rates(run: TrainSettings, factor: float) -> str:
-    """Name the learning rates times a factor, with the one now."""
+    """Name the learning rates times a factor, and the current one."""
     rates = scaled_rates(run.optimizer, factor)
     return f"{rates} ({'optimizer.lr=' if ' ' in rates else ''}{run.optimizer.lr:g} now)"
 
 
 def _more_regularization(run: TrainSettings, passes: float) -> str:
-    """Name the dropout and the decay that a budget would choose for this many passes, or higher ones if the run has them."""
+    """Name the dropout and the weight decay that a budget chooses for this many passes. If the run has them, name higher ones."""
     dropout, decay, head_decay = regularization_of(passes)
     if dropout <= run.model.drop_rate:
         return f"a higher model.drop_rate ({run.model.drop_rate:g} now)"
@@ -117,10 +117,10 @@ def _more_regularization(run: TrainSettings, passes: float) -> str:
 def detect_gap(
     evaluations: Sequence[Evaluation], *, lasting: bool, passes: float, run: TrainSettings, thresholds: DoctorSettings
 ) -> str | None:
-    """Detect a validation loss that is some multiple of the training loss in each of the last evaluations.
+    """Detect a validation loss that is several times the training loss in each of the last evaluations.
 
     Args:
-        passes: Over the training set until now.
+        passes: Passes over the training set until now.
     """
     last = evaluations[-thresholds.patience :]
     ratio = (1 + thresholds.gap) / 2 if lasting else thresholds.gap
@@ -147,7 +147,7 @@ def detect_plateau(
     """Detect losses that do not fall: for one window near the uniform loss, or for several near the unigram loss.
 
     Args:
-        evaluations: Those after the warm-up.
+        evaluations: Evaluations after the warm-up.
         uniform: Loss of a uniform guess among all tokens, in nats per token.
         unigram: Loss of guessing by token frequency, in nats per token.
     """
@@ -173,7 +173,7 @@ def detect_plateau(
 
 
 def _without_fall(evaluations: Sequence[Evaluation], steps: int, fall: float, *, min_evaluations: int) -> Sequence[Evaluation]:
-    """Return the evaluations of the last steps if neither loss falls by the share `fall` within them, else none."""
+    """Return the evaluations of the last steps if neither loss falls by the share `fall` within them, otherwise none."""
     early_enough = [i for i in range(len(evaluations) - min_evaluations) if evaluations[i][0] <= evaluations[-1][0] - steps]
     if not early_enough:
         return ()
@@ -216,7 +216,7 @@ def describe_spike(losses: Sequence[float], level: float, *, run: TrainSettings)
 
 
 def describe_nonfinite(event: str, run: TrainSettings) -> str:
-    """Return the text for a loss or gradient that is NaN or infinite, which `event` describes in one sentence."""
+    """Return the text for a NaN or infinite loss or gradient. `event` describes it in one sentence."""
     clip = "" if run.trainer.gradient_clip_val is not None else " trainer.gradient_clip_val=1.0,"
     exact = "" if run.trainer.precision == "32-true" else f" or trainer.precision=32-true ({run.trainer.precision} now)"
     return f"{event} The learning rate is probably too high: try {_rates(run, 1 / 3)},{clip} scheduler=warmup_cosine{exact}."
@@ -230,7 +230,7 @@ def detect_clipping(norms: Sequence[float], *, lasting: bool, run: TrainSettings
     clipped = sum(norm > limit for norm in norms)
     if clipped <= len(norms) * thresholds.clipping * (0.5 if lasting else 1.0):
         return None
-    # The sign may last a whole run, and nobody reads the text again: formatting it would take half of the monitor's time.
+    # The sign may last a whole run, and only its first text is read. Formatting the text would take half of the monitor's time.
     if lasting:
         return ""
     batches, typical = run.trainer.accumulate_grad_batches, median(norms)
@@ -249,7 +249,7 @@ def detect_slow_loading(
 
     Args:
         waited: Seconds of waiting.
-        seconds: Seconds of training, the waiting included.
+        seconds: Seconds of training, including the waiting.
     """
     if waited <= seconds * thresholds.loading * (0.5 if lasting else 1.0):
         return None

@@ -1,4 +1,4 @@
-"""The facts that the checks before a run may look at."""
+"""The facts about a run that the checks before it may use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt_pretrain.training.starting_point import StartingPoint
 
 @dataclass(frozen=True)
 class CheckContext:
-    """Everything that a check may look at.
+    """All facts that a check may use.
 
     Args:
         overridden: The names of the settings that the user has typed.

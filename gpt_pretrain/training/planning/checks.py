@@ -1,6 +1,6 @@
-"""Check for settings that are allowed but will not do what they seem to; each warning names a remedy.
+"""Warn about settings that are allowed but do not have the expected effect. Each warning names a remedy.
 
-To add a check, write a function from `CheckContext` to a text or None and add it to `find_warnings`.
+To add a check, write a function that takes a `CheckContext` and returns a text or None, and add it to `find_warnings`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from gpt_pretrain.training.starting_point import StartingPoint
 MANY_REPEATS = 4
 # Training tokens per parameter of the best model for a given compute. Source: Hoffmann et al. 2022, arXiv:2203.15556.
 BEST_TOKENS_PER_PARAMETER = 20
-MAX_DROPPED_SHARE = 0.25  # of an epoch's windows
+MAX_DROPPED_SHARE = 0.25  # share of an epoch's windows
 BF16_SPACING = 2.0**-8  # from 1 to the next lower number
 NVIDIA_GPU = Path("/dev/nvidia0")
 
@@ -63,7 +63,7 @@ def find_warnings(
     """Return the warnings about a run, one or two sentences each.
 
     Args:
-        start: What the run starts from; None for a new run with new weights.
+        start: The run's starting point; None for a new run with new weights.
         overridden: The names of the settings that the user has typed.
     """
     checks: list[Callable[[CheckContext], str | None]] = [
@@ -136,7 +136,7 @@ def _needless_fsdp(context: CheckContext) -> str | None:
 
 
 def _memory_per_device(settings: TrainSettings) -> int | None:
-    """Return the bytes available to each device; the processes of a CPU share its memory."""
+    """Return the bytes available to each device. Processes on a CPU share its memory."""
     device, trainer = accelerator_device(settings.trainer.accelerator), settings.trainer
     limit = memory_limit(device)
     processes = int(trainer.devices) if device.type == "cpu" and trainer.devices != "auto" else 1
@@ -144,7 +144,7 @@ def _memory_per_device(settings: TrainSettings) -> int | None:
 
 
 def _peak_memory(context: CheckContext, parallelism: costs.Parallelism) -> int:
-    """Return the bytes that a step would need on each device with this parallelism; a model of the user's own has no other."""
+    """Return the bytes that a step would need on each device with this parallelism. For the user's own model, keep the plan's."""
     if context.config.kind == CUSTOM_KIND:
         return context.plan.memory.peak
     data, trainer = context.settings.data, context.settings.trainer
@@ -178,7 +178,7 @@ def _too_little_text(context: CheckContext) -> str | None:
         return None
     count = format_si(plan.parameters, "").replace(" ", "")  # 124M
     will, times = ("will", f"{format_rounded(plan.repeats)} times")
-    if settings.trainer.max_time is not None:  # how many steps fit into it is not known yet
+    if settings.trainer.max_time is not None:  # the number of steps that fit is not known yet
         will, times = "may", f"up to {times}, if trainer.max_time={settings.trainer.max_time} does not end the run before"
     outcome = f"The model {will} memorize the text" if memorizes else "The model will learn little"
     seen = f"each token is seen {times}" if plan.repeats >= 1 else f"{format_rounded(100 * plan.repeats)}% of them are seen"
@@ -244,7 +244,7 @@ def _no_document_ends(context: CheckContext) -> str | None:
 
 
 def _lost_updates(context: CheckContext) -> str | None:
-    """Weights of 1, as norms have, are never updated in bf16, where an update is about lr and the next number 1/256 lower."""
+    """Warn if bf16 weights lose their updates. An update is about lr, but bf16 has no numbers between 1 and 1 - 1/256."""
     settings = context.settings
     if settings.trainer.precision != "bf16-true" or settings.optimizer.lr >= BF16_SPACING / 2:
         return None

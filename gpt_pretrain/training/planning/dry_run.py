@@ -1,6 +1,6 @@
-"""Train a few steps without leaving a trace, and report what the whole run will do and cost (plan=true).
+"""Train a few steps without leaving a trace, and report the work and the cost of the whole run (plan=true).
 
-If there are several devices, only one is measured, in this process and with its share of the batches; nothing is sent.
+Of several devices only one is measured, in this process and with its share of the batches. Nothing is sent between devices.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMALL_VOCABULARY = 5000  # tokens; a smaller one would hardly help
 
 
 def dry_run(setup: TrainingSetup) -> str:
-    """Return a report of what the run will do and cost, with the warnings about it.
+    """Return a report on the work and the cost of the run, with the warnings about it.
 
     Raises:
         UserError: If its first steps fail.
@@ -46,7 +46,7 @@ def dry_run(setup: TrainingSetup) -> str:
     facts = summary.run_facts(settings, data, module.model)
     plan = make_plan(settings, data, config, first_step=setup.start.step, parameters=module.model.num_parameters())
     warnings = find_warnings(settings, data, config, plan, setup.start, overridden=setup.overridden)
-    memory = memory_limit(accelerator_device(settings.trainer.accelerator))  # before the steps take some of it
+    memory = memory_limit(accelerator_device(settings.trainer.accelerator))  # before the steps use some of it
     measured = measure_run(setup, module, checkpoint_bytes=plan.checkpoint)
     times = estimate_times(plan, measured, settings)
     context = CheckContext(settings, data, config, plan, setup.start)
@@ -116,14 +116,14 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
 
 
 def _snapshot_lines(plan: TrainingPlan) -> list[str]:
-    """Return the memory that a checkpoint takes while training continues, as a line."""
+    """Return a line about the memory for a checkpoint that is written while training continues."""
     if plan.parallelism.fsdp:
         return []
     return [f"        and {format_si(plan.checkpoint, 'B')} while a checkpoint is written; if less is free, training waits"]
 
 
 def _unknown_lines(settings: TrainSettings) -> list[str]:
-    """Return lines about what the formulas cannot know of the user's own parts."""
+    """Return lines about the costs of the user's own parts that no formula gives."""
     lines = []
     if "model" in settings.custom:
         lines.append("        your own model has no formula: compute is 6 FLOP per parameter, and memory lacks the activations")
@@ -135,7 +135,7 @@ def _unknown_lines(settings: TrainSettings) -> list[str]:
 
 
 def _embedding_lines(n_parameters: int, config: GPTConfig, *, typed: bool) -> list[str]:
-    """Return a line about the share of the model that its vocabulary takes, if it is more than LARGE_EMBEDDING.
+    """Return a line about the vocabulary's share of the model's parameters, if it is more than LARGE_EMBEDDING.
 
     Args:
         typed: Whether the run may choose another vocabulary.

@@ -15,14 +15,14 @@ from gpt_pretrain.training.budget.text_facts import describe_text
 from gpt_pretrain.training.planning.plan import TrainingPlan
 from gpt_pretrain.training.preflight import TrainingSetup
 
-SHORTEST_TEXT = 50_000  # characters of a training set; the law was not measured below
+SHORTEST_TEXT = 50_000  # characters of a training set; the law was not measured on shorter ones
 SHORTEST_RUN = 10.0  # seconds
 TEXT_SECONDS, SPEED_SECONDS = 10.0, 6.0  # to describe the text and to measure the speed
-SIMILAR = 1.02  # a run whose expected loss is at most this factor above the best is as good
+SIMILAR = 1.02  # a run is as good as the best if its expected loss is at most this factor higher
 
 
 def expected_loss_lines(setup: TrainingSetup, plan: TrainingPlan, *, seconds: float) -> list[str]:
-    """Return what the law expects of a run, and of the best model in the same time; nothing where the law does not reach.
+    """Return lines about the expected loss of a run, and of the best model in the same time; none beyond the range of the law.
 
     Args:
         seconds: The duration of the run.
@@ -72,14 +72,14 @@ def _interval(law: Law, training: Training, text: choice.TextFacts) -> str:
 
 
 def _is_known_kind(setup: TrainingSetup) -> bool:
-    """Return whether a run is a new training on a text, which the law is about."""
+    """Return whether a run is a new training on a text. The law describes only these."""
     settings = setup.settings
     is_new = settings.init_from is None and setup.start.resume is None and not settings.custom
     return is_new and settings.data.name not in ("shards", "mixture") and settings.data.format in ("auto", "text")
 
 
 def _own_training(setup: TrainingSetup, plan: TrainingPlan, text: choice.TextFacts) -> Training | None:
-    """Return the planned training; None if the law knows nothing like it: another kind of model, optimizer or vocabulary."""
+    """Return the planned training; None if its kind of model, optimizer or vocabulary is outside the law."""
     settings, split = setup.settings, setup.data.split
     smallest, largest, vocab_size = min(VOCABULARY_SIZES), max(VOCABULARY_SIZES), setup.tokenizer.vocab_size
     if settings.model.kind != "modern" or settings.optimizer.name != "muon" or not smallest <= vocab_size <= largest:

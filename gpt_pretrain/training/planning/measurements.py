@@ -34,7 +34,7 @@ from gpt_pretrain.training.trainer import build_trainer
 
 MAX_SECONDS = 5.0  # for the steps, and again for the sample
 MIN_STEPS, MAX_STEPS = 3, 200  # after the first step
-PROBE_BYTES = 1 << 26  # largest size of the file that is written
+PROBE_BYTES = 1 << 26  # largest size of the file to write
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Measurements:
     """Times in seconds, and the peak memory.
 
     Args:
-        first_step: The first optimizer step, with everything that is done only once.
+        first_step: The first optimizer step, with all work that is done only once.
         step: Median of the later steps.
         eval_batch: The loss of one batch, without gradients.
-        sample: A text of the length that the settings ask for.
+        sample: A text of the length in the settings.
         save: Writing a checkpoint.
         copy: Copying a checkpoint.
         peak_bytes: Peak memory in bytes; None if unknown.
@@ -68,7 +68,7 @@ class StepTimer(Callback):
     """Record when each optimizer step ends, and stop the training after enough of them.
 
     Attributes:
-        ends: Seconds from the start of the training to the end of each step, the first included.
+        ends: Seconds from the start of the training to the end of each step, including the first.
     """
 
     def __init__(self) -> None:
@@ -97,17 +97,17 @@ def fit_for_measuring(trainer: L.Trainer, module: GPTLitModule, data: TextDataMo
     """Train for a measurement that leaves no run behind.
 
     Args:
-        advice: What to try if a loss or gradient is NaN or infinite.
+        advice: The remedy to name if a loss or gradient is NaN or infinite.
 
     Raises:
-        UserError: If one is.
+        UserError: If a loss or gradient is NaN or infinite.
     """
     try:
         trainer.fit(module, datamodule=data)
     except NonFiniteError as error:
         raise UserError(f"{error} {advice}") from error
     except SystemExit:
-        if trainer.interrupted:  # by Ctrl-C, which Lightning turns into exit code 1
+        if trainer.interrupted:  # by Ctrl-C; Lightning would exit with code 1
             raise KeyboardInterrupt from None
         raise
     finally:
@@ -115,7 +115,7 @@ def fit_for_measuring(trainer: L.Trainer, module: GPTLitModule, data: TextDataMo
 
 
 def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes: int) -> Measurements:
-    """Train a few steps on one device, then time a loss, a sample and a checkpoint; the module's weights change.
+    """Train a few steps on one device, then time a loss, a sample and a checkpoint. The module's weights change.
 
     Raises:
         UserError: If a loss or gradient is NaN or infinite.
@@ -142,7 +142,7 @@ def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes:
 
 
 def orthogonalization_seconds(module: GPTLitModule, settings: TrainSettings) -> float:
-    """Return how long Muon takes for the matrices of the blocks in one step; the module's weights change."""
+    """Return the seconds that Muon takes for the matrices of the blocks in one step. The module's weights change."""
     bf16 = settings.trainer.precision.startswith("bf16")
     optimizer = build_optimizer(module.model, settings.optimizer, fused=False, bf16=bf16)
     matrices = [parameter for group in optimizer.param_groups if group["orthogonalize"] for parameter in group["params"]]
@@ -161,7 +161,7 @@ def orthogonalization_seconds(module: GPTLitModule, settings: TrainSettings) -> 
 
 
 def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
-    """Return how long it takes to write and to copy a checkpoint of this size in a folder; the files are deleted again.
+    """Return the seconds to write, and to copy, a checkpoint of this size in a folder. The files are deleted again.
 
     Raises:
         UserError: If the folder cannot be written.
@@ -181,7 +181,7 @@ def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
 
 
 def sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainSettings) -> float:
-    """Return how long a sample takes; the time of a long one is extrapolated from its beginning."""
+    """Return the seconds that a sample takes. The time of a long one is extrapolated from its beginning."""
     prompt = torch.tensor([encode_prompt(settings.start_context, tokenizer)], device=module.device)
     sampler = SamplerConfig(**vars(settings.sampler))
     generator = torch.Generator(device=module.device).manual_seed(settings.seed)
@@ -198,11 +198,11 @@ def sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainSe
 
 
 class _EnoughError(Exception):
-    """Raised to end a measurement that is long enough."""
+    """A measurement is long enough and ends."""
 
 
 def held_out_seconds(module: GPTLitModule, setup: TrainingSetup) -> float:
-    """Return how long an evaluation on held-out texts and tasks takes; the time of a long one is extrapolated."""
+    """Return the seconds that an evaluation on held-out texts and tasks takes. The time of a long one is extrapolated."""
     if setup.held_out is None:
         return 0.0
     start = time.perf_counter()
@@ -212,7 +212,7 @@ def held_out_seconds(module: GPTLitModule, setup: TrainingSetup) -> float:
             raise _EnoughError
 
     with scoring(module.model, batch_tokens=held_out_batch(setup.settings)) as scorer:
-        with suppress(_EnoughError, UserError):  # weights that diverge in these steps have no scores
+        with suppress(_EnoughError, UserError):  # weights that have diverged have no scores
             score_held_out(scorer, setup.held_out, report=check)
         share = min(1.0, scorer.tokens / setup.held_out.tokens) if scorer.tokens else 1.0
     kinds = 1 if setup.settings.ema_decay is None else 2

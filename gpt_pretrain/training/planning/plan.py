@@ -1,4 +1,4 @@
-"""Compute what a run will do and cost before its first step, without measuring anything."""
+"""Compute the work and the cost of a run before its first step, without measuring anything."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from gpt_pretrain.training.run_length import steps_per_epoch, tokens_after, toke
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A run in numbers. For a resumed run, all of them but `total_steps` cover only the rest of the run.
+    """A run in numbers. For a resumed run, all numbers except `total_steps` cover only the rest of the run.
 
     Args:
         parameters: Trainable parameters.
-        text_tokens: Tokens of the training set, without those that lie between windows.
+        text_tokens: Tokens of the training set, without tokens between windows.
         tokens_per_epoch: Tokens that an epoch trains on.
         total_steps: Optimizer steps of the whole run.
         steps: Optimizer steps that remain.
         tokens: Tokens to train on.
-        token_flops: Floating-point operations per token, recomputation by activation checkpointing included.
-        evaluations: Evaluations of both losses every eval_freq steps, the one before training included.
+        token_flops: Floating-point operations per token, including recomputation by activation checkpointing.
+        evaluations: Evaluations of both losses every eval_freq steps, including the one before training.
         evaluation_batches: Batches of both sets in one evaluation, on each device.
         validations: Passes over the validation set, each followed by a checkpoint.
-        val_batches: Batches of one validation on each device, also of the average of the weights if one is kept.
+        val_batches: Batches of one validation on each device, including the validation of a weight average.
         epoch_ends: Ends of epochs, each with a sample.
         held_out_evaluations: Evaluations on held-out texts and tasks, if there are any.
-        parallelism: How devices share the training.
+        parallelism: The way in which devices share the training.
         memory: Memory of a training step on each device.
         traffic: Bytes that each device sends in a training step.
         checkpoint: Bytes of one checkpoint.
-        max_checkpoints: Most checkpoints that are on disk at the same time, if none of them share their content.
+        max_checkpoints: The most checkpoints on disk at the same time, if no two of them share their content.
         export: Bytes of the exported Hugging Face folder.
     """
 
@@ -89,7 +89,7 @@ def make_plan(
 
     Args:
         config: The model's architecture.
-        parameters: Trainable parameters, which no formula knows for a model of the user's own; None asks the formula.
+        parameters: Trainable parameters of the user's own model, for which there is no formula; None uses the formula.
         first_step: Optimizer steps that the run has done already.
     """
     trainer, size, W = settings.trainer, settings.data.batch_windows, data.world_size
@@ -158,12 +158,12 @@ def plan_summary(plan: TrainingPlan) -> str:
 
 
 def per_device_note(plan: TrainingPlan) -> str:
-    """Return " on each of N devices" for a number that holds for each of several devices, and "" for one device."""
+    """Return " on each of N devices" if there are several devices, and "" for one device."""
     return f" on each of {plan.parallelism.devices} devices" if plan.parallelism.devices > 1 else ""
 
 
 def disk_needed(plan: TrainingPlan, settings: TrainSettings) -> int:
-    """Return the bytes that the run's checkpoints will need in addition to those that exist."""
+    """Return the bytes that the run's checkpoints will need in addition to the existing ones."""
     folder = checkpoint_dir(Path(settings.run_dir))
     files = [file for kind in ("*.ckpt", "shards-*/*") for file in folder.glob(kind)]
     present = sum(file.stat().st_size for file in files if file.is_file())  # not a link that leads nowhere
@@ -180,17 +180,17 @@ def _parallelism(trainer: TrainerSettings, *, devices: int) -> Parallelism:
 
 
 def _count_multiples(divisor: int, start: int, stop: int) -> int:
-    """Return how many multiples of a number are in range(start, stop)."""
+    """Return the number of multiples of a number in range(start, stop)."""
     return math.ceil(stop / divisor) - math.ceil(start / divisor)
 
 
 def _evaluations_between(every: int | None, first_step: int, total: int, epoch_ends: int) -> int:
-    """Return how often a run is evaluated on held-out texts after its first step; its end is one of these times."""
+    """Return the number of evaluations on held-out texts after the first step, including the one at the end."""
     return epoch_ends if every is None else _count_multiples(every, first_step + 1, total) + 1
 
 
 def _saves_between(every: int | None, first_step: int, total: int, per_epoch: int) -> int:
-    """Return the number of checkpoints by checkpoint.every_n_steps that do not fall on the end of an epoch or of the run."""
+    """Return the number of checkpoints by checkpoint.every_n_steps, without those at the end of an epoch or of the run."""
     if every is None:
         return 0
     both = math.lcm(every, per_epoch)

@@ -1,4 +1,4 @@
-"""Check the schedule of the learning rate, before a run or the rest of one."""
+"""Check the schedule of the learning rate before a run starts or resumes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from gpt_pretrain.training.optimizer import first_rate, scaled_rates
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.schedule import FINAL_DECAY, decay_length, lr_at
 
-NOTABLE = 1.01  # A smaller change of the learning rate on resuming is not mentioned,
-JUMP = 1.1  # and a larger one is a warning,
-LOW_SHARE = 0.11  # unless it stays below this share of the highest rate: a tenth is advised after a decay to 0.
+NOTABLE = 1.01  # A smaller change of the learning rate on resuming is not mentioned.
+JUMP = 1.1  # A larger rise is a warning,
+LOW_SHARE = 0.11  # unless the rate stays below this share of the highest one: a tenth is advised after a decay to 0.
 HARDLY = 0.5  # A decay to more than this share of the highest rate has little effect.
-MIN_DECAY_SHARE = 0.02  # of all steps; usual are 0.1 to 0.2. Source: Hägele et al. 2024, arXiv:2405.18392.
-LONG_RUN = 10_000  # optimizer steps, after which a decay is worth a note
+MIN_DECAY_SHARE = 0.02  # share of all steps; 0.1 to 0.2 is usual. Source: Hägele et al. 2024, arXiv:2405.18392.
+LONG_RUN = 10_000  # optimizer steps; a longer run without a decay is worth a note
 
 
 def resumed_rates(context: CheckContext) -> tuple[float, float] | None:
-    """Return the learning rate of the next step by the checkpoint's schedule, and by the settings now; None in a new run."""
+    """Return the next step's learning rate by the checkpoint's schedule, and by the current settings; None in a new run."""
     settings, start = context.settings, context.start
     if start.next_lr is None or {"optimizer", "scheduler"} & settings.custom.keys():
-        return None  # the user's own rates are not known by formula
+        return None  # there is no formula for the user's own rates
     lr = settings.optimizer.lr
     now = lr_at(start.step, lr=lr, settings=settings.scheduler, total_steps=context.plan.total_steps)
     return start.next_lr, now / lr * first_rate(settings.optimizer) * start.lr_scale
 
 
 def describe_resumed_rate(context: CheckContext) -> str | None:
-    """Return a line on how the learning rate moves when a run resumes, or None if it moves as it would have."""
+    """Return a line on the change of the learning rate when a run resumes; None without a notable change."""
     rates = resumed_rates(context)
     if rates is None or max(rates) <= NOTABLE * min(rates):
         return None
@@ -36,7 +36,7 @@ def describe_resumed_rate(context: CheckContext) -> str | None:
 
 
 def learning_rate_jumps(context: CheckContext) -> str | None:
-    """Check that a changed schedule does not raise the learning rate when the run resumes; a new optimizer.lr may."""
+    """Check that a changed schedule does not raise the learning rate when the run resumes. A new optimizer.lr may raise it."""
     rates, settings, start = resumed_rates(context), context.settings, context.start
     if rates is None or start.peak_lr is None:
         return None
@@ -55,7 +55,7 @@ def learning_rate_jumps(context: CheckContext) -> str | None:
 
 
 def schedule_too_long(context: CheckContext) -> str | None:
-    """Check that the warm-up and the final decay leave some steps of the run."""
+    """Check that the warm-up and the final decay leave some steps between them."""
     settings, schedule, steps = context.settings, context.settings.scheduler, context.plan.total_steps
     if schedule.warmup_steps >= steps:
         return (
@@ -88,13 +88,13 @@ def unused_schedule_settings(context: CheckContext) -> str | None:
 
 
 def learning_rate_never_decays(context: CheckContext) -> str | None:
-    """Check that a schedule with a decay has one that counts, and that a long run has a decay."""
+    """Check that a schedule's decay has an effect, and that a long run has a decay."""
     settings, schedule, steps = context.settings, context.settings.scheduler, context.plan.total_steps
     lr = settings.optimizer.lr
     if schedule.name == CUSTOM:
         return None
     if schedule.name == "constant":
-        # A schedule is planned for all steps, of which max_time may leave any part.
+        # A schedule is planned for all steps, but max_time may end the run before any of them.
         if steps < LONG_RUN or context.start.step > 0 or settings.trainer.max_time is not None:
             return None
         return (
@@ -118,7 +118,7 @@ def learning_rate_never_decays(context: CheckContext) -> str | None:
 
 
 def _decay_setting(context: CheckContext) -> str:
-    """Return the setting that gives the length of the final decay, as users type it."""
+    """Return the override that sets the current length of the final decay."""
     schedule = context.settings.scheduler
     if schedule.decay_fraction is not None:
         return f"scheduler.decay_fraction={schedule.decay_fraction:g}"
@@ -126,7 +126,7 @@ def _decay_setting(context: CheckContext) -> str:
 
 
 def _usual_decay(context: CheckContext) -> str:
-    """Return the same setting with the usual length."""
+    """Return the same override with the usual length."""
     if context.settings.scheduler.decay_fraction is not None:
         return "scheduler.decay_fraction=0.2"
     return f"scheduler.decay_steps={context.plan.total_steps // 5}"

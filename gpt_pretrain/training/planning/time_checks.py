@@ -1,4 +1,4 @@
-"""Check what takes the time of a run, from its measured or estimated parts."""
+"""Check where the time of a run goes, by its measured or estimated parts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration
 from gpt_pretrain.training.planning.check_context import CheckContext
 
-# Floating-point operations per second that a run reaches at most, and seconds that a batch takes at least. To find long
-# validations, their order of magnitude is enough.
+# The most floating-point operations per second that a run reaches, and the least seconds of a batch. Their order of magnitude is
+# enough to find long validations.
 FLOP_RATES = {"cpu": 3e11, "mps": 5e12, "cuda": 3e14}
 MIN_BATCH_SECONDS = 1e-3
-MIN_STEP_SECONDS = 8e-3  # of a batch with its backward pass, and Lightning's work around it
+MIN_STEP_SECONDS = 8e-3  # for a batch with its backward pass, and Lightning's own work
 WORTH_A_WARNING = 30.0  # seconds of validation or evaluation
-GOOD_SHARE = 0.2  # of the training's time
+GOOD_SHARE = 0.2  # share of the training's time
 MIN_GOOD_WINDOWS = 50  # for a validation loss that can be compared
-HELD_OUT = "held-out texts and tasks"  # as a part of a run's time
+HELD_OUT = "held-out texts and tasks"  # name of this part of a run's time
 LATE = 7200.0  # seconds without a checkpoint
-COSTLY_UPDATE = 0.3  # of a step's time
+COSTLY_UPDATE = 0.3  # share of a step's time
 
 
 def estimated_times(context: CheckContext) -> dict[str, float]:
-    """Return the least seconds that the steps, the evaluations and the validations of a run take, without measuring."""
+    """Estimate the least seconds of a run's steps, evaluations and validations, without measuring."""
     plan, size = context.plan, context.settings.data.batch_windows
     batch_tokens = size * context.config.context_length
     rate = FLOP_RATES.get(accelerator_device(context.settings.trainer.accelerator).type, FLOP_RATES["cuda"])
@@ -53,13 +53,13 @@ def time_warnings(context: CheckContext, times: Mapping[str, float]) -> list[str
 
 
 def late_checkpoint(*, steps: int | None, minutes: float | None, per_epoch: int, left: int, step_seconds: float) -> str | None:
-    """Return a warning if the run trains for hours until a checkpoint.
+    """Return a warning if the run trains for hours before a checkpoint.
 
     Args:
         steps: The setting checkpoint.every_n_steps.
         minutes: The setting checkpoint.every_n_minutes.
         per_epoch: Optimizer steps of an epoch.
-        left: Optimizer steps of the run that are left.
+        left: Optimizer steps of the run that remain.
         step_seconds: Seconds of a step.
     """
     seconds = min(per_epoch if steps is None else min(steps, per_epoch), left) * step_seconds
@@ -73,10 +73,10 @@ def late_checkpoint(*, steps: int | None, minutes: float | None, per_epoch: int,
 
 
 def costly_orthogonalization(context: CheckContext, measured: float | None = None) -> str | None:
-    """Return a warning if Muon's orthogonalization, whose work does not depend on the batch, takes much of each step.
+    """Return a warning if Muon's orthogonalization takes much of each step. Its work does not depend on the batch.
 
     Args:
-        measured: Its share of a step's time; None for its share of the step's floating-point operations.
+        measured: Its share of a step's time; None uses its share of the step's floating-point operations.
     """
     settings, plan = context.settings, context.plan
     if settings.optimizer.name != "muon" or (measured is None and context.config.kind == CUSTOM_KIND):
@@ -107,8 +107,8 @@ def early_end(settings: TrainSettings, *, step: int, total_steps: int, needed: f
     Args:
         step: Optimizer steps done.
         total_steps: Optimizer steps of the whole run.
-        needed: Seconds that the steps which are left take.
-        available: Seconds that are left.
+        needed: Seconds for the remaining steps.
+        available: Remaining seconds.
     """
     if settings.scheduler.name == "constant" or needed <= available:
         return None

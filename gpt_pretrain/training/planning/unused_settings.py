@@ -1,4 +1,4 @@
-"""Find typed settings that have no effect, since another setting decides whether they are used."""
+"""Find typed settings without effect. For each, another setting decides whether it is used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpt_pretrain.training.planning.check_context import CheckContext
 
 SHARDS = ("shards", "mixture")
 
-# Names of settings, the test whether they are used, and why they may not be.
+# Names of settings, a test for whether they are used, and the reason if they are not.
 USES: list[tuple[tuple[str, ...], Callable[[TrainSettings], bool], str]] = [
     (("resume_force",), lambda settings: settings.resume is not None, "without resume="),
     (("weights",), lambda settings: settings.init_from is not None, "without init_from="),

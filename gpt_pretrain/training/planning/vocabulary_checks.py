@@ -1,4 +1,4 @@
-"""Check before a run whether the vocabulary suits the text and the prompts, and has everything that they hold."""
+"""Check before a run that the vocabulary suits the text and covers the text and the prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt_pretrain.training.run_tokenizer import SHORT_TOKENS
 
 
 def unsuitable_vocabulary(context: CheckContext) -> str | None:
-    """Return a warning if GPT-2's vocabulary, which nobody has typed, cuts the text into short tokens."""
+    """Return a warning if GPT-2's vocabulary is only the default and cuts the text into short tokens."""
     split, settings = context.data.split, context.settings
     is_chosen = "tokenizer.name" in context.overridden or settings.init_from is not None or settings.resume is not None
     if is_chosen or settings.tokenizer.name != "gpt2" or split.characters is None:
@@ -29,7 +29,7 @@ def unsuitable_vocabulary(context: CheckContext) -> str | None:
 
 
 def unknown_text(context: CheckContext) -> str | None:
-    """Return a warning if a noticeable share of the training data stands for what the vocabulary lacks."""
+    """Return a warning if the vocabulary lacks a noticeable share of the training text."""
     sources = {escape_line(source.name): source.split for source in context.data.sources} or {"": context.data.split}
     for name, split in sources.items():
         found, total = _unknown_tokens(split, context.data.tokenizer)
@@ -39,7 +39,7 @@ def unknown_text(context: CheckContext) -> str | None:
 
 
 def unknown_start_context(context: CheckContext) -> str | None:
-    """Return a warning if a prompt of the samples holds what the vocabulary lacks."""
+    """Return a warning if the vocabulary lacks a part of a sample's prompt."""
     settings = context.settings
     prompts = {"start_context": settings.start_context} if settings.callbacks.samples else {}
     if settings.callbacks.grid is not None:
@@ -49,7 +49,7 @@ def unknown_start_context(context: CheckContext) -> str | None:
 
 
 def missing_end_of_text(context: CheckContext) -> str | None:
-    """Return a warning if the text has end-of-text markers, but the vocabulary no token for them."""
+    """Return a warning if the text has end-of-text markers, but the vocabulary has no token for them."""
     data, markers = context.data, context.data.split.markers
     if data.tokenizer.eos_id is not None or not markers:
         return None
@@ -60,7 +60,7 @@ def missing_end_of_text(context: CheckContext) -> str | None:
 
 
 def describe_rare_unknown(split: TokenSplit) -> str | None:
-    """Return a sentence about the few parts of a text that the vocabulary lacks; many are a warning instead."""
+    """Return a sentence about a few parts of a text that the vocabulary lacks. Many parts are a warning instead."""
     total = split.train.count + split.val.count
     if not split.unknown_tokens or split.unknown_tokens > MANY_UNKNOWN * total:
         return None
@@ -68,7 +68,7 @@ def describe_rare_unknown(split: TokenSplit) -> str | None:
 
 
 def _unknown_tokens(split: TokenSplit, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Return how many tokens stand for what the vocabulary lacks, and of how many: of a sample, if the text is not at hand."""
+    """Return the number of unknown tokens and the number of all tokens. If the text is not at hand, count in a sample."""
     if split.unknown_tokens is not None:
         return split.unknown_tokens, split.train.count + split.val.count
     if tokenizer.unknown_id in (None, tokenizer.eos_id):
