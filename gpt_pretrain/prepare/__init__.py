@@ -1,9 +1,14 @@
-"""Turn a corpus of text into token shards, on all cores, with every interruption resumable.
+"""Turn a corpus of text into token shards, on all cores. Every interruption can be resumed.
 
-The pipeline, in order: the room `texts` finds the inputs and reads them as chunks of records; `encoding` hands the chunks to
-worker `processes`, which turn them into token ids (`tokenizing`, whose result is an `encoded_batch`), and appends the results to
-`segments` on disk, each listed in a journal; `assigning` leaves out duplicates and assigns each document to the training or the
-validation set by the hash of its text; `shards` writes the token shards; `pipeline` runs these stages in a `corpus_folder` and
-writes the manifest last; `report` prints what the corpus contains. `cluster` runs the encoding on many machines with datatrove.
-This room must not know models, training or PyTorch.
+The stages, in order:
+
+- The room `texts` finds the inputs and reads them as chunks of records.
+- `encoding` hands the chunks to worker `processes`. The workers turn text into token ids (`tokenizing`); a result is an
+  `encoded_batch`. `encoding` appends the results to `segments` on disk, and a journal lists the segments.
+- `assigning` leaves out duplicates, and assigns each document to the training or the validation set by the hash of its text.
+- `shards` writes the token shards.
+- `report` prints the content of the corpus.
+
+`pipeline` runs these stages in a `corpus_folder` and writes the manifest last. `cluster` runs the encoding on many machines with
+datatrove. This room must not know models, training or PyTorch.
 """

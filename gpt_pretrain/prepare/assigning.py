@@ -1,7 +1,7 @@
 """Assign each document to the training or the validation set by the hash of its text, and leave out duplicates.
 
 A document belongs to the validation set if its hash, as a number between 0 and 1, lies below a threshold. With `val_fraction` the
-threshold is this fraction, so that a text is in the same set in every corpus. (If no document of a small corpus lies below it,
+threshold is this fraction, so that a text is in the same set in every corpus. (A small corpus may have no document below it. Then
 the document with the smallest hash is taken.) With `val_tokens` the threshold is the lowest one that gives the validation set at
 least this many tokens.
 """
@@ -29,11 +29,11 @@ N_BINS = 1 << 16
 
 @dataclass(frozen=True)
 class DocumentSplit:
-    """Assigns each document to a set.
+    """Assign each document to a set.
 
     Args:
         threshold: Largest hash of the validation set, 32 hexadecimal digits; empty if there is no validation set.
-        duplicates: A file with one bit per document, set for the duplicates; None if duplicates are kept.
+        duplicates: A file with one bit per document, set for duplicates; None if duplicates are kept.
     """
 
     threshold: str
@@ -54,7 +54,7 @@ class DocumentSplit:
 
 
 def choose_split(corpus: EncodedCorpus, *, val_fraction: float, val_tokens: int | None, duplicates: Path | None) -> DocumentSplit:
-    """Choose the threshold according to the settings; a positive val_fraction takes at least one of several documents.
+    """Choose the threshold by the settings. A positive val_fraction takes at least one of several documents.
 
     Args:
         duplicates: See DocumentSplit.
@@ -79,10 +79,10 @@ def choose_split(corpus: EncodedCorpus, *, val_fraction: float, val_tokens: int 
 
 
 def find_duplicates(corpus: EncodedCorpus, folder: Path) -> tuple[Path, int]:
-    """Find documents with the text of an earlier one, and write a file with one bit per document.
+    """Find documents with the same text as an earlier one, and write a file with one bit per document.
 
-    The hashes are sorted in buckets on disk, 24 bytes per document. Memory holds one bucket and one bit per document. Among 10^9
-    texts, two different ones have the same 128-bit hash with a probability of 10^-21.
+    The hashes are sorted in buckets on disk, 24 bytes per document. Memory holds one bucket and one bit per document. The
+    probability that two different texts among 10^9 have the same 128-bit hash is 10^-21.
 
     Returns:
         The file and the number of duplicates.
@@ -118,7 +118,7 @@ def _distribute_hashes(corpus: EncodedCorpus, buckets: list[Path]) -> None:
 
 
 def _repeated(entries: np.ndarray) -> np.ndarray:
-    """Return the numbers of the documents whose hash an earlier document has, int64."""
+    """Return the numbers of the documents with the same hash as an earlier document, int64."""
     high, low, number = (entries[name].astype(np.uint64) for name in ("high", "low", "number"))
     order = np.lexsort((number, low, high))
     high, low, number = high[order], low[order], number[order]
@@ -128,10 +128,10 @@ def _repeated(entries: np.ndarray) -> np.ndarray:
 
 
 def _hash_range(corpus: EncodedCorpus, split: DocumentSplit) -> tuple[str, str]:
-    """Return the smallest and the largest hash of the documents that are not left out.
+    """Return the smallest and the largest hash of the kept documents.
 
     Raises:
-        UserError: If all of them are left out.
+        UserError: If no document is kept.
     """
     extremes: list[str] = []
     for first, rows in corpus.rows():
@@ -147,7 +147,7 @@ def _hash_range(corpus: EncodedCorpus, split: DocumentSplit) -> tuple[str, str]:
 
 
 def _threshold_for_tokens(corpus: EncodedCorpus, split: DocumentSplit, n_tokens: int) -> str:
-    """Return the lowest threshold that gives at least n_tokens tokens; the largest possible hash if there are fewer."""
+    """Return the lowest threshold that gives at least n_tokens tokens, or the largest possible hash if there are fewer."""
     tokens = np.zeros(N_BINS)
     for first, rows in corpus.rows():
         kept = rows[split.assign(first, rows) != LEFT_OUT]

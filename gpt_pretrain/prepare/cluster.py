@@ -39,8 +39,8 @@ class EncodeTask:
 
     Args:
         groups: The groups of files, in the order of the inputs.
-        inputs: How the files are read.
-        options: How documents become tokens.
+        inputs: The options for reading the files.
+        options: The options for encoding documents.
         folders: The folder for the segments of each task.
         workers: Number of worker processes per task.
         quiet: Disable datatrove's log messages.
@@ -98,7 +98,7 @@ def encode_on_cluster(settings: PrepareSettings, task: EncodeTask, work: Path, *
 
     Raises:
         UserError: If the executor is not installed or tasks have failed.
-        SystemExit: If a signal has arrived; tasks on other machines keep running.
+        SystemExit: If a signal has arrived. Tasks on other machines keep running.
     """
     if importlib.util.find_spec("datatrove") is None:
         raise UserError(f'executor={settings.executor} needs the package datatrove. Run: pip install "gpt-pretrain[scale]"')
@@ -159,7 +159,7 @@ def _executor(settings: PrepareSettings, task: EncodeTask, logs: Path) -> Any:
 
 
 def _slurm_time(typed: str) -> str:
-    """Return a duration as HH:MM:SS; other texts may be in one of SLURM's own forms."""
+    """Return a duration as HH:MM:SS. Return any other text unchanged: it may be in one of SLURM's own forms."""
     seconds = parse_duration(typed)
     if seconds is None:
         return typed

@@ -1,4 +1,4 @@
-"""The folder of a corpus: read and check what it contains, lock it, and clear it."""
+"""The folder of a corpus: read and check its content, lock it, and clear it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES
 
-WORK = ".work"  # The folder of everything that is needed only until the corpus is complete.
+WORK = ".work"  # The folder for files that are needed only until the corpus is complete.
 PLAN, LOCK = "plan.json", "lock"
-# The names of a corpus's files, with the scratch files of killed processes; version 0.1.0 named these .NAME.tmp.
+# The names of a corpus's files, and of the scratch files of killed processes. Version 0.1.0 named the latter .NAME.tmp.
 SHARD_NAME = re.compile(r"\.?(train|val)-\d{5,}\.(bin|idx)(\.([0-9a-f]{8}\.)?tmp)?")
 TOKENIZER_NAME = "|".join(map(re.escape, TOKENIZER_FILES))
 CORPUS_NAME = re.compile(rf"manifest\.json|rejected\.jsonl|{TOKENIZER_NAME}|{SHARD_NAME.pattern}")
@@ -35,7 +35,7 @@ def check_output_folder(folder: Path, *, out: str, content: str) -> None:
 
     Args:
         out: The setting that names it.
-        content: What it is for, such as "the corpus".
+        content: Its content, such as "the corpus".
 
     Raises:
         UserError: If it cannot be a folder.
@@ -87,10 +87,10 @@ def check_no_conflicts(folder: Path) -> None:
     """Check that a folder without a complete or interrupted corpus contains no files with the names of a corpus.
 
     Raises:
-        UserError: If it does.
+        UserError: If it contains any.
     """
     names = sorted(path.name for path in folder.iterdir() if CORPUS_NAME.fullmatch(path.name)) if folder.is_dir() else []
-    if (folder / WORK).is_dir():  # a journal in it would be taken for a part of the new corpus
+    if (folder / WORK).is_dir():  # A journal in it would be read as a part of the new corpus.
         names += sorted(f"{WORK}/{path.name}" for path in (folder / WORK).iterdir() if path.name != LOCK)
     if names:
         raise UserError(
@@ -103,7 +103,7 @@ def check_complete(folder: Path, manifest: dict[str, Any]) -> None:
     """Check that all files of a complete corpus exist and have the right sizes.
 
     Raises:
-        UserError: If one does not.
+        UserError: If a file is missing or has another size.
     """
     for shard in _shards(manifest, folder):
         sizes = {shard["file"]: shard["tokens"] * manifest["itemsize"], shard["starts"]: shard["documents"] * 8}
@@ -122,7 +122,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, sta
         state: complete or unfinished.
 
     Raises:
-        UserError: With all differences.
+        UserError: If it was not. The message lists all differences.
     """
     differences = []
     for group, values in now.items():
@@ -143,7 +143,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, sta
 
 
 def _describe_tokenizers(old: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Describe how a tokenizer differs by its name, or by its vocabulary if that is the same; hashes say little."""
+    """Describe a changed tokenizer by its name, or by its vocabulary if the name is the same. Hashes would say little."""
     names = [str(about.get("name")) for about in (old, now)]
     names = [name.rpartition("@")[0] or name for name in names]
     if names[0] != names[1]:
@@ -152,7 +152,7 @@ def _describe_tokenizers(old: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def clear_corpus(folder: Path) -> None:
-    """Delete a corpus that this process has locked, the manifest first, and none of the other files in its folder."""
+    """Delete a corpus that this process has locked, the manifest first. Other files in its folder are kept."""
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in list(folder.iterdir()):
         if CORPUS_NAME.fullmatch(path.name):
@@ -199,8 +199,8 @@ def _check_amounts(part: dict[str, Any]) -> None:
     """Check that a part of a corpus has as many documents and tokens as its shards.
 
     Raises:
-        ValueError: If it has not, or one of the numbers is impossible.
-        KeyError, TypeError: If a number is missing or something else.
+        ValueError: If the numbers differ, or one of them is impossible.
+        KeyError, TypeError: If a number is missing, or is not a number.
     """
     counts = {name: [shard[name] for shard in part["shards"]] for name in ("documents", "tokens")}
     numbers = [part["bytes"], *(part[name] for name in counts), *(count for found in counts.values() for count in found)]
@@ -212,10 +212,10 @@ def _check_amounts(part: dict[str, Any]) -> None:
 
 @contextmanager
 def lock_corpus(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing the same corpus, and delete what killed processes left half-written.
+    """Keep other processes from writing the same corpus, and delete half-written files of killed processes.
 
     Raises:
-        UserError: If another process is writing it, or a link lies where it writes.
+        UserError: If another process is writing it, or if there are links in its working folder.
     """
     work = folder / WORK
     _check_no_links(work)
@@ -228,12 +228,12 @@ def lock_corpus(folder: Path) -> Iterator[None]:
 
 
 def _check_no_links(work: Path) -> None:
-    """Check that the working folder and everything in it is no link. The other files of a corpus replace one.
+    """Check that neither the working folder nor anything in it is a link, since files in it are appended to.
 
-    Files that have other names are replaced by copies.
+    Files with several names (hard links) are replaced by copies. Outside the working folder, writing a file replaces a link.
 
     Raises:
-        UserError: If there are links; names the first ones.
+        UserError: If there are links. The message names the first ones.
     """
     paths = [] if work.is_symlink() else _paths_below(work)
     if links := [path for path in [work, *paths] if path.is_symlink()]:

@@ -13,8 +13,8 @@ from gpt_pretrain.texts.chunks import RejectedRecord
 CONTINUES, COMPLETE, REJECTED = 0, 1, 2
 ROW = np.dtype([("hash", "V16"), ("tokens", "<u8"), ("bytes", "<u8"), ("state", "u1")])  # 33 bytes per document.
 
-# Rejected records that are listed, and characters of what is wrong with one. A few kilobytes of an archive can hold millions of
-# them. All are counted.
+# The most rejected records that are listed, and the most characters of the reason for one. A few kilobytes of an archive can hold
+# millions of such records. All of them are counted.
 MAX_LISTED, LONGEST_DETAIL = 10_000, 500
 
 
@@ -23,17 +23,17 @@ class EncodedBatch:
     """The documents of several chunks as token ids.
 
     Args:
-        tokens: Token ids of all documents, each followed by the end-of-text token; little-endian, in the size that files have.
+        tokens: Token ids of all documents, each followed by the end-of-text token; little-endian, in the size used in files.
         rows: One ROW for each document or part of a document.
         rejected: The files that cannot be read to their end, and the first MAX_LISTED records that were left out.
-        by_reason: Number of all records that were left out for each reason.
-        records: Number of records, rejected ones included.
+        by_reason: Number of records left out for each reason.
+        records: Number of records, including rejected ones.
         empty: Number of records that contain only white space.
         markers: Number of documents that end at an end-of-text marker in the text.
         controls: Number of NUL and control characters in the text.
         nuls: Number of NUL characters in the text.
-        unknown: Number of tokens that stand for what the vocabulary lacks.
-        unknown_example: A part of the text that such a token stands for.
+        unknown: Number of tokens for text that the vocabulary lacks.
+        unknown_example: A part of such text.
     """
 
     tokens: np.ndarray = field(default_factory=lambda: np.empty(0, "<u2"))
@@ -49,7 +49,7 @@ class EncodedBatch:
     unknown_example: str = ""
 
     def reject(self, record: RejectedRecord) -> None:
-        """Add a record that is left out, or the end of a file that fails."""
+        """Add a record that is left out, or the unread rest of a file that fails."""
         if not record.fails_file:
             self.records += 1
             self.by_reason[record.reason] += 1

@@ -21,7 +21,7 @@ class EncodedCorpus:
     """All segments, read as one list of documents and one stream of tokens.
 
     Args:
-        segments: In the order of the inputs.
+        segments: The segments, in the order of the inputs.
         itemsize: Bytes per token.
     """
 
@@ -46,11 +46,11 @@ class EncodedCorpus:
         return cls(segments, itemsize=itemsize)
 
     def rows(self, start: int = 0, *, count: int = ROWS_AT_A_TIME) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the rows from an index on, up to `count` at a time, each time with the index of the first one."""
+        """Yield the rows from an index on, up to `count` at a time, with the index of the first one."""
         while start < self.n_rows:
             data = self._read(self._row_starts, start, count, ROW.itemsize, rows=True)
             rows = np.frombuffer(data, ROW)
-            # The shards of so long a document would be counted without end.
+            # Counting the shards of a document of any stated length could take forever.
             if int(rows["tokens"].max(initial=0)) > self.n_tokens:
                 path = self._segments[bisect_right(self._row_starts, start) - 1].rows_path
                 raise UserError(f"{path} is damaged: it has longer documents than the corpus. Start over with overwrite=true.")
@@ -79,7 +79,7 @@ class EncodedCorpus:
 
 
 def _check_size(path: Path, n_bytes: int) -> None:
-    """Check the size of a file of a segment: what follows takes memory by the counts in the journal.
+    """Check the size of a segment's file. Later steps allocate memory by the counts in the journal.
 
     Raises:
         UserError: If the file is missing or has another size.

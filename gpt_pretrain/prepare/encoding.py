@@ -38,9 +38,9 @@ from gpt_pretrain.texts.invalid_utf8 import encoding_advice
 from gpt_pretrain.texts.reading import batch_chunks, read_inputs
 from gpt_pretrain.tokenizers.fast_encoder import DifferentIdsError
 
-# Share of rejected records up to which the error suggests leaving them out.
+# The error suggests leaving rejected records out if their share is at most this.
 MAX_SUGGESTED = 0.5
-ENOUGH_RECORDS = 10_000  # Number of records from which their rejected share is judged before all have been read.
+ENOUGH_RECORDS = 10_000  # The rejected share is judged before the end only after this many records.
 WITHOUT_LIBRARY = "without-gigatoken"  # A file in the folder of the segments.
 MOST_FAILED_SHOWN = 10
 N_EXAMPLES = 3  # Rejected records shown in a message.
@@ -56,8 +56,8 @@ class EncodingOptions:
         text_field: Field of a record that contains the text.
         max_rejected: Largest share of rejected records, 0 to 1.
         max_failed_files: Largest number of files that cannot be read to their end.
-        rejected_file: The file that rejected records are copied to if there are too many.
-        records_as_is: Encode records as version 0.1.0 did, to go on with a corpus that it started.
+        rejected_file: The file for a copy of the rejected records if there are too many.
+        records_as_is: Encode records like version 0.1.0, to continue a corpus that it started.
         fast: Use the fast library, unless it has given other ids than the tokenizer before.
     """
 
@@ -80,7 +80,7 @@ def encode_inputs(
     progress: PreparationProgress,
     interrupt: Interrupt,
 ) -> None:
-    """Encode everything that the segments in a folder do not contain yet.
+    """Encode the rest of the inputs: everything that the segments in a folder do not contain yet.
 
     If the fast library gives other ids than the tokenizer, everything is encoded again without it.
 
@@ -107,7 +107,7 @@ def _encode_rest(
     progress: PreparationProgress,
     interrupt: Interrupt,
 ) -> None:
-    """Encode as `encode_inputs` does, either with the fast library or without it.
+    """Encode the rest of the inputs, either with the fast library or without it.
 
     Raises:
         DifferentIdsError: If the library gives other ids than the tokenizer.
@@ -170,12 +170,12 @@ def is_without_library(folder: Path) -> bool:
 
 def start_without_library(folder: Path) -> None:
     """Discard the segments in a folder, and record that the fast library must not be used for it."""
-    (folder / JOURNAL).unlink(missing_ok=True)  # First: if this process is killed now, the next one finds the difference again.
+    (folder / JOURNAL).unlink(missing_ok=True)  # First, so that a process started after a kill finds the difference again.
     write_text(folder / WITHOUT_LIBRARY, "")
 
 
 def collect_rejected(folders: Iterable[Path], target: Path) -> None:
-    """Concatenate the lists of rejected records of several folders; without any, no file is left."""
+    """Concatenate the lists of rejected records of several folders. Without rejected records, no file is left."""
     target.unlink(missing_ok=True)
     listed = 0
     for folder in folders:
@@ -190,10 +190,10 @@ def collect_rejected(folders: Iterable[Path], target: Path) -> None:
 
 
 def failed_files_error(records: Sequence[dict[str, Any]]) -> UserError:
-    """Return the error for files that cannot be read to their end, or contain nothing that can be read.
+    """Return the error for files that cannot be read to their end, or have no readable content.
 
     Args:
-        records: The fields of what was rejected in place of the rest of each file.
+        records: The fields of the rejected record that stands for the rest of each file.
     """
     without_text = all(record["reason"] == NOTHING_TO_READ for record in records)
     count, is_one = format_count(len(records), "file"), len(records) == 1
@@ -212,7 +212,7 @@ def failed_files_error(records: Sequence[dict[str, Any]]) -> UserError:
 
 
 def too_many_rejected(counts: RecordCounts, max_rejected: float, *, at_end: bool) -> bool:
-    """Return whether more records are rejected than allowed; before the end only after ENOUGH_RECORDS."""
+    """Return whether more records are rejected than allowed. Before the end, judge only after ENOUGH_RECORDS."""
     return counts.rejected > max_rejected * counts.records and (at_end or counts.records >= ENOUGH_RECORDS)
 
 
@@ -241,7 +241,7 @@ def rejection_error(counts: RecordCounts, file: Path, *, max_rejected: float) ->
 
 
 def describe_listed(rejected: int) -> str:
-    """Return how many of the rejected records are listed in the file."""
+    """Describe how many of the rejected records the file lists."""
     return "all of them" if rejected <= MAX_LISTED else f"the first {MAX_LISTED:,}"
 
 
@@ -255,7 +255,7 @@ def first_rejected(file: Path) -> str:
 
 
 def _first_encoding(file: Path) -> str:
-    """Return how to convert the file of the first rejected record to UTF-8, or nothing if that cannot be told."""
+    """Return advice on converting the file of the first rejected record to UTF-8, or nothing if its encoding is unclear."""
     with open_regular(file, within=file.parent) as stream:
         return encoding_advice(_read_rejected(stream.readline(), file)["file"])
 
@@ -271,7 +271,7 @@ def _read_rejected(line: bytes, file: Path) -> dict[str, Any]:
     """Return the fields of a rejected record.
 
     Raises:
-        UserError: If the line is none of this program.
+        UserError: If this program cannot have written the line.
     """
     try:
         record = parse_json(line)

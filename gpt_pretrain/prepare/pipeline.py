@@ -52,13 +52,13 @@ from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The settings that a corpus depends on, besides the inputs and the tokenizer.
 CONTENT_SETTINGS = ("text_field", "as_text", "document_separator", "shard_tokens", "val_fraction", "val_tokens", "dedup")
-MAX_FAILED_OF_TASK = 100_000  # Files that cannot be read to their end before a task of a cluster stops.
+MAX_FAILED_OF_TASK = 100_000  # A cluster's task stops after this many files that cannot be read to their end.
 
-TEXT_RULES = 2  # Increase it when a text gets other tokens than before: an unfinished corpus must not mix both.
+TEXT_RULES = 2  # Increase it when the same text gets other tokens: an unfinished corpus must not mix both.
 
 
 def prepare_corpus(settings: PrepareSettings) -> bool:
-    """Prepare the corpus that the settings describe, or resume its preparation, unless it is complete.
+    """Prepare the corpus described by the settings, or resume its preparation, unless it is complete.
 
     Returns:
         Whether all files could be read to their end.
@@ -97,10 +97,10 @@ def prepare_corpus(settings: PrepareSettings) -> bool:
 
 
 def _check_out(settings: PrepareSettings, folder: Path) -> None:
-    """Check that the corpus folder is on this machine, and neither in or at a file nor an input.
+    """Check that the corpus folder is on this machine, is not a file or inside one, and is not an input.
 
     Raises:
-        UserError: If it is one of them.
+        UserError: If a condition does not hold.
     """
     check_output_folder(folder, out=settings.out, content="the corpus")
     paths = [user_path(name) for name in settings.inputs]
@@ -116,7 +116,7 @@ def _report_complete(folder: Path) -> bool:
     """Print the report of a complete corpus, and return whether all files could be read to their end.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no complete corpus.
     """
     if (manifest := corpus_folder.read_manifest(folder)) is None:
         raise UserError(f"{folder} contains no complete corpus to report on. To prepare one, name files or use dataset=NAME.")
@@ -127,9 +127,10 @@ def _report_complete(folder: Path) -> bool:
 
 
 def _warn_of_changed_inputs(inputs: CorpusInputs, folder: Path) -> None:
-    """Print which files have changed since the corpus was completed.
+    """Print the names of the files that have changed since the corpus was completed.
 
-    A file's modification time may lie in the future, but its status changes only when it is written or moved.
+    The time of the last status change decides: it changes only when a file is written or moved. A modification time may lie in
+    the future.
     """
     completed = (folder / MANIFEST).stat().st_mtime_ns
     changed = [file.path for file in inputs.files if min(file.changed, _status_changed(file.path)) > completed]
@@ -140,7 +141,7 @@ def _warn_of_changed_inputs(inputs: CorpusInputs, folder: Path) -> None:
 
 
 def _status_changed(path: str) -> float:
-    """Return when the status of a file changed, in nanoseconds; infinity if the file is gone."""
+    """Return the time of the last status change of a file, in nanoseconds; infinity if the file is gone."""
     try:
         return os.stat(path).st_ctime_ns
     except OSError:
@@ -203,10 +204,10 @@ def _write_corpus(
 def _judge_rejected(
     settings: PrepareSettings, counts: RecordCounts, task_folders: list[Path], rejected_file: Path
 ) -> list[dict[str, Any]]:
-    """Write the list of rejected records, and return those that stand for files that cannot be read to their end.
+    """Write the list of rejected records. Return the ones that stand for files that cannot be read to their end.
 
     Raises:
-        UserError: If there are more of either than the settings allow.
+        UserError: If the settings allow fewer rejected records, or fewer such files.
     """
     collect_rejected(task_folders, rejected_file)
     failed = failed_files(rejected_file) if counts.failed_files else []
@@ -227,14 +228,14 @@ def _encode_in_tasks(
     work: Path,
     interrupt: Interrupt,
 ) -> None:
-    """Encode the groups of inputs by the executor, all of them without the fast library if one had to start again without it."""
-    # What failed is judged when all tasks have finished; each lists all files that fail.
+    """Encode the groups of inputs with the executor. If one had to start again without the fast library, all do without it."""
+    # Failed files are judged when all tasks have finished. Each task lists all of its failed files.
     unlimited = replace(options, max_rejected=1.0, max_failed_files=max(MAX_FAILED_OF_TASK, settings.max_failed_files))
     local = settings.executor == "local"
     task = EncodeTask(groups, inputs, unlimited, task_folders, 1 if local else settings.workers or 1, quiet=local)
     encode_on_cluster(settings, task, work, interrupt=interrupt)
     if differing := [other for other in task_folders if is_without_library(other)]:
-        # A difference that one task found may have escaped the samples of another one.
+        # The samples of another task may have missed the difference that one task found.
         for other in task_folders:
             if other not in differing:
                 start_without_library(other)
@@ -242,7 +243,7 @@ def _encode_in_tasks(
 
 
 def _report_slow_encoding(tokenizer: str) -> None:
-    """Print why the fast library does not encode a corpus that is large enough for it, if it could have."""
+    """Print the reason why the fast library is not used for a corpus that is large enough for it."""
     encoder = cached_encoder(tokenizer, use_library=True)
     if encoder.slow_because and isinstance(cached_tokenizer(tokenizer), TiktokenTokenizer):
         print_escaped(f"Encoding takes about ten times as long as with gigatoken: {encoder.slow_because}.", file=sys.stderr)
@@ -256,11 +257,11 @@ def _group_inputs(settings: PrepareSettings, inputs: CorpusInputs) -> list[list[
 
 
 def _describe(settings: PrepareSettings, inputs: CorpusInputs) -> dict[str, Any]:
-    """Return everything that the content of a corpus depends on, in the form of the manifest."""
+    """Return everything that determines the content of a corpus, in the form of the manifest."""
     tokenizer = cached_tokenizer(settings.tokenizer)
     options = {name: getattr(settings, name) for name in CONTENT_SETTINGS}
     if not settings.as_text:
-        del options["as_text"]  # Corpora of earlier versions do not have it.
+        del options["as_text"]  # Corpora of earlier versions lack this entry.
     if settings.val_tokens is not None:
         options["val_fraction"] = None
     about = {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": fingerprint(tokenizer)}
@@ -274,14 +275,14 @@ def _start_or_resume(folder: Path, description: dict[str, Any], *, overwrite: bo
         overwrite: Delete the corpus in the folder first, unless an interrupted run of the same command has done so.
 
     Raises:
-        UserError: If the folder contains something else.
+        UserError: If the folder contains another corpus, or other files.
     """
     plan, new_plan = corpus_folder.read_plan(folder), description | {"overwrite": overwrite}
     if overwrite and plan != new_plan:
         corpus_folder.clear_corpus(folder)
         plan = None
     elif plan is not None and plan | {"overwrite": None} != new_plan | {"overwrite": None} and not _has_tokens(folder):
-        corpus_folder.clear_corpus(folder)  # Nothing is lost, for example if text_field= was wrong.
+        corpus_folder.clear_corpus(folder)  # No tokens are lost, for example after a wrong text_field=.
         plan = None
     if plan is None:
         corpus_folder.check_no_conflicts(folder)
@@ -295,16 +296,19 @@ def _start_or_resume(folder: Path, description: dict[str, Any], *, overwrite: bo
 
 
 def _has_old_rules(plan: dict[str, Any]) -> bool:
-    """Return whether a preparation was started before line ends were unified and end-of-text markers in a text were tokens."""
+    """Return whether a preparation was started by the rules of an earlier version.
+
+    Those rules did not unify line ends, and did not encode an end-of-text marker in a text as a token.
+    """
     work = plan.get("work")
     return not isinstance(work, dict) or "text_rules" not in work
 
 
 def _check_old_rules_can_go_on(inputs: CorpusInputs, task_folders: list[Path], folder: Path) -> None:
-    """Check that the rest of a corpus of an earlier version can be encoded as its beginning was.
+    """Check that the rest of an earlier version's corpus can be encoded in the same way as its beginning.
 
     Raises:
-        UserError: If files are left that were read in another way, or of which the journal counts the bytes in another way.
+        UserError: If some of the remaining files were read differently, or if the journal counts their bytes differently.
     """
     kinds = [file.kind for file in inputs.files]
     if any((kind.content or kind.form) not in (LINES, PARQUET) for kind in kinds) and unfinished_tasks(task_folders):
@@ -324,7 +328,7 @@ def _explain_disk_errors(folder: Path) -> Iterator[None]:
     """Turn errors of the operating system into messages for the user.
 
     Raises:
-        UserError: Instead of the OSError.
+        UserError: In place of an OSError.
     """
     try:
         yield

@@ -31,7 +31,7 @@ QUEUED_BYTES = 1 << 26  # Bytes of queued jobs: many small ones, or a single one
 
 
 class _Submitted(NamedTuple):
-    """A job in the queue, and the slot that it takes until its result has been read."""
+    """A job in the queue, and the slot that it occupies until its result has been read."""
 
     future: Future[Packed]
     slot: int | None
@@ -41,7 +41,7 @@ class WorkerPool:
     """Processes that run jobs and return the results in order. A single worker runs in this process.
 
     Args:
-        count: Number of workers. Where no process can be started, it becomes 1.
+        count: Number of workers. It becomes 1 if no process can be started.
         tokenizer: Name of the tokenizer. It is loaded before the processes are forked, so that they share its memory.
         fast: Load the fast library too.
     """
@@ -54,7 +54,7 @@ class WorkerPool:
         if count > 1:
             try:
                 self._start()
-            except OSError as error:  # Their locks need /dev/shm, which some containers lack; or there are too many processes.
+            except OSError as error:  # Some containers lack /dev/shm for locks. Or there are too many processes.
                 _kill_workers()
                 self.count, self._pool, self._slots = 1, None, SharedSlots(0)
                 print_escaped(
@@ -66,11 +66,11 @@ class WorkerPool:
         is_forked = sys.platform == "linux"
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
         self._slots = SharedSlots(QUEUED_PER_WORKER * self.count + 1 if is_forked else 0)
-        gc.freeze()  # A garbage collection in a worker would copy every page it visits.
+        gc.freeze()  # Otherwise a garbage collection in a worker would copy every page that it visits.
         self._pool = ProcessPoolExecutor(
             self.count, mp_context=context, initializer=_initialize_worker, initargs=(self._slots if is_forked else None,)
         )
-        self._pool.submit(os.getpid).result()  # Forks the processes now, while there is a single thread.
+        self._pool.submit(os.getpid).result()  # Fork the processes now, while there is only one thread.
 
     def map(
         self, function: Callable[[Job], Result], jobs: Iterable[Job], *, size: Callable[[Job], int] | None = None
@@ -104,7 +104,7 @@ class WorkerPool:
                 first, submitted, _ = queue.popleft()
                 yield first, self._result(submitted)
         except BrokenProcessPool as error:
-            _kill_workers()  # The pool waits for the other workers, which ignore its SIGTERM.
+            _kill_workers()  # The pool waits for the other workers, but they ignore its SIGTERM.
             raise UserError(
                 "A worker process was killed, probably because memory ran out. Run the same command again with a smaller "
                 "workers= to resume."
@@ -125,7 +125,7 @@ class WorkerPool:
             self._slots.release(submitted.slot)
 
     def _abandon(self, submitted: _Submitted) -> None:
-        """Cancel a job. Its slot is free when no worker writes to it any more."""
+        """Cancel a job. Its slot becomes free once no worker writes to it any more."""
         submitted.future.cancel()
         submitted.future.add_done_callback(lambda _: self._slots.release(submitted.slot))
 
@@ -165,7 +165,7 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Record the first Ctrl-C or SIGTERM during the block; a second one exits immediately."""
+    """Record the first Ctrl-C or SIGTERM during the block. A second one exits immediately."""
     interrupt = Interrupt()
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -178,7 +178,7 @@ def interruptible() -> Iterator[Interrupt]:
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupt
-    except UserError:  # The signal may have reached other processes too and is then probably the cause.
+    except UserError:  # The signal may have reached other processes too and caused the error.
         interrupt.exit_if_requested()
         raise
     finally:
@@ -187,10 +187,10 @@ def interruptible() -> Iterator[Interrupt]:
 
 
 def _initialize_worker(slots: SharedSlots | None) -> None:
-    """Ignore signals, which the main process handles, and exit as soon as the main process ends.
+    """Ignore signals, since the main process handles them, and exit as soon as the main process ends.
 
     Args:
-        slots: Those of the main process, which a forked worker has, too.
+        slots: The slots of the main process. A forked worker shares them.
     """
     if slots is not None:
         share_slots(slots)

@@ -16,11 +16,11 @@ SECONDS_BETWEEN_UPDATES, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
 
 class PreparationProgress:
-    """Shows the number of documents, MB/s, tokens/s and the time left.
+    """Show the number of documents, MB/s, tokens/s and the time left.
 
     Args:
         total: Total size of the inputs in bytes; None if unknown.
-        console: Where to print; standard error by default, so that standard output can be redirected.
+        console: The console to print to; standard error by default, so that standard output can be redirected.
     """
 
     def __init__(self, total: int | None, console: Console | None = None) -> None:
@@ -36,12 +36,12 @@ class PreparationProgress:
         """Start measuring the rate of encoding.
 
         Args:
-            counts: What an interrupted preparation has encoded already.
+            counts: The records that an interrupted preparation has already encoded.
         """
         self._start = (time.monotonic(), counts.text_bytes, counts.tokens)
 
     def update_encoding(self, counts: RecordCounts, *, bytes_read: int) -> None:
-        """Show how much has been encoded.
+        """Show the progress of encoding.
 
         Args:
             bytes_read: Bytes read from the files.
@@ -68,7 +68,7 @@ class PreparationProgress:
         """Show that shards are being written.
 
         Args:
-            done: Number of shards that an interrupted preparation has written already.
+            done: Number of shards that an interrupted preparation has already written.
         """
         self._start_task("shards", shards, completed=done)
         self._update(done=f"{shards:,}")

@@ -1,4 +1,4 @@
-"""Print what a corpus contains: a summary after its preparation, and a report that is computed from its files alone."""
+"""Print the content of a corpus: a summary after its preparation, and a report computed from its files alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STARTS_AT_A_TIME = 1 << 20  # 8 MB.
 
 
 def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) -> None:
-    """Print the sizes of the training and the validation set, and what was left out."""
+    """Print the sizes of the training and the validation set, and the numbers of records that were left out."""
     if manifest.get(FAILED):
         files = format_count(len(manifest[FAILED]), "file")
         print(f"INCOMPLETE: {files} could not be read to the end. What is missing is listed below.")
@@ -62,7 +62,7 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
 
 
 def print_failed_files(manifest: dict[str, Any]) -> None:
-    """Print which files could not be read to their end, if any."""
+    """Print the names of files that could not be read to their end."""
     failed = manifest.get(FAILED)
     if isinstance(failed, list) and failed:
         print_escaped(f"The corpus is INCOMPLETE. The rest of {format_count(len(failed), 'file')} is missing:")
@@ -92,7 +92,7 @@ def length_histogram(part: dict[str, Any], folder: Path, *, has_end: bool = True
 
     Args:
         part: The manifest's entry for the training or validation set.
-        has_end: Whether each document ends with an end-of-text token, which does not count.
+        has_end: Whether each document ends with an end-of-text token. That token does not count.
     """
     bins = np.zeros(64, np.int64)
     total, longest, shortest = 0, 0, 1 << 62
@@ -162,7 +162,7 @@ def _checked(lengths: np.ndarray, file: Path) -> np.ndarray:
     """Return the lengths of documents.
 
     Raises:
-        UserError: If one is below 0.
+        UserError: If a length is below 0.
     """
     if lengths.min(initial=0) < 0:
         raise _damaged(file)

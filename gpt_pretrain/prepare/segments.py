@@ -1,4 +1,4 @@
-"""Encoded documents on disk, in segments that a journal lists once they are safely stored.
+"""Encoded documents on disk, in segments. A journal lists a segment once it is safely stored.
 
 A segment is a file of tokens and a file with a row for each document that ends in it. The journal has one line per segment, with
 the position in the inputs after it. An interrupted preparation resumes there and discards everything after the last segment.
@@ -27,7 +27,7 @@ from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_byt
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 
 JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
-# A segment ends after this many bytes of tokens or seconds, which is the most that a killed process loses.
+# A segment ends after this many bytes of tokens or seconds. A killed process loses no more than that.
 SEGMENT_BYTES = 1 << 26
 SEGMENT_SECONDS = 10.0
 HASH = re.compile("([0-9a-f]{32})?")
@@ -39,8 +39,8 @@ class RecordCounts:
     """Totals over all records read so far. The field names are keys of the journal.
 
     Args:
-        records: Number of records, rejected ones included.
-        empty: Number of records that contain only white space; they are not rejected.
+        records: Number of records, including rejected ones.
+        empty: Number of records that contain only white space. They are not rejected.
         by_reason: Number of rejected records for each reason.
         text_bytes: Bytes of UTF-8 text that were encoded.
         tokens: Tokens that were encoded.
@@ -48,8 +48,8 @@ class RecordCounts:
         controls: Number of NUL and control characters in the text.
         nuls: Number of NUL characters in the text.
         failed_files: Number of files that could not be read to their end.
-        unknown: Number of tokens that stand for what the vocabulary lacks.
-        unknown_example: A part of the text that such a token stands for.
+        unknown: Number of tokens for text that the vocabulary lacks.
+        unknown_example: A part of such text.
     """
 
     records: int = 0
@@ -75,9 +75,9 @@ class EncodingState:
 
     Args:
         after: The position in the inputs after the segment.
-        open_hash: Hash of the parts so far of a document that continues in the next segment, 32 hexadecimal digits, or empty.
-        open_tokens: Tokens of this document so far.
-        open_bytes: Bytes of this document so far.
+        open_hash: Hash of an open document so far, 32 hexadecimal digits; empty if no document continues in the next segment.
+        open_tokens: Tokens of the open document so far.
+        open_bytes: Bytes of the open document so far.
         rejects_size: Size of the file of rejected records, in bytes.
         complete: Whether everything has been read.
     """
@@ -93,7 +93,7 @@ class EncodingState:
 
 @dataclass(frozen=True)
 class Segment:
-    """Two complete files. The field names are keys of the journal.
+    """Two complete files: the tokens, and the rows of documents. The field names are keys of the journal.
 
     Args:
         path: The file of tokens.
@@ -120,10 +120,10 @@ class Segment:
 
 
 class SegmentWriter:
-    """Appends encoded batches to the segments in a folder, starting after those that the journal lists.
+    """Append encoded batches to the segments in a folder, after the ones in the journal.
 
     Raises:
-        UserError: If a segment that the journal lists is damaged.
+        UserError: If a segment in the journal is damaged.
     """
 
     def __init__(self, folder: Path, *, itemsize: int) -> None:
@@ -139,7 +139,7 @@ class SegmentWriter:
                 f"{damaged[0]} is damaged: its content has changed since it was written. Delete {folder.parent} to start over."
             )
         self._rejected = open_for_append(folder / REJECTED_FILE)
-        if self.state.rejects_size > (size := self._rejected.tell()):  # truncating it would make it longer
+        if self.state.rejects_size > (size := self._rejected.tell()):  # Truncating it to a larger size would extend it.
             raise _damaged(folder, ValueError(f"{REJECTED_FILE} has {size:,} bytes, fewer than it says"))
         self._rejected.truncate(self.state.rejects_size)
         self._open_segment()
@@ -189,7 +189,7 @@ class SegmentWriter:
         self.state.complete = complete
         state = dataclasses.asdict(self.state)
         if not state["after"]["blank"]:
-            del state["after"]["blank"]  # Earlier versions do not know it.
+            del state["after"]["blank"]  # Earlier versions do not know this field.
         entry = {"piece": dataclasses.asdict(segment) | {"path": segment.path.name}, "state": state}
         with open_for_append(self.folder / JOURNAL) as journal:
             journal.write(json.dumps(entry).encode() + b"\n")
@@ -204,14 +204,14 @@ class SegmentWriter:
         self._rejected.close()
 
     def _list_rejected(self, records: Iterable[RejectedRecord]) -> None:
-        """List the files that fail, and the records that are left out as long as there are not too many of them."""
+        """List the files that fail, and the first of the records that are left out."""
         listed = self.state.counts.rejected
         for record in records:
             self.state.counts.failed_files += record.fails_file
             listed += not record.fails_file
             if record.fails_file or listed <= MAX_LISTED:
                 fields = {name: value for name, value in dataclasses.asdict(record).items() if value}
-                # Half a surrogate pair, as in a key of a record, becomes an escape of JSON.
+                # Half a surrogate pair, for example in a key of a record, becomes an escape of JSON.
                 self._rejected.write(json.dumps(fields, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
     def _open_segment(self) -> None:
@@ -259,7 +259,7 @@ def read_journal(folder: Path) -> tuple[list[Segment], EncodingState, int | None
         if not line.endswith(b"\n"):
             break
         segment, state = _parse_entry(line, folder)
-        if segment.path.name != (name := segment_name(len(segments))):  # so that none is read again and again
+        if segment.path.name != (name := segment_name(len(segments))):  # so that no file is read many times
             raise _damaged(folder, ValueError(f"it names {segment.path.name!r} in place of {name}"))
         segments.append(segment)
         size += len(line)

@@ -1,4 +1,4 @@
-"""Write the shards of a corpus: files of tokens, and files with the offsets where documents start."""
+"""Write the shards of a corpus: files of tokens, and files with the offsets of the documents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import read_bytes
 
 NAMES = {TRAIN: "train", VAL: "val"}
-COPIED_TOKENS = 1 << 18  # Tokens copied at a time; so few stay in the processor's cache.
+COPIED_TOKENS = 1 << 18  # Tokens to copy at a time; they fit into the processor's cache.
 COUNTS = ("documents", "tokens", "bytes")
 DAMAGED = "{} is damaged: {}. Start over with overwrite=true."
 FINISHED = "shards.jsonl"  # Lists the manifest entries of the shards that have been written.
@@ -38,7 +38,7 @@ class ShardStart:
     """The first token of a shard.
 
     Args:
-        row: Number of the document that the token belongs to.
+        row: Number of the token's document.
         offset: Index of the token in the document.
         source: Index of the document's first token in the encoded corpus.
     """
@@ -60,7 +60,7 @@ class SetPlan:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A shard to write, with everything that a worker needs for it.
+    """A shard to write, with all that a worker needs for it.
 
     Args:
         name: Name of the files, without suffix.
@@ -91,7 +91,7 @@ def write_shards(
     progress: PreparationProgress,
     interrupt: Interrupt,
 ) -> dict[str, Any]:
-    """Write all shards that an interrupted preparation has not written.
+    """Write all shards, except for those that an interrupted preparation has written.
 
     Args:
         segment_folders: The folders of the segments, in the order of the inputs.
@@ -124,10 +124,10 @@ def write_shards(
 
 
 def plan_shards(corpus: EncodedCorpus, split: DocumentSplit, *, shard_tokens: int) -> dict[int, SetPlan]:
-    """Compute the sizes of the training and the validation set, and where each shard starts.
+    """Compute the sizes of the training and the validation set, and the start of each shard.
 
     Raises:
-        UserError: If the documents have more or fewer tokens than the corpus, as those of a damaged folder.
+        UserError: If the documents have more or fewer tokens than the corpus, because the folder is damaged.
     """
     plans = {assigned: SetPlan() for assigned in NAMES}
     source = 0
@@ -160,7 +160,7 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     byte_lengths = cached_byte_lengths(job.tokenizer)
     counts_bytes = bool(byte_lengths.any())
     digest, size, document_starts, written = hashlib.sha256(), 0, [np.empty(0, "<u8")], 0
-    # The tokens are hashed while the next ones are read and written: often there are more cores than shards.
+    # There are often more cores than shards, so tokens are hashed while the next ones are read and written.
     with replacing(path) as scratch, open(scratch, "wb") as stream, ThreadPoolExecutor(1) as thread:
         hashed = thread.submit(digest.update, b"")
         for part in _slices(corpus, job):
@@ -195,10 +195,10 @@ class _Slice:
     Args:
         begins: Index of the first token of each run.
         ends: Index after the last token of each run.
-        starts: The offsets in the slice where documents start.
-        bytes_of_whole: Bytes of the documents that it contains as a whole.
-        cut_begins: Index of the first token of each document that only a part belongs to, in this part.
-        cut_ends: Index after the last token of each of them.
+        starts: The offsets of document starts in the slice.
+        bytes_of_whole: Bytes of the documents that lie in the slice as a whole.
+        cut_begins: For each document that lies in the slice only in part, the index of the part's first token.
+        cut_ends: For each of these, the index after the part's last token.
     """
 
     begins: np.ndarray
@@ -221,7 +221,7 @@ def _slices(corpus: EncodedCorpus, job: ShardJob) -> Iterator[_Slice]:
         lengths = rows["tokens"][chosen].astype(np.int64)
         lengths[0] -= skip
         totals = lengths.cumsum()
-        count = min(int(np.searchsorted(totals, left)) + 1, len(chosen))  # of the documents, the last one perhaps in part
+        count = min(int(np.searchsorted(totals, left)) + 1, len(chosen))  # documents; the last one may be in part
         ends, lengths, beyond = all_ends[chosen][:count], lengths[:count], max(int(totals[count - 1]) - left, 0)
         begins, starts = ends - lengths, totals[:count] - lengths
         ends[-1] -= beyond
@@ -243,12 +243,12 @@ def _slices(corpus: EncodedCorpus, job: ShardJob) -> Iterator[_Slice]:
 
 
 def _read_runs(corpus: EncodedCorpus, begins: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the tokens of runs, in order and without what lies between them, in arrays of at most COPIED_TOKENS tokens."""
+    """Yield the tokens of runs in order, without the tokens between them, in arrays of at most COPIED_TOKENS tokens."""
     run, begin = 0, int(begins[0]) if len(begins) else 0
     while run < len(begins):
         end = min(begin + COPIED_TOKENS, int(ends[-1]))
         tokens = corpus.tokens(begin, end - begin)
-        after = int(np.searchsorted(begins, end))  # the first run that begins behind what has been read
+        after = int(np.searchsorted(begins, end))  # the first run that begins after the tokens read so far
         firsts, lasts = np.maximum(begins[run:after], begin) - begin, np.minimum(ends[run:after], end) - begin
         parts = [tokens[first:last] for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
         yield parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -276,7 +276,7 @@ def _shard_jobs(
 
 
 def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[str, Any]]:
-    """Return the manifest entries of the shards that an interrupted preparation has written and that are still intact."""
+    """Return the manifest entries of the intact shards that an interrupted preparation has written."""
     finished: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
     try:
         lines = read_bytes(folder / WORK / FINISHED, max_bytes=MAX_JOURNAL).splitlines(keepends=True)
@@ -319,11 +319,11 @@ def _manifest_part(plan: SetPlan, shards: list[dict[str, Any]], folder: Path) ->
     """Return the manifest's entry for the training or validation set.
 
     Raises:
-        UserError: If the shards and the documents that they were made from have different counts.
+        UserError: If the shards and their documents have different counts.
     """
     found = {name: sum(shard[name] for shard in shards) for name in COUNTS}
     expected = {"documents": plan.documents, "tokens": plan.tokens, "bytes": plan.bytes}
-    if not found["bytes"]:  # the tokens do not tell the size of their text, so it is divided in proportion to them
+    if not found["bytes"]:  # The tokens do not show the size of their text, so divide it in proportion.
         ends = np.cumsum([shard["tokens"] for shard in shards])
         sizes = np.diff(np.rint(ends / max(plan.tokens, 1) * plan.bytes).astype(np.int64), prepend=0)
         shards = [{**shard, "bytes": int(size)} for shard, size in zip(shards, sizes, strict=True)]

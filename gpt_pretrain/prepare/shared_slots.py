@@ -1,4 +1,4 @@
-"""Memory that forked workers share with the main process: passing a megabyte through it costs a tenth of what a pipe costs."""
+"""Memory that forked workers share with the main process. Passing a message through it takes a tenth of a pipe's time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-SLOT = 1 << 22  # Bytes. A batch of text, or its token ids, hardly ever takes more; a longer message goes through the pipe.
+SLOT = 1 << 22  # Bytes. A batch of text or of token ids hardly ever takes more. A longer message uses the pipe.
 
-# What stands for a message: its bytes, or the number of a slot and the length of the message in it.
+# A packed message: its bytes, or the number of its slot and its length there.
 Packed = bytes | tuple[int, int]
 
 
 class SharedSlots:
-    """Slots for a message each. Only the pages that a message has touched take memory.
+    """Slots for one message each. Only the pages that a message has touched take memory.
 
     Args:
         count: Number of slots; 0 if there are no processes to share them with.
@@ -34,7 +34,7 @@ class SharedSlots:
             self._free.append(slot)
 
     def pack(self, content: Any, slot: int | None) -> Packed:
-        """Write an object to a slot, if it fits."""
+        """Write an object to a slot, if it fits, and return its packed form."""
         if slot is None or self._memory is None:
             return pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
         with memoryview(self._memory) as whole, whole[slot * SLOT : (slot + 1) * SLOT] as memory:
@@ -46,7 +46,7 @@ class SharedSlots:
             return (slot, writer.length)
 
     def unpack(self, packed: Packed) -> Any:
-        """Return the object that was packed, by this process or by a forked one."""
+        """Return the object that this process or a forked one has packed."""
         if isinstance(packed, bytes):
             return pickle.loads(packed)
         assert self._memory is not None, "there are slots"
@@ -56,7 +56,7 @@ class SharedSlots:
 
 
 class _SlotFullError(Exception):
-    """Raised where a message is longer than a slot."""
+    """A message is longer than a slot."""
 
 
 class _SlotWriter:
@@ -81,12 +81,12 @@ class _SlotWriter:
 
 
 def run_packed(function: Callable[[Any], Any], packed: Packed, slot: int | None) -> Packed:
-    """Call a function in a worker with the object that was packed, and pack the result into the same slot."""
+    """Call a function in a worker with a packed object, and pack the result into the same slot."""
     return _slots.pack(function(_slots.unpack(packed)), slot)
 
 
 def share_slots(slots: SharedSlots) -> None:
-    """Use these slots in this process, a worker."""
+    """Use these slots in this worker process."""
     global _slots
     _slots = slots
 

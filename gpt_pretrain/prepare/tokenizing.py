@@ -29,13 +29,13 @@ def cached_tokenizer(name: str) -> Tokenizer:
 
 @functools.cache
 def cached_encoder(tokenizer_name: str, *, use_library: bool) -> FastEncoder:
-    """Build the encoder of a corpus; its vocabulary is compared while the encoding has begun."""
+    """Build the encoder of a corpus. Its vocabulary is compared with the tokenizer's while the encoding is running."""
     return FastEncoder(cached_tokenizer(tokenizer_name), use_library=use_library, compare_vocabulary=False)
 
 
 @functools.cache
 def cached_byte_lengths(tokenizer_name: str) -> np.ndarray:
-    """Return the number of bytes of text that each token of a tokenizer represents, in the smallest type: a table in cache."""
+    """Return the bytes of text behind each token of a tokenizer. The smallest type keeps the table in the processor's cache."""
     lengths = token_byte_lengths(cached_tokenizer(tokenizer_name))
     return lengths.astype(np.min_scalar_type(int(lengths.max())))
 
@@ -50,7 +50,7 @@ def encode_batch(
         fast: Use the fast library.
 
     Raises:
-        DifferentIdsError: If the fast library has encoded a text in another way than the tokenizer.
+        DifferentIdsError: If the fast library gives other ids than the tokenizer for a text.
     """
     fast_encoder = cached_encoder(tokenizer_name, use_library=fast)
     fast_encoder.compare_next(COMPARED_FIRST if chunks and _is_first(chunks[0]) else 0)
@@ -80,7 +80,7 @@ def _is_first(chunk: Chunk) -> bool:
 
 
 class _DocumentEncoder:
-    """Encodes documents one by one into an EncodedBatch, or short ones together where the encoder can do that.
+    """Encode documents into an EncodedBatch, one by one, or short ones together if the encoder can do that.
 
     Args:
         encoder: Gives the same ids as the tokenizer's `encode_ordinary`.
@@ -89,13 +89,14 @@ class _DocumentEncoder:
 
     def __init__(self, tokenizer: Tokenizer, encoder: FastEncoder, *, divide: bool) -> None:
         self._tokenizer, self._encoder, self._divide = tokenizer, encoder, divide
-        # In bytes. Longer documents may consist of several parts. Without `divide`, one may contain a marker.
+        # Bytes of a document that is encoded together with others. Longer ones may consist of several parts. Without `divide`, a
+        # document may contain a marker.
         self._short = PartSizes.of(tokenizer).part if divide and encoder.takes_documents else 0
         self._waiting: list[bytes] = []  # short documents
         self._waiting_bytes = 0
-        self._tokens = bytearray()  # The tokens of a long document would be in memory twice as a list that is joined.
+        self._tokens = bytearray()  # A list of parts would hold a long document twice while it is joined.
         self._rows: list[np.ndarray] = []
-        self._row_tuples: list[tuple[bytes, int, int, int]] = []  # that follow them
+        self._row_tuples: list[tuple[bytes, int, int, int]] = []  # the rows after these
         self._result = EncodedBatch()
         self._unknown, self._invalid = UnknownText(tokenizer), InvalidTexts()
         self._dtype = np.dtype(f"<u{token_itemsize(tokenizer.vocab_size)}")
@@ -105,7 +106,7 @@ class _DocumentEncoder:
         """Encode a record: a document, or several with end-of-text markers between them.
 
         Raises:
-            InvalidRecordError: If the text contains half a surrogate pair; nothing has been encoded then.
+            InvalidRecordError: If the text contains half a surrogate pair. Nothing of it has then been encoded.
         """
         try:
             data = text.encode()
@@ -146,14 +147,14 @@ class _DocumentEncoder:
         """Return whether documents are short enough to be encoded together, and none of them is blank.
 
         Args:
-            data: All of them, each with an end-of-text marker behind it.
+            data: All documents, each followed by an end-of-text marker.
         """
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
         if lengths.max() > self._short:
             return False
         ends = (lengths + len(MARKER)).cumsum() - len(MARKER)
         firsts = np.frombuffer(data, np.uint8)[ends - lengths]
-        is_text = (lengths > 0) & (firsts > ord(" ")) & (firsts < 0x80)  # by its first character
+        is_text = (lengths > 0) & (firsts > ord(" ")) & (firsts < 0x80)  # judged by its first character
         return not any(_is_blank(documents[index]) for index in np.flatnonzero(~is_text).tolist())
 
     def _add_document(self, data: bytes, *, at_marker: bool) -> None:
@@ -179,7 +180,7 @@ class _DocumentEncoder:
         """Encode a document, or the next part of one.
 
         Args:
-            blank: Whether the document has been only white space so far. If it ends so, it is left out.
+            blank: Whether the document has been only white space so far. If that holds to its end, it is left out.
         """
         self._result.records += ends
         self._result.markers += at_marker
@@ -193,14 +194,14 @@ class _DocumentEncoder:
             self._row_tuples.append((b"", 0, 0, REJECTED))
 
     def reject(self, record: RejectedRecord, *, in_document: bool = False) -> None:
-        """Add a rejected record or the end of a file that fails; `in_document` discards the encoded parts of the record."""
+        """Add a rejected record or the rest of a file that fails. `in_document` discards the encoded parts of the record."""
         self._result.reject(record)
         if in_document:
             self._encode_waiting()
             self._row_tuples.append((b"", 0, 0, REJECTED))
 
     def finish(self) -> EncodedBatch:
-        """Return everything that was added."""
+        """Encode the waiting documents, and return the batch."""
         self._encode_waiting()
         self._close_rows()
         self._result.tokens = np.frombuffer(self._tokens, self._dtype)
@@ -218,7 +219,7 @@ class _DocumentEncoder:
         """Encode documents together, if that is possible.
 
         Args:
-            data: All of them, each with an end-of-text marker behind it.
+            data: All documents, each followed by an end-of-text marker.
         """
         encoded = self._encoder.encode_documents(documents, data)
         if encoded is None or self._unknown.is_in(encoded[0]):
@@ -227,7 +228,7 @@ class _DocumentEncoder:
             return
         token_ids, lengths = encoded
         self._tokens += token_ids.astype(self._dtype).data
-        self._count_controls(data)  # A marker has none.
+        self._count_controls(data)  # A marker has no control characters.
         rows = np.empty(len(documents), ROW)
         rows["hash"] = np.frombuffer(b"".join(map(_digest, documents)), ROW["hash"])
         rows["tokens"], rows["bytes"], rows["state"] = lengths, list(map(len, documents)), COMPLETE
@@ -259,7 +260,7 @@ class _DocumentEncoder:
 
 
 def _is_blank(data: bytes) -> bool:
-    """Return whether a text in UTF-8 is empty or consists of white space; for most texts, its first characters tell."""
+    """Return whether a text in UTF-8 is empty or consists of white space. For most texts, the first characters decide."""
     return is_blank(data[:16].decode(errors="ignore")) and is_blank(data.decode())
 
 

@@ -1,4 +1,4 @@
-"""Train a vocabulary on a corpus: read it as a stream, keep a sample of it, train on the sample, and write the folder last."""
+"""Train a vocabulary on a corpus: read the corpus as a stream, keep a sample, train on the sample, and write the folder last."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES, tokenizer_files
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
-HELD_OUT_SHARE = 10  # The held-out sample has at most this fraction of the size of the other one.
+HELD_OUT_SHARE = 10  # The held-out sample's size limit is the training sample's divided by this.
 N_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class VocabularySamples:
-    """The texts that a vocabulary was trained on, those held out, and the size of the corpus in bytes."""
+    """The training texts of a vocabulary, the held-out texts, and the size of the corpus in bytes."""
 
     training: TextSample
     held_out: TextSample
@@ -47,7 +47,7 @@ class VocabularySamples:
 
 
 def train_vocabulary(settings: VocabularySettings) -> VocabularySamples:
-    """Train a vocabulary as the settings describe, write it, print a report, and return the texts.
+    """Train a vocabulary by the settings, write it, print a report, and return the texts.
 
     Raises:
         UserError: If an input is missing or cannot be read, or the folder holds other files.
@@ -102,7 +102,7 @@ def special_names(settings: VocabularySettings) -> list[str]:
 
 
 def _read_samples(settings: VocabularySettings, folder: Path) -> VocabularySamples:
-    """Read the corpus, and return the samples to train on and to measure on; the second may be empty.
+    """Read the corpus, and return the samples to train on and to measure on. The second may be empty.
 
     Raises:
         UserError: If the corpus is empty, or too much of it cannot be read.
@@ -132,7 +132,7 @@ def _read_samples(settings: VocabularySettings, folder: Path) -> VocabularySampl
 
 
 def _return_excess(held_out: TextSample, training: TextSample, *, share: float) -> TextSample:
-    """Return at most this share of both samples as the held-out one, and add the rest to the training.
+    """Shrink the held-out sample to at most this share of both samples, and add the rest to the training sample.
 
     A short text has so few pieces that a single one may be most of it.
     """
@@ -152,7 +152,7 @@ def _return_excess(held_out: TextSample, training: TextSample, *, share: float) 
 def _chunk_texts(
     chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord], invalid: InvalidTexts
 ) -> Iterator[str]:
-    """Yield the documents of a chunk, or the part of one that it is; those without text are left out."""
+    """Yield the documents of a chunk, or the chunk itself if it is a part of one. Documents without text are left out."""
     for part in divide_documents(chunk, invalid):
         for text in _raw_texts(part, text_field, counts, rejected):
             for document in text.split(END_OF_TEXT):
@@ -182,10 +182,10 @@ def _raw_texts(chunk: Chunk, text_field: str, counts: RecordCounts, rejected: li
 
 
 def _reject(record: RejectedRecord, counts: RecordCounts, rejected: list[RejectedRecord]) -> None:
-    """Count a record that cannot be used, and keep the first ones.
+    """Count a record that cannot be used, and keep the first of them.
 
     Raises:
-        UserError: If it stands for the rest of a file.
+        UserError: If the record stands for the rest of a file.
     """
     if record.fails_file:
         described = describe_rejected(dataclasses.asdict(record))
@@ -202,7 +202,7 @@ def _reject(record: RejectedRecord, counts: RecordCounts, rejected: list[Rejecte
 def _check_rejected(
     rejected: Iterable[RejectedRecord], counts: RecordCounts, settings: VocabularySettings, *, at_end: bool
 ) -> None:
-    """Check that few records cannot be used, and say at the end how many are left out.
+    """Check that few records are unusable, and report at the end how many are left out.
 
     Raises:
         UserError: If there are too many.
@@ -229,7 +229,7 @@ def _train(settings: VocabularySettings, sample: TextSample, folder: Path) -> Vo
 
 
 def _write(tokenizer: VocabularyTokenizer, folder: Path) -> None:
-    """Write the files of a vocabulary; the folder appears complete or not at all.
+    """Write the files of a vocabulary. The folder appears complete or not at all.
 
     Raises:
         UserError: If it cannot be written.

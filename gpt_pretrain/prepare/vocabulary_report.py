@@ -1,4 +1,4 @@
-"""Describe a trained vocabulary: bytes for each token beside other vocabularies, scripts, and its longest and oddest tokens."""
+"""Describe a trained vocabulary: bytes per token compared with other vocabularies, scripts, and its longest and oddest tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gpt_pretrain.texts.sampling import TextSample
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.tiktoken_bpe import is_installed, load_tiktoken
 
-MEASURED_BYTES = 3_000_000  # Of each sample.
+MEASURED_BYTES = 3_000_000  # Bytes of each sample.
 OTHERS = ("gpt2", "cl100k_base")
 WIDTHS = (128, 384, 768)  # emb_dim of small models and of GPT-2
 N_SHOWN, MAX_SHOWN_CHARACTERS, MAX_SCRIPTS = 8, 40, 8
-FEW_BYTES = 100  # Text for each token; with less, most tokens are words that occur a few times.
+FEW_BYTES = 100  # Bytes of text per token of the vocabulary; with less, most tokens are words that occur a few times.
 
 
 def describe_vocabulary(tokenizer: Tokenizer, training: TextSample, held_out: TextSample) -> list[str]:
@@ -67,7 +67,7 @@ def _first_texts(sample: TextSample) -> list[str]:
 
 
 def _count_tokens(tokenizer: Tokenizer, texts: Iterable[str], uses: np.ndarray | None = None) -> int:
-    """Return the number of tokens of texts, and add to `uses` how often each token occurs."""
+    """Return the number of tokens of texts, and add the number of uses of each token to `uses`."""
     n_tokens = 0
     for text in texts:
         token_ids = tokenizer.encode_ordinary(text)
@@ -78,7 +78,7 @@ def _count_tokens(tokenizer: Tokenizer, texts: Iterable[str], uses: np.ndarray |
 
 
 def _script_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[str]]:
-    """Return a table of the scripts in the texts: share of the letters, and number of tokens with such letters."""
+    """Return a table of the scripts in the texts: their share of the letters, and the number of tokens with such letters."""
     find = cache(script_of)
     characters = Counter[str]()
     for text in texts:
@@ -95,7 +95,7 @@ def _script_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[str]]:
 
 
 def _token_lines(tokenizer: Tokenizer, uses: np.ndarray) -> list[str]:
-    """Return what stands out among the tokens: the longest, those that are parts of characters, those that never occur."""
+    """Describe the longest tokens, the tokens that are parts of characters, and the tokens that never occur."""
     decoded = _decoded_tokens(tokenizer)
     whole = [token for token in decoded if token is not None]
     words = [token for token in whole if any(map(str.isalnum, token))]
@@ -110,7 +110,7 @@ def _token_lines(tokenizer: Tokenizer, uses: np.ndarray) -> list[str]:
 
 
 def _decoded_tokens(tokenizer: Tokenizer) -> list[str | None]:
-    """Return the text of each token except the end of text; None for those that are no whole characters."""
+    """Return the text of each token except the end of text; None for tokens that are not whole characters."""
     texts = list[str | None]()
     for token_id in range(tokenizer.vocab_size):
         if token_id != tokenizer.eos_id:
