@@ -1,4 +1,4 @@
-"""The tokens that a model finds most likely at each position of the beginning of a text.
+"""Find a model's most likely tokens at each position of the beginning of a text.
 
 Shapes: n tokens, A alternatives, T context_length.
 """
@@ -18,12 +18,12 @@ from gpt_pretrain.model.kernels.chunks import LOGITS_BYTES
 
 @dataclass(frozen=True)
 class TokenAlternatives:
-    """Tokens of a text, each with what the model expected in its place.
+    """Tokens of a text, each with the tokens that the model expected in its place.
 
     Args:
         token_ids: (n,).
-        losses: Loss of each token in nats, (n,); NaN for one that no token precedes.
-        likely_ids: The most likely tokens in its place, the likeliest first, (n, A).
+        losses: Loss of each token in nats, (n,); NaN for a first token.
+        likely_ids: The most likely tokens in each place, the likeliest first, (n, A).
         probabilities: Their probabilities, (n, A).
     """
 
@@ -35,7 +35,7 @@ class TokenAlternatives:
 
 @torch.inference_mode()
 def find_alternatives(scorer: Scorer, text: EvaluationText, *, max_tokens: int, count: int = 5) -> TokenAlternatives:
-    """Return the first tokens of a text with the most likely ones, in windows that do not overlap.
+    """Return the first tokens of a text with the most likely ones. The model reads windows that do not overlap.
 
     Args:
         max_tokens: The most tokens to return.

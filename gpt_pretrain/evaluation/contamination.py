@@ -19,12 +19,12 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 
 Part = TypeVar("Part")
 
-PART = 256  # Tokens of a part of a text that has few documents.
+PART = 256  # Tokens of a part, for a text with few documents.
 MIN_DOCUMENTS = 20
-MAX_TOKENS = 1 << 21  # Tokens of a text or of a task that are looked up; of more, parts spread evenly over it.
-MAX_ITEM = 1 << 11  # Tokens of a document or of an item, from its end.
+MAX_TOKENS = 1 << 21  # Tokens to look up of a text or a task. A longer one is looked up in parts spread evenly over it.
+MAX_ITEM = 1 << 11  # Tokens to look up of a document or of an item, from its end.
 LONG_SPAN = 150  # Bytes of text; shorter spans are often idioms, names, dates or rules of dashes.
-SHORTEST_SPAN, MIN_SHORTEST = 50, 8  # Bytes, and tokens; shorter spans are not looked for.
+SHORTEST_SPAN, MIN_SHORTEST = 50, 8  # Bytes, and tokens, of the shortest span to look for.
 MAX_LISTED = 100
 
 
@@ -34,12 +34,12 @@ class Overlap:
 
     Args:
         model: The name of the model.
-        name: What was searched for.
-        unit: What it is divided into: document, part or item.
-        spans: For each of them that was looked up, the length of its longest span in the training text, in tokens; 0 if that is
-            below `shortest`.
-        bytes_per_token: Bytes of text of a token, in the mean over all of them.
-        shortest: Tokens of the shortest span that was looked for.
+        name: The name of the text or task.
+        unit: The unit that it is divided into: document, part or item.
+        spans: For each unit that was looked up, the length of its longest span in the training text, in tokens; 0 if the length
+            is below `shortest`.
+        bytes_per_token: Mean number of bytes of text per token.
+        shortest: Tokens of the shortest span to look for.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Overlap:
 
     @property
     def longest(self) -> int:
-        """The longest span of all, in tokens."""
+        """The length of the longest span of all, in tokens."""
         return max(self.spans, default=0)
 
     def warning(self) -> str | None:
@@ -66,7 +66,7 @@ class Overlap:
         return f"{found} {self.model}, of up to {self.longest:,} tokens. Its result says little about text that is new to it."
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers for results.json, with the longest spans by the number of their document, part or item."""
+        """Return the numbers for results.json. They include the longest spans by the number of their document, part or item."""
         numbers = {"looked_up": len(self.spans), "shortest_span_tokens": self.shortest, "longest_span_tokens": self.longest}
         order = sorted(range(len(self.spans)), key=lambda index: -self.spans[index])[:MAX_LISTED]
         found = [{self.unit: index, "span_tokens": self.spans[index]} for index in order if self.spans[index]]
@@ -74,7 +74,7 @@ class Overlap:
 
 
 def text_overlap(model: str, text: EvaluationText, training: TokenStream) -> Overlap:
-    """Look the documents of a text, or parts of it if they are few, up in the training text."""
+    """Look up the documents of a text in the training text. If it has few documents, look up parts of it."""
     documents = list(islice(text.documents(), MAX_TOKENS))
     unit = "document" if len(documents) >= MIN_DOCUMENTS else "part"
     if unit == "part":
@@ -86,7 +86,7 @@ def text_overlap(model: str, text: EvaluationText, training: TokenStream) -> Ove
 
 
 def task_overlap(model: str, task: Task, tokenizer: Tokenizer, training: TokenStream) -> Overlap:
-    """Look the items of a task up in the training text, each with its right answer."""
+    """Look up the items of a task in the training text, each with its right answer."""
     texts = [item.contexts[item.label] + item.continuations[item.label] for item in task.items]
     kept = _spread(texts, list(map(len, texts)))
     parts = [np.array(tokenizer.encode(one)[-MAX_ITEM:], dtype=np.int64) for one in kept]
@@ -94,7 +94,7 @@ def task_overlap(model: str, task: Task, tokenizer: Tokenizer, training: TokenSt
 
 
 def _spread(parts: list[Part], sizes: Sequence[int]) -> list[Part]:
-    """Return parts, spread evenly, of at most MAX_TOKENS in all if they have the same size."""
+    """Return evenly spread parts. If all parts have the same size, the returned ones have at most MAX_TOKENS tokens in all."""
     count = min(len(parts), max(1, MAX_TOKENS * len(parts) // max(1, sum(sizes))))
     indices: list[int] = np.linspace(0, len(parts) - 1, count).astype(int).tolist()
     return [parts[index] for index in indices]

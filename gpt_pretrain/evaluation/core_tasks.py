@@ -35,7 +35,7 @@ from gpt_pretrain.system.yaml_files import read_yaml
 CONFIG, BASELINES, DATA = "core.yaml", "eval_meta_data.csv", "eval_data"
 ORDER_SEED = 1337  # nanochat shuffles the items of each task, since the files are often sorted.
 MAX_TASKS, MAX_TASK_NAME, MAX_CORE_DELIMITER = 200, 100, 100
-MAX_TASKS_OF_FILE = 10  # with other numbers of examples; the CORE set has HellaSwag twice
+MAX_TASKS_OF_FILE = 10  # They differ in the number of examples. The CORE set has HellaSwag twice.
 MAX_BASELINE_BYTES = 1_000_000  # The file of the set has 4,000.
 TASK_COLUMN, BASELINE_COLUMN = "Eval Task", "Random baseline"
 FORMS = {
@@ -57,12 +57,12 @@ class _Entry:
 
     @property
     def reading(self) -> tuple[str, str, str]:
-        """Everything that decides its items, which several tasks may share."""
+        """Everything that determines its items. Several tasks may share them."""
         return self.file, self.kind, self.delimiter
 
 
 def is_core_folder(folder: Path) -> bool:
-    """Return whether a folder holds the CORE set."""
+    """Return whether a folder contains the CORE set."""
     return (folder / CONFIG).is_file()
 
 
@@ -70,11 +70,11 @@ def read_core_tasks(folder: Path, *, limit: int | None = None, n_shots: int | No
     """Read the tasks of the CORE set, with the items in nanochat's order and with its examples.
 
     Args:
-        limit: Items of each task to keep, from which the examples are drawn as well; None keeps all.
-        n_shots: Number of examples before each question; None takes the number that core.yaml names.
+        limit: Items of each task to keep; None keeps all. Examples are drawn from the kept items.
+        n_shots: Number of examples before each question; None takes the number in core.yaml.
 
     Raises:
-        UserError: If a file is missing or damaged, or names what is unknown.
+        UserError: If a file is missing or damaged, or has an unknown name in it.
     """
     try:
         entries = read_yaml(folder / CONFIG, within=folder).get("icl_tasks")

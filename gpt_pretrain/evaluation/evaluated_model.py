@@ -1,4 +1,4 @@
-"""Everything that is measured of one model: its losses on a text, its answers to tasks, and what it has seen before."""
+"""Measure one model: its losses on a text, its answers to tasks, and the parts of them that occur in its training text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpt_pretrain.evaluation.unlikely_text import unlikely_loss
 from gpt_pretrain.system.devices import pick_device
 from gpt_pretrain.tokenizers.base import Tokenizer
 
-MIN_TOKENS = 100  # of a text whose loss says something about the weights
+MIN_TOKENS = 100  # A loss on fewer says nothing about the weights.
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class EvaluatedModel:
         texts: Its results on the text, by stride.
         tasks: Its results on the tasks.
         overlaps: The parts of the text and of the tasks that occur in its training text.
-        page: What the page shows of it.
-        warnings: Sentences about results that mean less than they seem to.
+        page: Its part of the page.
+        warnings: Sentences about misleading results.
     """
 
     texts: list[TextResult] = field(default_factory=list)
@@ -51,13 +51,13 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """Weights that are still in their files, with the text that they are to predict.
+    """Weights that are not loaded yet, with the text to score.
 
     Args:
         weights: The weights.
         tokenizer: Their tokenizer.
-        text: The text as its tokens; None if only tasks are scored.
-        strides: Tokens between the ends of two windows, for each time that the text is scored.
+        text: The tokenized text; None if only tasks are scored.
+        strides: Tokens between the ends of two windows. The text is scored once with each of these strides.
     """
 
     weights: Weights
@@ -69,11 +69,11 @@ class PreparedModel:
 def prepare_models(
     models: Sequence[Weights], source: TextSource | None, tasks: Sequence[Task], settings: EvaluateSettings
 ) -> list[PreparedModel]:
-    """Tokenize the text for each model, so that what cannot work is found before anything is scored.
+    """Tokenize the text for each model, so that problems are found before anything is scored.
 
     Raises:
-        UserError: If a model is named twice, a tokenizer is not found or cannot write the text or a task, or the stride exceeds
-            a context; all problems together.
+        UserError: If a model is named twice, a tokenizer is not found or cannot encode the text or a task, or the stride exceeds
+            a context. It lists all problems together.
     """
     names = [weights.name for weights in models]
     problems = [f"models: {name} is named twice. Name each model once." for name in names if names.count(name) > 1]
@@ -96,7 +96,7 @@ def evaluate_model(prepared: PreparedModel, tasks: Sequence[Task], settings: Eva
     """Score a text and tasks with one model.
 
     Raises:
-        UserError: If the weights cannot be used, or the tokenizer cannot write a task.
+        UserError: If the weights cannot be used, or the tokenizer cannot encode a task.
     """
     weights, tokenizer, text = prepared.weights, prepared.tokenizer, prepared.text
     model = weights.build(device=pick_device(settings.device))
@@ -133,7 +133,7 @@ def _run_task(scorer: Scorer, task: Task, tokenizer: Tokenizer) -> TaskResult:
 
 
 def _misfit(weights: Weights, result: TextResult, *, named: bool) -> list[str]:
-    """Return a sentence about a loss that only weights have that do not fit the text.
+    """Return a sentence if the loss shows that the weights do not fit the text, otherwise None.
 
     Args:
         named: Whether the user has named the tokenizer.
@@ -147,10 +147,10 @@ def _misfit(weights: Weights, result: TextResult, *, named: bool) -> list[str]:
 
 
 def _strides(weights: Weights, typed: int | None) -> list[int]:
-    """Return the strides to score with: windows that do not overlap, and also the typed one.
+    """Return the strides to score with: the one without overlap, and the typed one.
 
     Raises:
-        UserError: If the typed one exceeds the context.
+        UserError: If the typed stride exceeds the context.
     """
     context = weights.config.context_length
     if typed is not None and typed > context:

@@ -1,4 +1,4 @@
-"""Choose the examples that stand before the questions of a task, as the LM Evaluation Harness and nanochat do it."""
+"""Choose the examples before the questions of a task. They are the same as in the LM Evaluation Harness and in nanochat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.task_items import MAX_ITEM_CHARACTERS, Task, TaskItem
 
-SEED = 1234  # That of both programs.
+SEED = 1234  # The seed of both programs.
 MAX_SHOTS = 100
 
 
@@ -18,9 +18,9 @@ def add_examples(task: Task, n_shots: int, *, pool: Sequence[TaskItem], draws_sp
     """Return a task with examples before each question, the same ones as in the LM Evaluation Harness.
 
     Args:
-        pool: The items that examples are drawn from. A question is never its own example.
-        draws_spare: Whether one more is drawn than needed, in case that the question itself is among them. The harness does not
-            do so where a task has a test set.
+        pool: The items to draw examples from. A question is never its own example.
+        draws_spare: Whether to draw one more example than needed, in case the question itself is among them. The harness does
+            this only for tasks without a test set.
 
     Raises:
         UserError: If there are too few items.
@@ -44,17 +44,17 @@ def add_examples(task: Task, n_shots: int, *, pool: Sequence[TaskItem], draws_sp
 
 
 def _skip(left_out: Sequence[int], index: int) -> int:
-    """Return the position of an item in a list, given its index among the items that are not at the positions left out.
+    """Convert an index among the kept items of a list to a position in the whole list.
 
     Args:
-        left_out: Ascending.
+        left_out: The positions that are left out, ascending.
     """
-    # Before a position that is left out, there are as many others as that position minus the number of those before it.
+    # The number of kept items before a left-out position is the position minus the number of left-out positions before it.
     return index + bisect_right(range(len(left_out)), index, key=lambda number: left_out[number] - number)
 
 
 def add_core_examples(task: Task, n_shots: int) -> Task:
-    """Return a task of the CORE set with the examples that nanochat takes, from the other items.
+    """Return a task of the CORE set with nanochat's examples, drawn from the other items.
 
     Raises:
         UserError: If there are too few items.
@@ -65,9 +65,9 @@ def add_core_examples(task: Task, n_shots: int) -> Task:
 
 @dataclass(frozen=True)
 class CoreExamples(Sequence[tuple[TaskItem, ...]]):
-    """The examples of each item of a task of the CORE set, drawn anew whenever they are asked for.
+    """The examples of each item of a task of the CORE set. They are drawn anew at each access.
 
-    A file of short items may ask for a hundred examples of each, which would take thirty times its size in memory.
+    A file of short items may ask for a hundred examples of each. To store them would take thirty times the file's size in memory.
     """
 
     items: tuple[TaskItem, ...]

@@ -1,4 +1,4 @@
-"""Measure generated texts: their variety, their likelihood to the model, and how much of them is memorized."""
+"""Measure generated texts: their variety, their probability by the model, and their memorized spans."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 
 
 def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> TokenStream | None:
-    """Return the tokens that a checkpoint was trained on, or None if they are unknown or no longer available.
+    """Return the training tokens of a checkpoint, or None if they are unknown or no longer available.
 
     Args:
         content: The checkpoint's content besides the weights.
@@ -43,7 +43,7 @@ def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> To
     if data is None:
         return None
     try:
-        # Measuring some texts is no reason to download a text again.
+        # Some measurements are not worth downloading a text again.
         if (
             data.path is None
             and data.url is not None
@@ -78,7 +78,7 @@ def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> Toke
 def save_measured_texts(
     folder: Path, model: LanguageModel, texts: Sequence[Continuation], content: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Write texts to samples.txt in a folder, and their measures with the first MAX_LISTED of them to its run metadata.
+    """Write texts to samples.txt in a folder. Write their measures and the first MAX_LISTED texts to its run metadata.
 
     Args:
         content: The content of the model's checkpoint besides the weights.
@@ -90,12 +90,12 @@ def save_measured_texts(
 
 
 def measure_texts(model: LanguageModel, texts: Sequence[Continuation], *, training: TokenStream | None) -> dict[str, Any]:
-    """Measure continuations, each measure averaged over them except for the longest memorized span.
+    """Measure continuations. All measures except the longest memorized span are means over the continuations.
 
     Returns:
         distinct_1, distinct_2, distinct_3: Fraction of distinct n-grams among the new tokens.
         mean_log_probability: Mean log-probability of a new token in nats, at temperature 1 with all tokens allowed.
-        run_length, new_tokens: Longest memorized span of all texts, and the number of new tokens of its text.
+        run_length, new_tokens: Longest memorized span of all texts, and the number of new tokens in the text that contains it.
         A measure is None if the texts are too short for it.
     """
     spans = [] if training is None else [(longest_memorized_span(text.new_ids, training), len(text.new_ids)) for text in texts]
@@ -121,7 +121,7 @@ def distinct_fraction(token_ids: Sequence[int], n: int) -> float | None:
 def mean_log_probability(model: LanguageModel, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> float | None:
     """Return the mean log-probability in nats that a model gives to tokens after a prompt, or None if there are none.
 
-    A text longer than the context is read in windows that overlap by half, so that each token is predicted from at least half a
+    A text longer than the context is read in windows that overlap by half. Each token is thus predicted from at least half a
     context.
     """
     ids = torch.tensor([*prompt_ids, *new_ids], device=model.device)

@@ -1,6 +1,6 @@
 """Let the LM Evaluation Harness evaluate any weights that this program reads: `--model gpt_pretrain --model_args checkpoint=...`.
 
-Source: the interface of models in lm-eval 0.4.13, and what its model for transformers does with a text that is too long.
+Source: the interface of models in lm-eval 0.4.13, and the treatment of long texts by its model for transformers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # se
 
 log = logging.getLogger(__name__)
 
-TokenPair = tuple[tuple[str, str] | None, list[int], list[int]]  # the texts, and the tokens of the context and the continuation
+TokenPair = tuple[tuple[str, str] | None, list[int], list[int]]  # the texts; tokens of context and continuation
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
@@ -40,12 +40,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         checkpoint: A run, a checkpoint, or "latest".
         pretrained: Instead of checkpoint, a model on the hub, a folder or a file of weights.
         weights: Of a checkpoint: trained, ema or average.
-        n_heads: For a bare state dict that does not have one of GPT-2's sizes.
+        n_heads: Number of heads of a bare state dict without one of GPT-2's sizes.
         tokenizer: A name, folder or file; None uses the tokenizer of the weights.
         precision: auto, 32-true or bf16-mixed.
-        batch_tokens: Tokens of a batch; None takes what suits the device.
+        batch_tokens: Tokens of a batch; None takes a number that suits the device.
         device: auto, cpu, cuda or mps; the harness may name a GPU by its number.
-        ignored: The harness passes numbers of sequences for a batch, which batch_tokens replaces.
+        ignored: The harness's batch sizes in sequences; batch_tokens replaces them.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The id of the end of text, which stands before a text without a context."""
+        """The id of the end of text. It is put before a text without a context."""
         if self._tokenizer.eos_id is None:
             raise UserError(f"{self.scorer.name}: its tokenizer has no end-of-text token, which this task needs.")
         return self._tokenizer.eos_id
@@ -96,7 +96,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return self._tokenizer.name.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the token ids of a text; no token is added to them."""
+        """Return the token ids of a text, without any added token."""
         return self._tokenizer.encode(string)
 
     def _loglikelihood_tokens(self, requests: Sequence[TokenPair], **_: Any) -> list[tuple[float, bool]]:
@@ -110,7 +110,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return answers
 
     def _groups(self, requests: Sequence[TokenPair]) -> Iterator[list[ScoreRequest]]:
-        """Yield requests with the same context together, so that it is read once."""
+        """Yield consecutive requests with the same context together, so that the model reads the context once."""
         for _, group in itertools.groupby(requests, key=lambda request: request[1]):
             scored = []
             for _, before, after in group:
@@ -123,7 +123,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             yield scored
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of each text, every token of which is predicted once."""
+        """Return the log-probability of each text. Every token is predicted once."""
         pairs: list[TokenPair] = []
         owners: list[int] = []
         for index, request in enumerate(requests):
@@ -159,7 +159,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
 
 def _sampler(settings: dict[str, Any]) -> SamplerConfig:
-    """Return how the harness wants tokens to be chosen."""
+    """Return the sampler for the harness's settings of generation."""
     known = {"until", "max_gen_toks", "do_sample", *SAMPLED}
     if unknown := settings.keys() - known:
         log.warning("%s of this task has no effect on gpt_pretrain.", ", ".join(sorted(unknown)))

@@ -1,4 +1,4 @@
-"""Held-out texts and tasks that a run is evaluated on while it trains."""
+"""Read and score the held-out texts and tasks of a run while it trains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 THIS_RUN = "this run"  # in messages
 CORE = "core"  # the mean of the centered accuracies of that set
 MAX_NAME = 40  # characters
-# What messages call the settings of evaluate.py, and their names here.
+# The settings of evaluate.py as messages name them, and their names here.
 RENAMED = {
     r"data\.path=FILE(, DIRECTORY or GLOB)?": "evaluation.texts=[FILE]",
     r"data\.path=": "evaluation.texts=",
@@ -60,7 +60,7 @@ class HeldOutSet:
         """Return the names of all metrics of an evaluation.
 
         Args:
-            averages: Whether a moving average of the weights is scored, too.
+            averages: Whether a moving average of the weights is also scored.
         """
         of_text = ["loss", *(["bits_per_byte"] if self.tokenizer.keeps_bytes else [])]
         keys = [(name, key) for name in self.texts for key in of_text]
@@ -78,7 +78,7 @@ class HeldOutScore:
     Args:
         name: Its short name.
         measures: Numbers with their standard errors, by the last part of the metric's name.
-        warnings: Sentences about items that were not read as they are.
+        warnings: Sentences about items that were cut or have unknown text.
     """
 
     name: str
@@ -104,16 +104,16 @@ def metric_name(name: str, measure: str, *, average: bool) -> str:
 def prepare_held_out(
     settings: HeldOutSettings, data: DataSettings, tokenizer: Tokenizer, *, context_length: int
 ) -> HeldOutSet | None:
-    """Read the texts and tasks that the settings name, so that what cannot be used is found before the training starts.
+    """Read the texts and tasks in the settings, so that their problems are found before the training starts.
 
     Args:
-        data: The `data` settings of the training, which say how records and remote files are read.
+        data: The `data` settings of the training. They also decide how records and remote files are read here.
 
     Returns:
-        None if the settings name nothing.
+        The texts and tasks; None if the settings name none.
 
     Raises:
-        UserError: If some cannot be used; it holds the problems of all.
+        UserError: If some cannot be used. It lists the problems of all.
     """
     if not settings.texts and settings.tasks is None:
         return None
@@ -134,10 +134,10 @@ def prepare_held_out(
 
 
 def score_held_out(scorer: Scorer, held_out: HeldOutSet, *, report: Callable[[int], None] | None = None) -> list[HeldOutScore]:
-    """Score all texts and tasks; the numbers are those of evaluate.py without a stride.
+    """Score all texts and tasks. The numbers are the same as from evaluate.py without a stride.
 
     Args:
-        report: Called again and again while the model is scored; it may raise an exception to end that.
+        report: Called repeatedly while the model is scored. It may raise an exception to end the scoring.
 
     Raises:
         UserError: If a loss is NaN or infinite.
@@ -185,7 +185,7 @@ def _count_tokens(task: Task, tokenizer: Tokenizer, context_length: int) -> int:
 
 @contextmanager
 def _collect(problems: list[str], setting: str) -> Iterator[None]:
-    """Collect the problems of a text or task under the name of its setting here, not of that in evaluate.py."""
+    """Collect the problems of a text or task. Replace the names of settings of evaluate.py by their names here."""
     try:
         yield
     except UserError as error:
@@ -199,11 +199,11 @@ def _collect(problems: list[str], setting: str) -> Iterator[None]:
 
 
 def _short_names(paths: Iterable[str]) -> list[str]:
-    """Return a different name for each path, of characters that all loggers take."""
+    """Return a different name for each path, with characters that all loggers accept."""
     own = [PurePath(path.rstrip("/\\")).name for path in paths]
     short = [_loggable(name.partition(".")[0] or name) for name in own]
     files = [len({other for other, same in zip(own, short, strict=True) if same == stem}) for stem in short]
-    # wiki.valid.txt and wiki.test.txt need more of their names.
+    # wiki.valid.txt and wiki.test.txt must keep more of their names.
     stems = [_loggable(PurePath(name).stem) if n > 1 else stem for name, stem, n in zip(own, short, files, strict=True)]
     names: list[str] = []
     for stem in stems:

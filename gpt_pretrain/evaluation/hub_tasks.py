@@ -1,6 +1,6 @@
 """Read well-known tasks from the Hugging Face hub, through the package datasets.
 
-Source: the datasets and splits that lm-eval 0.4.13 takes.
+Source: the datasets and splits of lm-eval 0.4.13.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.small_tables import read_small_tables
 
-MAX_HUB_MEMORY = 1 << 31  # Bytes for the next rows; `read_small_tables` has limits of its own, which are lower.
+MAX_HUB_MEMORY = 1 << 31  # Bytes for the next rows. The limits of `read_small_tables` are lower.
 MAX_HUB_ITEMS, MAX_HUB_CHARACTERS = 1_000_000, 1 << 28  # Of a split; the largest of these tasks has 40,000 items.
 
 
@@ -32,8 +32,8 @@ class HubTask:
     Args:
         repository: The dataset.
         config: Its configuration; None if it has only one.
-        split: The split that is scored.
-        examples: The split that examples are drawn from.
+        split: The split to score.
+        examples: The split to draw examples from.
         draws_spare: See `add_examples`.
     """
 
@@ -64,7 +64,7 @@ def read_hub_task(name: str, *, limit: int | None = None, n_shots: int = 0) -> T
         n_shots: Number of examples before each question.
 
     Raises:
-        UserError: If the hub cannot be reached, or the dataset is not what is expected.
+        UserError: If the hub cannot be reached, or the dataset has an unexpected form.
     """
     source = HUB_TASKS[name]
     is_own_pool = n_shots > 0 and source.examples == source.split
@@ -98,13 +98,13 @@ def _read_split(name: str, source: HubTask, split: str, *, limit: int | None) ->
 
 
 def _rows(name: str, source: HubTask, split: str) -> Generator[dict[str, Any], None, None]:
-    """Yield the rows of a split as datasets streams them; no code of the dataset is run, and no other file is opened."""
-    os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch to be able to create tensors.
+    """Yield the rows of a split, streamed by datasets. No code of the dataset is run, and no other file is opened."""
+    os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch.
     try:
         import datasets
     except ImportError as error:
         raise missing_extra("datasets") from error
-    if Path(source.repository).exists():  # datasets would read it in place of the task
+    if Path(source.repository).exists():  # Otherwise datasets would read this path instead.
         raise UserError(
             f"tasks.names={name}: the current folder contains a folder {source.repository}, where the package datasets looks "
             "before the hub. Start elsewhere, or rename it."
@@ -116,8 +116,8 @@ def _rows(name: str, source: HubTask, split: str) -> Generator[dict[str, Any], N
                 builder = datasets.load_dataset_builder(source.repository, source.config)
                 check_reader(builder, source.repository, readers=("json", "parquet"))
                 records = builder.as_streaming_dataset(split=split)
-            if records.features is not None:  # otherwise datasets decodes nothing
-                records = records.decode(False)  # images and the like, whose rows may name any file or address
+            if records.features is not None:  # datasets decodes only rows with features
+                records = records.decode(False)  # Rows with images and the like may name any file or address.
             rows = iter(records)
             while True:
                 with bounded_memory(MAX_HUB_MEMORY):

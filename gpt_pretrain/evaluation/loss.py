@@ -17,7 +17,7 @@ from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import IGNORED, linear_cross_entropy
 from gpt_pretrain.model.language_model import LanguageModel
 
-# Tokens of small batches that are evaluated at once. Each forward pass casts all weights to the precision of the training.
+# Small batches are evaluated together up to this many tokens. Each forward pass casts all weights to the training's precision.
 MERGED_TOKENS = 4096
 
 
@@ -29,7 +29,7 @@ def next_token_loss(
     Args:
         token_ids: int64, (B, T).
         target_ids: int64, (B, T); IGNORED marks a position without a target.
-        positions: int64, (B, T); the position of each token in its document, if documents are separated.
+        positions: int64, (B, T); the position of each token in its document; None if documents are not separated.
         compiled: Whether to compile the loss.
     """
     if isinstance(model, CustomModel):
@@ -54,7 +54,7 @@ class MeanLoss:
 
 
 class LossTotals:
-    """The sums of the losses of many batches; every token counts the same.
+    """The sums of the losses of many batches. Every token counts the same.
 
     Args:
         token_bytes: Bytes of text of each token id, int64, (V,), on the device of the batches.
@@ -69,7 +69,7 @@ class LossTotals:
         """Add the mean loss of a batch, a scalar, and its targets, (B, T)."""
         kept = target_ids != IGNORED
         tokens = kept.sum()
-        n_bytes = (self.token_bytes[target_ids.clamp(min=0)] * kept).sum()  # indexing with kept would wait for the GPU
+        n_bytes = (self.token_bytes[target_ids.clamp(min=0)] * kept).sum()  # Indexing with kept would wait for the GPU.
         self._sums = self._sums + torch.stack([loss.to(self._sums.dtype) * tokens, tokens, n_bytes])
 
     def mean(self, all_reduce: Callable[[Tensor], Tensor]) -> MeanLoss:
@@ -83,7 +83,7 @@ class LossTotals:
 
 
 def merge_batches(batches: Iterable[Batch], *, max_tokens: int = MERGED_TOKENS) -> Iterator[Batch]:
-    """Concatenate consecutive batches of windows of the same length, as long as they have at most max_tokens together."""
+    """Concatenate consecutive batches of equally long windows, up to max_tokens tokens."""
     waiting: list[Batch] = []
     for batch in batches:
         size = sum(len(one[0]) for one in [*waiting, batch]) * batch[0].shape[1]
@@ -106,7 +106,7 @@ def mean_loss(
     """Return the loss over the batches of all ranks, with dropout off and the random state untouched.
 
     Args:
-        batches: This rank's batches; all ranks have the same number of them.
+        batches: This rank's batches. All ranks have the same number of batches.
         token_bytes: Bytes of text of each token id, int64, (V,), on the model's device.
         all_reduce: Returns the sum of a tensor over all ranks.
     """
@@ -123,5 +123,5 @@ def mean_loss(
 
 
 def loss_sum_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype for sums of many losses: float64, or float32 on Apple's GPUs, which have no float64."""
+    """Return the dtype for sums of many losses: float64, or float32 on Apple's GPUs, which lack float64."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""Measure how much of a sample occurs verbatim in the training text.
+"""Find the longest span of a sample that occurs verbatim in the training text.
 
 Shapes: n tokens of the sample, N tokens of the text.
 """
@@ -12,16 +12,16 @@ import numpy as np
 from gpt_pretrain.data.sampler import mix_bits
 from gpt_pretrain.data.token_stream import TokenStream
 
-BLOCK = 1 << 20  # Tokens of the text that are searched at a time, with some 50 MB of working memory.
-MAX_SEARCHED = 32 * BLOCK  # Tokens of a longer text that are searched, which takes about three seconds.
+BLOCK = 1 << 20  # Tokens of the text to search at a time, with about 50 MB of working memory.
+MAX_SEARCHED = 32 * BLOCK  # The most tokens of a text to search. They take about three seconds.
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, rounded to an odd number
 
 
 def longest_memorized_span(sample: Sequence[int], text: TokenStream) -> int:
     """Return the length of the longest span of consecutive sample tokens that occurs in a text.
 
-    The text is read once. Of a text with more than MAX_SEARCHED tokens, only blocks spread evenly over it are searched. A shared
-    window is found by its hash, so the work grows as N log n, and then confirmed token by token.
+    The text is read once. If it has more than MAX_SEARCHED tokens, only blocks spread evenly over it are searched. A shared
+    window is found by its hash and then confirmed token by token. The work grows as N log n.
 
     Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
     """
@@ -42,7 +42,7 @@ def longest_memorized_span(sample: Sequence[int], text: TokenStream) -> int:
 
 
 def block_starts(count: int, *, most: int) -> list[int]:
-    """Return the positions of blocks that cover a text or, if it has more than the most tokens to search, are spread over it."""
+    """Return the positions of blocks that cover a text. If it has more than `most` tokens, the blocks are spread over it."""
     if count <= most:
         return list(range(0, count, BLOCK))
     return np.linspace(0, count - BLOCK, most // BLOCK).astype(int).tolist()  # type: ignore[no-any-return]
@@ -52,7 +52,7 @@ def _share_window(sample: np.ndarray, block: np.ndarray, length: int) -> bool:
     """Return whether a sample and a block share a window of this length."""
     sample_hashes = window_hashes(sample, length)
     block_hashes = window_hashes(block, length)
-    # A table of the hashes' upper 16 bits rules out most of the block cheaply.
+    # A table of the upper 16 bits of the hashes cheaply excludes most of the block.
     table = np.zeros(1 << 16, dtype=bool)
     table[sample_hashes >> np.uint64(48)] = True
     candidates = block_hashes[table[block_hashes >> np.uint64(48)]]
@@ -82,5 +82,5 @@ def window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def _hash_tokens(tokens: np.ndarray) -> np.ndarray:
-    """Return 64-bit numbers of which about half the bits differ between any two tokens."""
+    """Return a 64-bit number for each token. About half the bits differ between any two tokens."""
     return mix_bits((tokens.astype(np.uint64) + np.uint64(1)) * HASH_BASE)

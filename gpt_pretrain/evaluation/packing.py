@@ -1,7 +1,7 @@
-"""Put sequences that begin alike into one row, so that the model reads their common beginning only once.
+"""Pack sequences with a common beginning into one row, so that the model reads the beginning only once.
 
-A row holds the beginning and then the rest of each sequence, which attends to the beginning and to itself. Each token has the
-position that it has in its sequence, so that the results are those of the single sequences.
+A row holds the beginning and then the rest of each sequence. Each rest attends to the beginning and to itself. Each token keeps
+its position in its own sequence, so the results equal those of single sequences.
 
 Shapes: B batch, T time.
 """
@@ -18,7 +18,7 @@ MIN_SHARED = 8  # Tokens; a shorter beginning is not worth the attention mask.
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A sequence of tokens, of which the last ones are scored.
+    """A sequence of tokens. Its last tokens are scored.
 
     Args:
         token_ids: (T + 1,); at most context_length + 1 of them.
@@ -30,7 +30,7 @@ class ScoreRequest:
 
     @property
     def n_read(self) -> int:
-        """The number of tokens that the model reads: the last one is only predicted."""
+        """The number of tokens that the model reads. The last token is only predicted."""
         return len(self.token_ids) - 1
 
 
@@ -40,7 +40,7 @@ class PackedRow:
 
     Args:
         requests: The sequences.
-        n_shared: Number of tokens at the beginning of all of them, which are in the row once.
+        n_shared: Number of tokens in the common beginning. The row contains them once.
     """
 
     requests: tuple[ScoreRequest, ...]
@@ -59,7 +59,7 @@ class PackedRow:
 
     @property
     def scored(self) -> np.ndarray:
-        """The positions in the row from which the scored tokens of all sequences are predicted, int64."""
+        """The positions in the row that predict the scored tokens of all sequences, int64."""
         positions, begin = [], self.n_shared
         for request in self.requests:
             index = np.arange(request.n_read - request.n_scored, request.n_read)
@@ -74,7 +74,7 @@ class PackedRow:
 
 
 def pack_requests(requests: Sequence[ScoreRequest], *, most: int) -> list[PackedRow]:
-    """Return rows with these sequences, in their order, which share their beginning as far as it is common to all.
+    """Pack sequences into rows, in order. The sequences of a row share their common beginning.
 
     Args:
         most: The most tokens of a row with several sequences.
@@ -97,10 +97,10 @@ def positions_and_mask(rows: Sequence[PackedRow], length: int) -> tuple[np.ndarr
     """Return the position of each token in its sequence, int64, (B, T), and the tokens that it attends to, bool, (B, 1, T, T).
 
     Args:
-        length: Number of tokens of the longest row, T. Padding attends to itself, since attention to nothing is NaN.
+        length: Number of tokens of the longest row, T. Padding attends to itself, since attention to nothing gives NaN.
     """
     positions = np.zeros((len(rows), length), dtype=np.int64)
-    branches = np.full((len(rows), length), -1)  # 0 stands for the beginning, and -1 for padding.
+    branches = np.full((len(rows), length), -1)  # 0 is the beginning, and -1 is padding.
     for row, packed in enumerate(rows):
         positions[row, : packed.n_shared], branches[row, : packed.n_shared] = np.arange(packed.n_shared), 0
         begin = packed.n_shared
@@ -113,7 +113,7 @@ def positions_and_mask(rows: Sequence[PackedRow], length: int) -> tuple[np.ndarr
 
 
 def common_length(arrays: Sequence[np.ndarray]) -> int:
-    """Return the number of values at the beginning that all arrays have in common."""
+    """Return the length of the common beginning of all arrays."""
     length = min(map(len, arrays))
     differs = np.zeros(length, dtype=bool)
     for array in arrays[1:]:

@@ -23,10 +23,10 @@ from gpt_pretrain.runs.charts.drawing import COLORS, NATS, label_text
 from gpt_pretrain.runs.report.page_parts import Picture, make_picture, printable, render_page, shorten
 from gpt_pretrain.tokenizers.base import Tokenizer
 
-MAX_PAGE_TOKENS = 10_000  # Of all models together; each takes up to 300 bytes.
+MAX_PAGE_TOKENS = 10_000  # Tokens of all models together; each token takes up to 300 bytes.
 MAX_TOKEN_CHARACTERS = 40
-LEVELS = (0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0)  # nats; the limits between the shades
-SMOOTHED = 16  # Positions of a window that are averaged, beyond the first ones.
+LEVELS = (0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0)  # nats; limits between the shades
+SMOOTHED = 16  # A group of positions has this fraction of the positions before it.
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class ColoredToken:
     """A token on the page.
 
     Args:
-        text: Its characters, with line ends shown.
+        text: Its characters, with visible line ends.
         level: Its shade, from 0.
-        note: What is shown about it.
+        note: The note that is shown for it.
         ends_line: Whether a line ends after it.
     """
 
@@ -66,9 +66,9 @@ def render_evaluation_page(
     """Return the page as HTML, with the best model first.
 
     Args:
-        rows: The table of results, its heading first.
+        rows: The table of results, with the heading first.
         sentences: The comparisons of the models.
-        warnings: Sentences about results that mean less than they seem to.
+        warnings: Sentences about misleading results.
     """
     order = [result.model for result in rank_results([model.result for model in models])]
     models = sorted(models, key=lambda model: order.index(model.result.model))
@@ -112,7 +112,7 @@ def _passage_values(passage: Passage) -> dict[str, str]:
 
 
 def color_tokens(found: TokenAlternatives, tokenizer: Tokenizer) -> list[ColoredToken]:
-    """Return the tokens of a text with a shade for their loss, and a note with what the model expected in their place."""
+    """Return the tokens of a text, each with a shade for its loss and a note with the tokens that the model expected."""
     shown: dict[int, str] = {}
 
     def text_of(token_id: int) -> str:
@@ -137,7 +137,7 @@ def color_tokens(found: TokenAlternatives, tokenizer: Tokenizer) -> list[Colored
 
 
 def show_token(tokenizer: Tokenizer, token_id: int) -> str:
-    """Return a token as visible text: line ends as arrows, and bytes that are no whole characters in hexadecimal."""
+    """Return a token as visible text: line ends as arrows, and incomplete characters as hexadecimal bytes."""
     data = tokenizer.token_bytes(token_id) if token_id < tokenizer.vocab_size else b""
     if not data:
         return f"[{token_id}]"
@@ -155,7 +155,7 @@ def show_line_ends(text: str) -> str:
 
 
 def _with_blanks(text: str) -> str:
-    """Return a token with its blanks shown as dots, since a note has tokens with a blank and without one."""
+    """Return a token with its blanks as dots. A note lists tokens that differ only in a blank."""
     return text.replace(" ", "\u00b7")
 
 
@@ -179,7 +179,7 @@ def _position_picture(models: Sequence[PageModel]) -> Picture:
 
 
 def _position_edges(count: int) -> list[int]:
-    """Return the limits of groups of positions whose size grows with the position."""
+    """Return the limits of groups of positions. The size of a group grows with its position."""
     edges = [0]
     while edges[-1] < count:
         edges.append(min(count, edges[-1] + max(1, edges[-1] // SMOOTHED)))

@@ -1,4 +1,4 @@
-"""The passages and the documents of a text that a model finds hardest and easiest.
+"""Find the passages and the documents of a text that are hardest and easiest for a model.
 
 Shapes: n tokens of the text.
 """
@@ -40,7 +40,7 @@ def extreme_passages(scores: TextScores) -> tuple[list[Passage], list[Passage]]:
 
 
 def extreme_documents(scores: TextScores) -> tuple[list[Passage], list[Passage]]:
-    """Return the beginnings of the documents with the highest and with the lowest losses; none if the text is one document."""
+    """Return the beginnings of the documents with the highest and the lowest losses. A text of one document has none."""
     starts = [*scores.document_starts.tolist(), len(scores.losses)]
     spans = list(itertools.pairwise(starts))
     return _extremes(scores, spans) if len(spans) > 1 else ([], [])

@@ -1,4 +1,4 @@
-"""Show how much of a text has been scored."""
+"""Show the progress of scoring."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SECONDS_BETWEEN_LINES = 60.0
 
 @contextmanager
 def scoring_progress(label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes how much is done, and shows it on standard error: a bar in a terminal, else a line a minute.
+    """Yield a function that shows an amount of work on standard error: a bar in a terminal, otherwise a line per minute.
 
     Args:
-        label: What is done.
-        total: How much there is to do.
-        unit: What is counted, in the plural.
+        label: A name for the work.
+        total: The amount of work in all.
+        unit: The unit of the amount, in the plural.
     """
     console, printed, label = open_console(stderr=True), time.monotonic(), escape_line(label)
     if not console.is_terminal:

@@ -1,6 +1,6 @@
-"""Read the items of well-known tasks as their publishers have them.
+"""Read the items of well-known tasks in their publishers' formats.
 
-The texts are put together as the LM Evaluation Harness does it, so that the numbers are comparable.
+The texts are put together as in the LM Evaluation Harness, so that the numbers are comparable.
 
 Source: the task definitions of lm-eval 0.4 for LAMBADA (OpenAI's form), HellaSwag, PIQA, ARC, WinoGrande and COPA.
 """
@@ -18,13 +18,13 @@ def read_item(fields: Mapping[str, Any], *, line: int) -> TaskItem:
     """Return an item in any of the known formats.
 
     Raises:
-        ValueError: If it is in none of them; the message says what is missing.
+        ValueError: If it is in none of them. The message names the missing fields.
     """
     return read_own_item(fields if OWN_FIELDS & fields.keys() else _convert_published(fields), line=line)
 
 
 def _convert_published(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a publisher's item with the fields of this program's format; other items are returned as they are."""
+    """Convert a publisher's item to the fields of this program's format. Return other items unchanged."""
     for needed, convert in PUBLISHED.items():
         if set(needed) <= fields.keys():
             try:
@@ -111,12 +111,12 @@ def _copa(fields: Mapping[str, Any]) -> dict[str, Any]:
     choices = [read_text_field(fields, name) for name in ("choice1", "choice2")]
     return {
         "context": f"{read_text_field(fields, 'premise').strip()[:-1]} {connectors[fields['question']]}",
-        "choices": [f" {choice[0].lower()}{choice[1:]}" for choice in choices],  # and another blank before, as in lm-eval
+        "choices": [f" {choice[0].lower()}{choice[1:]}" for choice in choices],  # lm-eval also has this second blank
         "label": read_label(fields, "label", count=2, is_text=True),
     }
 
 
-# How the publishers' items are recognized, by fields that only they have.
+# The publishers' formats, recognized by fields that no other format has.
 PUBLISHED: dict[tuple[str, ...], Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     ("ctx_a", "ctx_b", "endings", "activity_label"): _hellaswag,
     ("goal", "sol1", "sol2"): _piqa,

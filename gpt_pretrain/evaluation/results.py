@@ -22,13 +22,13 @@ class TextResult:
         model: The name of the model.
         stride: Tokens between the ends of two windows.
         context_length: The most tokens that the model reads at a time.
-        tokens: Number of tokens that are scored.
-        unscored: Number of tokens that are not, since no token precedes them.
+        tokens: Number of scored tokens.
+        unscored: Number of tokens that are not scored, since no token precedes them.
         documents: Number of documents.
-        nats_per_token, bits_per_byte, bits_per_character: Mean losses with their standard errors; NaN if the tokens do not tell
+        nats_per_token, bits_per_byte, bits_per_character: Mean losses with their standard errors; NaN if the tokens do not show
             the size of their text.
-        accuracy: Share of the tokens that the model finds most likely.
-        clusters: What the errors and comparisons are computed from.
+        accuracy: Share of the tokens that are the model's most likely ones.
+        clusters: Sums over clusters of tokens, for errors and comparisons.
     """
 
     model: str
@@ -50,7 +50,7 @@ class TextResult:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss in nats per token; infinity where that is too large for a number."""
+        """The exponential of the loss in nats per token; infinity if it is too large for a float."""
         loss = self.nats_per_token.value
         return math.exp(loss) if loss < 700 else math.inf
 
@@ -89,7 +89,7 @@ def summarize(model: str, scores: TextScores, *, stride: int, context_length: in
 
 
 def result_rows(results: Sequence[TextResult]) -> list[list[str]]:
-    """Return the rows of a table of results, with its heading, the best model first."""
+    """Return the rows of a table of results, with the heading first and then the best model."""
     heading = ["Model", "Stride", "Tokens", "Nats per token", "±", "Perplexity", "Bits per byte", "±", "Bits per character"]
     rows = [
         [
@@ -109,7 +109,7 @@ def result_rows(results: Sequence[TextResult]) -> list[list[str]]:
 
 
 def rank_results(results: Sequence[TextResult]) -> list[TextResult]:
-    """Return results from the best to the worst by bits per byte; those of unknown size come last, by nats per token."""
+    """Sort results from best to worst by bits per byte. Results of unknown size come last, by nats per token."""
 
     def key(result: TextResult) -> tuple[bool, float, float]:
         size = result.bits_per_byte.value
@@ -120,7 +120,7 @@ def rank_results(results: Sequence[TextResult]) -> list[TextResult]:
 
 
 def comparisons(results: Sequence[TextResult]) -> list[str]:
-    """Return a sentence about the best model and each other one: how much better it is, and whether that is noise."""
+    """Return sentences that compare the best model with each other one, and tell differences from noise."""
     return [f"{_prefix(best)}{_compare(best, other)}" for best, other in _compared(results)]
 
 
@@ -139,7 +139,7 @@ def differences(results: Sequence[TextResult]) -> list[dict[str, Any]]:
 def _compared(results: Sequence[TextResult]) -> Iterator[tuple[TextResult, TextResult]]:
     """Yield the best model with each other one.
 
-    Windows that do not overlap are compared with each other, and so are those of the typed stride.
+    Results without overlap are compared with each other, and so are results with the typed stride.
     """
     for overlapping in (False, True):
         ranked = rank_results([result for result in results if result.is_overlapping == overlapping])

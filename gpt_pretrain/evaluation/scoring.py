@@ -1,4 +1,4 @@
-"""Score the tokens of many sequences with a model, in batches without the logits of all positions.
+"""Score the tokens of many sequences with a model, in batches. The logits of unscored positions are not computed.
 
 Shapes: B batch, T time, N scored tokens, D emb_dim.
 """
@@ -19,8 +19,8 @@ from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import logit_losses, token_losses
 from gpt_pretrain.model.language_model import LanguageModel
 
-SORTED_BATCHES = 32  # Batches of requests that are sorted by length together, so that little of a batch is padding.
-BATCH_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # Tokens of a batch, by device type; more are not faster.
+SORTED_BATCHES = 32  # Requests of this many batches are sorted by length together, to reduce padding.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # Tokens of a batch by device type. More are not faster.
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,18 @@ class TokenScores:
 
 
 class Scorer:
-    """A model with the precision and the size of the batches in which it scores.
+    """A model that scores sequences, with its precision and its batch size.
 
     Args:
-        model: In eval mode.
+        model: The model, in eval mode.
         name: The name of the model, for messages.
         precision: 32-true or bf16-mixed.
-        batch_tokens: The most tokens of a batch, with its padding; at least one sequence is taken. None: what suits the device.
+        batch_tokens: The most tokens of a batch, including padding; None takes a number that suits the device. A batch has at
+            least one sequence.
 
     Attributes:
         tokens: Number of tokens that the model has read so far.
-        padding: Number of positions of padding beside them.
+        padding: Number of padded positions so far.
     """
 
     def __init__(
@@ -84,8 +85,7 @@ class Scorer:
     def score_groups(self, groups: Iterable[Sequence[ScoreRequest]]) -> Iterator[list[TokenScores]]:
         """Yield the scores of each group of requests, such as the choices of a question, in their order.
 
-        What the requests of a group have in common at their beginning is read only once. Batches consist of rows of similar
-        length.
+        The model reads the common beginning of a group's requests only once. Batches consist of rows of similar length.
 
         Raises:
             UserError: If a loss is NaN or infinite.
@@ -93,7 +93,7 @@ class Scorer:
         waiting: list[list[PackedRow]] = []
         tokens = 0
         for group in groups:
-            # A model of the user's own takes no mask that would keep requests in one row apart.
+            # Keeping requests in one row apart takes a mask, which the user's own model does not accept.
             packs = [[request] for request in group] if isinstance(self.model, CustomModel) else [group]
             waiting.append([row for pack in packs for row in pack_requests(pack, most=self.context_length)])
             tokens += sum(row.length for row in waiting[-1])
@@ -121,10 +121,10 @@ class Scorer:
             yield [scores for index in range(begin, begin + len(group)) for scores in results[index]]
             begin += len(group)
 
-    @torch.no_grad()  # Tensors of inference mode that a model keeps could not be used in its training later.
+    @torch.no_grad()  # Under inference_mode, tensors that a model keeps could not be used in training later.
     def _score_batch(self, batch: list[PackedRow]) -> list[list[TokenScores]]:
         length = max(row.length for row in batch)
-        token_ids = np.zeros((len(batch), length), dtype=np.int64)  # A later position never changes an earlier one.
+        token_ids = np.zeros((len(batch), length), dtype=np.int64)  # Padding behind a sequence never changes it.
         for index, row in enumerate(batch):
             token_ids[index, : row.length] = row.token_ids
         scored = np.concatenate([index * length + row.scored for index, row in enumerate(batch)])
@@ -169,7 +169,7 @@ class Scorer:
 
 
 def pick_scoring_precision(precision: str, model: LanguageModel) -> tuple[str, str]:
-    """Return the precision to score in, and the reason; "auto" takes bf16 only on a GPU that supports it."""
+    """Return the precision to score in, and the reason. "auto" takes bf16 only on a GPU that supports it."""
     if precision != "auto":
         return precision, "as configured"
     if model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):

@@ -1,4 +1,4 @@
-"""Find the longest spans of many short texts that occur in a long one, which is read once.
+"""Find the longest spans of many short texts that occur in a long one. The long text is read once.
 
 Shapes: n tokens of all short texts together, K short texts, N tokens of a block of the long text.
 """
@@ -12,24 +12,24 @@ import numpy as np
 from gpt_pretrain.data.token_stream import TokenStream
 from gpt_pretrain.evaluation.memorization import BLOCK, block_starts, window_hashes
 
-MAX_SEARCHED = 1 << 27  # Tokens of the long text; of a longer one, blocks spread evenly over it are searched.
-OVERLAP = 1 << 12  # Tokens of the next block that are read too; the longest span that is found across two blocks.
+MAX_SEARCHED = 1 << 27  # Tokens of the long text. In a longer one, blocks spread evenly over it are searched.
+OVERLAP = 1 << 12  # Each block includes this many tokens of the next one. Longer spans across two blocks are cut.
 TABLE_BITS = 22
-MAX_OCCURRENCES = 64  # Of equal windows in the short texts that are followed.
-# These bound the time for rules of dashes and the like: windows of a block that are followed, and those that are looked through
-# for a few in texts that are not found as a whole yet.
+MAX_OCCURRENCES = 64  # equal windows in the short texts to follow
+# Windows of a block to follow, and windows to look through for texts that are not found as a whole yet. These limits bound the
+# time for rules of dashes and the like.
 MAX_FOLLOWED, MAX_LOOKED_THROUGH = 100_000, 20_000_000
 
 
 def longest_shared_spans(texts: Sequence[np.ndarray], long_text: TokenStream, *, shortest: int) -> np.ndarray:
     """Return the length of each text's longest span of consecutive tokens that occurs in a long text, int64, (K,).
 
-    Windows of the shortest length are found by their hashes, and confirmed and followed token by token. The memory does not
-    depend on the length of the long text.
+    Windows of the shortest length are found by their hashes. Then they are confirmed and followed token by token. The memory does
+    not depend on the length of the long text.
 
     Args:
-        texts: Token ids, each (length,).
-        shortest: Tokens; a span that is shorter counts as 0.
+        texts: Token ids of each text, (length,).
+        shortest: Tokens of the shortest span to look for. A shorter span counts as 0.
 
     Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
     """
@@ -64,7 +64,7 @@ class _WindowIndex:
         hashes = window_hashes(self._tokens, shortest)[positions] if count else np.zeros(0, dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
         self.hashes, self._positions = hashes[order], positions[order]
-        # A table of the hashes' first bits rules out most of a block cheaply.
+        # A table of the first bits of the hashes cheaply excludes most of a block.
         self._table = np.zeros(1 << TABLE_BITS, dtype=bool)
         self._table[self.hashes >> np.uint64(64 - TABLE_BITS)] = True
 
@@ -75,7 +75,7 @@ class _WindowIndex:
         first = np.searchsorted(self.hashes, found[starts])
         after = np.searchsorted(self.hashes, found[starts], side="right")
         known = after > first
-        covered: dict[int, int] = {}  # By the distance of both positions, where the last span ends.
+        covered: dict[int, int] = {}  # By the distance of both positions, the end of the last span.
         followed = looked_through = 0
         for start, low, high in zip(starts[known].tolist(), first[known].tolist(), after[known].tolist(), strict=True):
             looked_through += high - low if high - low > MAX_OCCURRENCES else 0
@@ -94,7 +94,7 @@ class _WindowIndex:
                 return
 
     def _occurrences(self, low: int, high: int) -> list[int]:
-        """Return where equal windows are in the short texts; of many, those in texts that are not found as a whole yet."""
+        """Return the positions of equal windows in the short texts. If there are many, skip texts already found as a whole."""
         occurrences = self._positions[low:high]
         if len(occurrences) > MAX_OCCURRENCES:
             texts = self._text_of[occurrences]

@@ -1,7 +1,7 @@
-"""Mean losses with their standard errors, and the difference between two models with its own.
+"""Compute mean losses and differences between two models, each with a standard error.
 
-The tokens of a text are not independent of each other, so an error is computed over clusters: whole documents, or long blocks of
-a text that has few of them. Each mean is a ratio of two sums over clusters.
+The tokens of a text are not independent of each other, so an error is computed over clusters. Clusters are whole documents, or
+long blocks if a text has few documents. Each mean is a ratio of two sums over clusters.
 
 Source: Cochran 1977, "Sampling Techniques", ratio estimators; Miller 2024 (arXiv:2411.00640) for clustered and paired errors of
 evaluations.
@@ -18,9 +18,9 @@ import numpy as np
 
 from gpt_pretrain.evaluation.text_scores import TextScores
 
-MIN_DOCUMENTS = 20  # Fewer documents are no basis for an error, and blocks of the text are taken instead.
+MIN_DOCUMENTS = 20  # With fewer documents, the clusters are blocks of the text.
 N_BLOCKS, MIN_BLOCK_BYTES = 100, 256
-# Bytes by which the text of two models may differ: some score no first token, and a limit may fall into a token.
+# Bytes by which the text of two models may differ. Some models do not score a first token, and a limit may cut a token.
 MAX_DIFFERENCE, MAX_DIFFERENT_BYTES = 0.01, 32
 # Two-sided 95% limits of Student's distribution for 1, 2, ... degrees of freedom.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
@@ -29,7 +29,7 @@ NORMAL = 1.96
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error, which is NaN if there are too few clusters to tell."""
+    """A number with its standard error. With too few clusters, the error is NaN."""
 
     value: float
     error: float
@@ -42,7 +42,7 @@ class Clusters:
     Args:
         kind: documents or blocks.
         nats: Sum of the losses.
-        tokens: Number of tokens that are scored.
+        tokens: Number of scored tokens.
         n_bytes: Bytes of their text; 0 if unknown.
         characters: Characters of their text; 0 if unknown.
     """
@@ -55,13 +55,13 @@ class Clusters:
 
 
 def cluster_scores(scores: TextScores) -> Clusters:
-    """Sum the scores of a text up over its documents or, if it has few, over blocks of equally many bytes."""
+    """Sum the scores of a text over its documents. If it has few documents, sum over blocks with equal numbers of bytes."""
     if len(scores.document_starts) >= MIN_DOCUMENTS:
         kind, index = "documents", np.zeros(len(scores.losses), dtype=np.int64)
         index[scores.document_starts[1:]] = 1
         index = np.cumsum(index)
     else:
-        # Models with different tokenizers have the same blocks, since a token belongs to that in which its first byte is.
+        # A token belongs to the block of its first byte, so that models with different tokenizers have the same blocks.
         lengths = scores.byte_lengths if scores.byte_lengths.any() else np.full(len(scores.losses), 4)
         offsets, total = np.cumsum(lengths) - lengths, int(lengths.sum())
         kind, index = "blocks", offsets // max(MIN_BLOCK_BYTES, -(-total // N_BLOCKS))
@@ -77,7 +77,7 @@ def cluster_scores(scores: TextScores) -> Clusters:
 
 
 def ratio(sums: np.ndarray, sizes: np.ndarray) -> Estimate:
-    """Return a sum per size over all clusters, with its standard error; NaN if the sizes are unknown."""
+    """Return the ratio of the total sum to the total size, with its standard error; NaN if the sizes are unknown."""
     total, count = sizes.sum(), len(sums)
     if not total:
         return Estimate(math.nan, math.nan)
@@ -99,7 +99,7 @@ class Difference:
 
     Args:
         bits_per_byte: Mean difference and its standard error.
-        limit: The size from which a difference is more than noise, at 95% confidence.
+        limit: A larger difference is more than noise, at 95% confidence.
     """
 
     bits_per_byte: Estimate
@@ -112,9 +112,9 @@ class Difference:
 
 
 def paired_difference(first: Clusters, second: Clusters) -> Difference | None:
-    """Return how much more bits per byte the first model needs, or None if the clusters are not those of the same text.
+    """Return the additional bits per byte of the first model, or None if the clusters do not belong to the same text.
 
-    Each cluster is compared with itself, so that what makes a text easy or hard for both models does not count.
+    Each cluster is compared with itself. The difficulty that a text has for both models does not count.
     """
     if first.kind != second.kind or len(first.nats) != len(second.nats) or not first.n_bytes.sum() or not second.n_bytes.sum():
         return None
@@ -126,12 +126,12 @@ def paired_difference(first: Clusters, second: Clusters) -> Difference | None:
 
 
 def student_limit(degrees: int) -> float:
-    """Return how many standard errors a 95% interval reaches to each side; infinity without a degree of freedom."""
+    """Return the half-width of a 95% interval in standard errors; infinity without a degree of freedom."""
     if degrees < 1:
         return math.inf
     return STUDENT[degrees - 1] if degrees <= len(STUDENT) else NORMAL + 2.4 / degrees
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return a number for JSON, which has neither infinity nor NaN: None stands for these."""
+    """Return a number for JSON. JSON has neither infinity nor NaN, so return None for these."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Find the files of tasks, and read them: JSON lines in this program's format, or as their publishers have them."""
+"""Find and read the files of tasks: JSON lines in this program's or their publishers' formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpt_pretrain.system.reading import DamagedFileError, open_regular
 
 MAX_LINE_BYTES = 1 << 20
 MAX_TASK_FILES = 1000  # of a folder
-MAX_READINGS = 2  # of one file under different names or in different ways; its items take ten times its size in memory
+MAX_READINGS = 2  # of one file, by several names or in several ways; its items take ten times its size in memory
 ENDINGS = (".jsonl", ".json", ".ndjson")
 
 
@@ -32,10 +32,10 @@ def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list
 
     Args:
         limit: Items of each task to keep, from its start; None keeps all.
-        n_shots: Number of examples before each question, which are drawn from all other items of its file.
+        n_shots: Number of examples before each question. They are drawn from all other items of its file.
 
     Raises:
-        UserError: If there are none, or if a file is not a task; the message names its first line that is not an item.
+        UserError: If there are no files, or if a file is not a task. The message names the first line that is not an item.
     """
     local = user_path(path)
     if path in HUB_TASKS and not local.exists():
@@ -66,10 +66,10 @@ def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list
 
 
 def check_names_of_files(paths: Iterable[Path], *, most: int = MAX_READINGS) -> None:
-    """Check that no file has many of these names, by links or otherwise: it would be read for each of them.
+    """Check that no file has many of these names, by links or otherwise. It would be read once for each name.
 
     Raises:
-        DamagedFileError: If one has.
+        DamagedFileError: If a file has too many.
     """
     found = Counter((status.st_dev, status.st_ino) for status in (path.stat() for path in paths if path.exists()))
     if (count := max(found.values(), default=0)) > most:
@@ -80,10 +80,10 @@ def read_task(file: Path, *, name: str | None = None, limit: int | None = None) 
     """Read a file of JSON lines as a task.
 
     Args:
-        name: The name of the task; None takes the file's, without its ending.
+        name: The name of the task; None takes the file's name without its ending.
 
     Raises:
-        UserError: If it cannot be read, has no items, or a line is no item.
+        UserError: If the file cannot be read, has no items, or has a line that is not an item.
     """
     items = read_items(file, read_item, limit=limit, form=FORMAT)
     if len({len(item.continuations) > 1 for item in items}) > 1:
@@ -97,12 +97,12 @@ def read_items(
     """Read the items in a file of JSON lines.
 
     Args:
-        read: Returns the item in a JSON object and a line's number, and raises ValueError where there is none.
+        read: Converts a JSON object and its line number to an item, or raises ValueError.
         form: A sentence about the form of the lines.
-        within: A folder that the file must not lead out of.
+        within: A folder that the file must lie in, even if it is a link.
 
     Raises:
-        UserError: If the file cannot be read, has no items, or a line is no item.
+        UserError: If the file cannot be read, has no items, or has a line that is not an item.
     """
     items: list[TaskItem] = []
     line_number = 0
@@ -140,7 +140,7 @@ def _several_lines(file: Path, *, is_array: bool) -> str:
 
 
 def _parse_line(line: bytes) -> dict[str, Any]:
-    """Parse a JSON object, none of whose names may be given twice, since only the last value would count."""
+    """Parse a JSON object. No name may occur twice in it, since only the last value would count."""
     fields = parse_json(line)
     check_names(line)
     return fields

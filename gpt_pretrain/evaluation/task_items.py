@@ -9,12 +9,12 @@ from typing import Any
 from gpt_pretrain.system.shown_values import short_repr
 
 MAX_CHOICES, MAX_DELIMITER = 100, 16
-MAX_ITEM_CHARACTERS = 1 << 21  # Of an item's texts, where the context counts once for each choice, as the tokenizer reads it.
+MAX_ITEM_CHARACTERS = 1 << 21  # All texts of an item. The context counts once for each choice, since each is tokenized with it.
 FORMAT = (
     'Each line is {"context": "...", "choices": ["...", "..."], "label": 0}, {"contexts": ["...", "..."], "continuation": "...", '
     '"label": 0} or {"context": "...", "continuation": "..."}.'
 )
-SEPARATOR = "\n\n"  # After each example of a prompt, as in the LM Evaluation Harness and in nanochat.
+SEPARATOR = "\n\n"  # after each example, as in the LM Evaluation Harness and in nanochat
 OWN_FIELDS = {"context", "contexts", "continuation"}
 
 
@@ -24,8 +24,8 @@ class TaskItem:
 
     Args:
         contexts: The text before each continuation.
-        continuations: The texts whose probability decides; several of them are choices.
-        label: Index of the right one.
+        continuations: The texts to score. If there are several, they are choices.
+        label: Index of the right choice.
         sizes: Number of characters of each choice.
         line: Line of the file, from 1.
     """
@@ -44,7 +44,7 @@ class TaskItem:
 
 @dataclass(frozen=True)
 class CoreRule:
-    """The kind of a task of the CORE set, by which it is judged, and its baseline.
+    """The kind of a task of the CORE set, which decides its judgment, and its baseline.
 
     Args:
         kind: multiple_choice, schema or language_modeling.
@@ -60,10 +60,10 @@ class Task:
     """A list of questions.
 
     Args:
-        name: Its name for tables.
-        items: The questions. All of them have choices, or none has.
-        examples: For each question, the answered ones that stand before it.
-        core: Only of a task of the CORE set.
+        name: Its name in tables.
+        items: The questions. Either all of them have choices, or none has.
+        examples: For each question, the answered questions that precede it.
+        core: The rule of a task of the CORE set; None for other tasks.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Task:
 
     @property
     def has_choices(self) -> bool:
-        """True if a question has several answers to choose from; otherwise a text is continued."""
+        """True if a question has several answers to choose from. Otherwise it is a text to continue."""
         return len(self.items[0].continuations) > 1
 
     @property
@@ -95,7 +95,7 @@ def read_own_item(fields: Mapping[str, Any], *, line: int) -> TaskItem:
     """Return an item in this program's format.
 
     Raises:
-        ValueError: If it is not; the message says what is missing.
+        ValueError: If it is in another format. The message names the missing fields.
     """
     for one, other in (("context", "contexts"), ("choices", "continuation")):
         if {one, other} <= fields.keys():
@@ -117,7 +117,7 @@ def read_own_item(fields: Mapping[str, Any], *, line: int) -> TaskItem:
 
 
 def put_before(begin: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Return texts with another one before each of them; equal texts remain one string, since an item may have many."""
+    """Return texts with another one put before each of them. Equal texts share one string, since an item may have many."""
     whole = {text: begin + text for text in texts}
     return tuple(whole[text] for text in texts)
 
@@ -126,7 +126,7 @@ def check_item_size(contexts: tuple[str, ...], endings: tuple[str, ...]) -> None
     """Check that an item's texts are not too long.
 
     Raises:
-        ValueError: If they are.
+        ValueError: If they are too long.
     """
     if (size := sum(map(len, contexts + endings))) > MAX_ITEM_CHARACTERS:
         raise ValueError(
@@ -173,8 +173,8 @@ def read_label(fields: Mapping[str, Any], name: str, *, count: int, first: int =
     """Return the index of the right choice, counted from 0.
 
     Args:
-        first: What the file calls the first choice.
-        is_text: Whether the number may be written as a text, which in a task of the user's own could be meant as a choice.
+        first: The file's number for the first choice.
+        is_text: Whether the number may be written as a text. In the user's own task, such a text could mean a choice.
 
     Raises:
         ValueError: If it is not one of the choices.
@@ -182,7 +182,7 @@ def read_label(fields: Mapping[str, Any], name: str, *, count: int, first: int =
     value = fields.get(name)
     if value is None:
         raise ValueError(f'"{name}" is missing')
-    # Tables that have a gap in a column write its whole numbers as 1.0.
+    # If a column of a table has a gap, its whole numbers are written as 1.0.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     text = value if is_text and isinstance(value, str) else str(value) if is_number else ""
     for index in range(count):

@@ -1,4 +1,4 @@
-"""The results of models on tasks: accuracies, perplexities and the CORE metric, with their errors and differences."""
+"""Compute the results of models on tasks: accuracies, perplexities and the CORE metric, with errors and differences."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from gpt_pretrain.evaluation.statistics import Estimate, finite_or_none, student_limit
 
-MAX_CHANCE = 0.05  # Of a difference that is not called noise.
-LEAST_LIMIT = 1e-3  # Of a difference, relative to it, that rounding alone does not cause.
-MIN_COMPARED = 6  # Items; fewer prove nothing at this level even if all of them agree.
+MAX_CHANCE = 0.05  # A difference is noise if its probability by chance is higher.
+LEAST_LIMIT = 1e-3  # Limit of a difference relative to it; a smaller limit comes from copies of an item.
+MIN_COMPARED = 6  # Items; fewer prove nothing at this level, even if all of them agree.
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class TaskResult:
     Args:
         model: The name of the model.
         task: The name of the task.
-        correct: For each item, 1 if the choice with the highest log-probability is the right one, or if each token of the
-            continuation is the most likely one. In the CORE set, the log-probability per token decides.
-        correct_by_length: The same for the highest log-probability per character of a choice; None without choices.
-        losses: Minus the log-probability of each continuation, without choices; otherwise None.
-        truncated: Number of items that are longer than the context, and are cut on the left.
+        correct: For each item, 1 if the choice with the highest log-probability is right; without choices, 1 if each token of
+            the continuation is the most likely one. In the CORE set, the log-probability per token decides.
+        correct_by_length: The same by the highest log-probability per character of a choice; None without choices.
+        losses: Minus the log-probability of each continuation; None for a task with choices.
+        truncated: Number of items that are longer than the context and are cut on the left.
         unknown: Number of items with text that the vocabulary lacks.
         unknown_example: A part of such text.
         n_shots: Number of examples before each item.
-        baseline: The accuracy of guessing, in the CORE set.
+        baseline: The accuracy of guessing; only for the CORE set.
     """
 
     model: str
@@ -47,17 +47,17 @@ class TaskResult:
 
     @property
     def accuracy(self) -> Estimate:
-        """The share of the items that are answered rightly, by the sum of the log-probabilities."""
+        """The share of correctly answered items, by the sum of the log-probabilities."""
         return mean_estimate(self.correct)
 
     @property
     def accuracy_by_length(self) -> Estimate | None:
-        """The share of the items that are answered rightly, by the log-probability per character."""
+        """The share of correctly answered items, by the log-probability per character."""
         return None if self.correct_by_length is None else mean_estimate(self.correct_by_length)
 
     @property
     def perplexity(self) -> Estimate | None:
-        """The exponential of the mean loss of a continuation, with the error that follows from the mean's."""
+        """The exponential of the mean loss of a continuation. Its error follows from the error of the mean."""
         if self.losses is None:
             return None
         loss = mean_estimate(self.losses)
@@ -66,7 +66,7 @@ class TaskResult:
 
     @property
     def centered(self) -> Estimate | None:
-        """The accuracy on a scale on which guessing is 0 and no mistake is 1."""
+        """The accuracy on a scale from 0 for guessing to 1 for no mistake."""
         return None if self.baseline is None else center(self.accuracy, self.baseline)
 
     def as_json(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class TaskResult:
         return numbers | {"truncated": self.truncated, "unknown": self.unknown}
 
     def warnings(self, context_length: int) -> list[str]:
-        """Return sentences about items that were not read as they are."""
+        """Return sentences about items that were cut or have unknown text."""
         items = f"of {len(self.correct):,} items"
         sentences = []
         if self.truncated:
@@ -134,21 +134,21 @@ def core_results(results: Sequence[TaskResult]) -> list[CoreResult]:
 
 
 def center(accuracy: Estimate, baseline: float) -> Estimate:
-    """Return an accuracy on a scale on which guessing is 0 and no mistake is 1."""
+    """Return an accuracy on a scale from 0 for guessing to 1 for no mistake."""
     return Estimate((accuracy.value - baseline) / (1 - baseline), accuracy.error / (1 - baseline))
 
 
 def mean_estimate(values: np.ndarray) -> Estimate:
-    """Return the mean of independent values with its standard error, which is NaN for a single one."""
+    """Return the mean of independent values with its standard error. The error of a single value is NaN."""
     count = len(values)
     return Estimate(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan)
 
 
 def compare_accuracies(first: TaskResult, second: TaskResult) -> tuple[Estimate, bool]:
-    """Return how much more often the first model is right, item by item, and whether that is noise at 95% confidence.
+    """Return the first model's accuracy minus the second's, item by item, and whether it is noise at 95% confidence.
 
-    An exact sign test over the items on which the models differ decides (McNemar 1947); it is valid for few items, too.
-    The error is for display; it is NaN for a single item, and 0 if the models differ on none or in the same way on all of them.
+    An exact sign test over the items on which the models differ decides (McNemar 1947). It is also valid for few items. The error
+    is only for display. It is NaN for a single item, and 0 if the models differ on no item or in the same way on all items.
     """
     if len(first.correct) != len(second.correct):
         raise ValueError(f"{len(first.correct)} and {len(second.correct)} items cannot be compared")
@@ -158,27 +158,27 @@ def compare_accuracies(first: TaskResult, second: TaskResult) -> tuple[Estimate,
 
 
 def compare_perplexities(first: np.ndarray, second: np.ndarray) -> tuple[float, float, bool]:
-    """Return the factor by which the second model's perplexity is higher, its 95% limit, and whether that is noise.
+    """Return the factor by which the second model's perplexity is higher, its 95% limit, and whether it is noise.
 
-    The losses of the same item are compared with each other, so that hard items do not count.
+    Both losses of an item are compared with each other. The difficulty of an item therefore does not count.
 
     Args:
-        first: Losses of each item, (N,).
-        second: Those of the other model, (N,).
+        first: The first model's loss of each item, (N,).
+        second: The second model's loss of each item, (N,).
 
     Returns:
-        The factor; the factor by which its interval reaches to each side; True for noise.
+        The factor; the half-width of its interval as a factor; True for noise.
     """
     difference = mean_estimate(second - first)
     limit = difference.error * student_limit(len(first) - 1) if len(first) > 1 else math.inf
-    # An error of nearly 0 comes from copies of an item, which prove nothing.
+    # An error of nearly 0 comes from copies of an item. They prove nothing.
     is_copied = limit < LEAST_LIMIT * abs(difference.value)
     is_noise = len(first) < MIN_COMPARED or is_copied or not abs(difference.value) > limit
     return _bounded_exp(difference.value), _bounded_exp(limit), is_noise
 
 
 def compare_core(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> tuple[Estimate, bool]:
-    """Return by how much the first model's CORE metric is higher, item by item, and whether that is noise at 95% confidence."""
+    """Return the first model's CORE metric minus the second's, item by item, and whether it is noise at 95% confidence."""
     others = {result.task: result for result in second}
     differences = []
     for one in first:
@@ -192,7 +192,7 @@ def compare_core(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> t
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Return the probability that tosses of a fair coin are at least as uneven, in either direction."""
+    """Return the probability that tosses of a fair coin are at least as uneven as this, in either direction."""
     count = wins + losses
     log_total = math.lgamma(count + 1) - count * math.log(2)
     tail = (math.exp(log_total - math.lgamma(k + 1) - math.lgamma(count - k + 1)) for k in range(min(wins, losses) + 1))

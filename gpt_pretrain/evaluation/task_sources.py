@@ -11,7 +11,7 @@ from gpt_pretrain.system.environment import user_path
 
 
 def load_tasks(settings: TaskSettings) -> list[Task]:
-    """Return all tasks that the settings name; none if they name none.
+    """Return all tasks that the settings name.
 
     Raises:
         UserError: If one of them cannot be read.

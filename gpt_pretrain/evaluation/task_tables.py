@@ -1,4 +1,4 @@
-"""The results of models on tasks as a table and as sentences."""
+"""Describe the results of models on tasks in a table and in sentences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGE = 1e6  # A larger perplexity is shown with an exponent.
 
 
 def task_rows(results: Sequence[TaskResult]) -> list[list[str]]:
-    """Return the rows of a table of results on tasks, with its heading. Columns that no task has are left out."""
+    """Return the rows of a table of results on tasks, with the heading. Columns that no task needs are left out."""
     heading = ["Task", "Shots", "Model", "Items", "Accuracy", "±", "By length", "±", "Perplexity", "±", "Centered", "±"]
     rows = [heading]
     for result in results:
@@ -32,7 +32,7 @@ def task_rows(results: Sequence[TaskResult]) -> list[list[str]]:
 
 
 def task_comparisons(results: Sequence[TaskResult]) -> list[str]:
-    """Return sentences about each task: how much better the best model is than each other one, and whether that is noise."""
+    """Return sentences that compare the best model with each other one on each task, and tell differences from noise."""
     sentences = []
     for task in dict.fromkeys(result.task for result in results):
         of_task = [one for one in results if one.task == task]
@@ -65,7 +65,7 @@ def _compare_perplexity(best: TaskResult, best_losses: np.ndarray, other: TaskRe
 
 
 def _core_sentences(results: Sequence[TaskResult]) -> list[str]:
-    """Return the CORE metric of each model, and how much better the best one is."""
+    """Return sentences about the CORE metric of each model, and about the lead of the best one."""
     ranked = sorted(core_results(results), key=lambda one: -one.metric.value)
     sentences = [
         f"CORE of {one.model}: {one.metric.value:.4f}{_plus_minus(one.metric.error)}, over {one.n_tasks} tasks." for one in ranked

@@ -1,6 +1,6 @@
-"""Score the items of a task: the choice that a model finds most likely, or whether it continues a text as the author did.
+"""Score the items of a task: find a model's most likely choice, or check that the model continues a text like its author.
 
-Source: the LM Evaluation Harness, for how a text is divided into tokens, cut and judged; nanochat for tasks of the CORE set.
+Source: the LM Evaluation Harness for the tokenization, the cutting and the judging of texts; nanochat for tasks of the CORE set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def score_task(scorer: Scorer, task: Task, tokenizer: Tokenizer, *, report: Call
         report: Called with the number of continuations scored so far.
 
     Raises:
-        UserError: If the tokenizer cannot write a text, or a continuation has no tokens or more than the context holds.
+        UserError: If the tokenizer cannot encode a text, or a continuation has no tokens or more than the context holds.
     """
     encoder = TaskEncoder(task, tokenizer, scorer.context_length)
     correct: list[float] = []
@@ -65,9 +65,9 @@ def check_characters(task: Task, tokenizer: Tokenizer) -> None:
     """Check that a tokenizer has all characters of a task, before anything is scored.
 
     Raises:
-        UserError: If it cannot write one, and has no token for unknown ones.
+        UserError: If it lacks one, and has no token for unknown characters.
     """
-    # Those of the CORE set are items of the task.
+    # The examples of a CORE task are items of the task.
     shown = {example for examples in task.examples for example in examples} if task.core is None else ()
     texts = {text for item in (*task.items, *shown) for text in (*item.contexts, *item.continuations)}
     characters = set[str]().union(*texts, SEPARATOR if task.n_shots else "")
@@ -78,10 +78,10 @@ def check_characters(task: Task, tokenizer: Tokenizer) -> None:
 
 
 class TaskEncoder:
-    """Turns the items of a task into requests, and counts those that have a problem.
+    """Turn the items of a task into requests, and count the items that have a problem.
 
     Attributes:
-        truncated: Number of items that are longer than the context, and are cut on the left.
+        truncated: Number of items that are longer than the context and are cut on the left.
         unknown: Number of items with text that the vocabulary lacks.
         unknown_example: A part of such text.
     """
@@ -92,7 +92,7 @@ class TaskEncoder:
 
     def requests(self) -> Iterator[list[ScoreRequest]]:
         """Yield a request for each choice of each item."""
-        # nanochat gives a model as many tokens as its context holds, the harness one more, which is only predicted.
+        # In nanochat, a sequence is at most as long as the context. The harness allows one more, which is only predicted.
         most = self.context_length + (self.task.core is None)
         for item in self.task.prompts():
             sequences = self._encode(item)
@@ -100,11 +100,11 @@ class TaskEncoder:
                 _check_lengths(len(token_ids) - n_scored, n_scored, most - 1, task=self.task, item=item)
             self.truncated += any(len(token_ids) > most for token_ids, _ in sequences)
             self._count_unknown(item, sequences)
-            # An array of all tokens would stay in memory as long as a slice of it.
+            # A slice of an array would keep all tokens in memory.
             yield [ScoreRequest(np.array(ids[-most:], dtype=np.int64), n_scored) for ids, n_scored in sequences]
 
     def _encode(self, item: TaskItem) -> list[tuple[list[int], int]]:
-        """Return the tokens of each choice with its context, and how many of them are scored."""
+        """Return the tokens of each choice with its context, and the number of them to score."""
         if self.task.core is not None:
             return encode_core_item(item, self.task.core, self.tokenizer)
         encoded: dict[str, list[int]] = {}
@@ -127,12 +127,12 @@ class TaskEncoder:
 def encode_pair(
     context: str, continuation: str, tokenizer: Tokenizer, *, encoded: dict[str, list[int]] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Return the token ids of a context and of its continuation, divided where the context's own tokens end.
+    """Return the token ids of a context and of its continuation. Both are encoded together and then divided.
 
     Blanks at the end of the context go to the continuation. An empty context becomes the end of text, if there is one.
 
     Args:
-        encoded: The token ids of contexts that are already encoded; this one's are added.
+        encoded: The token ids of already encoded contexts. This context is added.
     """
     encoded = {} if encoded is None else encoded
     kept = context.rstrip()
@@ -146,10 +146,11 @@ def encode_pair(
 
 
 def encode_core_item(item: TaskItem, rule: CoreRule, tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
-    """Return the tokens of each choice with its context, and how many are scored: those by which the choices differ.
+    """Return the tokens of each choice with its context, and the number of tokens to score at the end.
 
-    Of a schema, it is the tokens at the end that are common to all choices. Without choices, it is those after the context. At
-    least one token is scored, also where the tokens of one choice are the beginning of another's.
+    For multiple choice, these are the tokens in which the choices differ. For a schema, they are the common tokens at the end of
+    all choices. Without choices, they are the tokens after the context. At least one token is scored, even if one choice's tokens
+    are the beginning of another's.
     """
     begin = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     pairs = zip(item.contexts, item.continuations, strict=True)

@@ -1,4 +1,4 @@
-"""Score every token of a text exactly once, and sum the scores up.
+"""Score every token of a text exactly once, and sum the scores.
 
 Shapes: n tokens of the text, K clusters, T context_length, V vocab_size.
 """
@@ -19,19 +19,19 @@ from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.evaluation.windows import scored_windows
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
 
-BLOCK = 1 << 20  # Tokens that are read at a time.
+BLOCK = 1 << 20  # Tokens to read at a time.
 
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """A text as the tokens of one model's tokenizer.
+    """A text, tokenized with one model's tokenizer.
 
     Args:
-        name: Its name for tables and messages.
-        tokens: All tokens, with documents kept apart by `boundaries`.
-        boundaries: How the stream separates its documents.
+        name: Its name in tables and messages.
+        tokens: All tokens. `boundaries` separates the documents.
+        boundaries: The way in which the stream separates its documents.
         tokenizer: The tokenizer that made the tokens.
-        warnings: Sentences about what is not read as it is.
+        warnings: Sentences about parts of the text that were changed in reading.
     """
 
     name: str
@@ -41,7 +41,7 @@ class EvaluationText:
     warnings: tuple[str, ...] = ()
 
     def documents(self) -> Iterator[tuple[int, int]]:
-        """Yield the start and end of each document in the tokens; its end-of-text token is part of it."""
+        """Yield the start and end of each document in the tokens. A document includes its end-of-text token."""
         begin = 0
         for start in range(0, self.tokens.count, BLOCK):
             block = self.tokens.read(start, min(BLOCK, self.tokens.count - start))
@@ -55,7 +55,7 @@ class EvaluationText:
 
     @property
     def adds_prefix(self) -> bool:
-        """True if an end-of-text token is put before each document, from which its first token is predicted."""
+        """True if an end-of-text token is put before each document, so that its first token can be predicted."""
         return self.boundaries.eos_id is not None and not self.boundaries.eos_first
 
     @property
@@ -70,7 +70,7 @@ class TextScores:
     Args:
         text: The text.
         losses: Loss of each token in nats, float32, (n,); NaN for a token that is not scored, since no token precedes it.
-        is_top: Whether the model finds each token the most likely one, bool, (n,).
+        is_top: Whether each token is the model's most likely one, bool, (n,).
         document_starts: Position of the first token of each document, (documents,).
         position_losses: Mean loss of the tokens with 1, 2, ... T tokens of context in nats, (T,); NaN if there are none.
     """
@@ -108,24 +108,24 @@ def score_text(
     """Score every token of a text exactly once, each document by itself.
 
     Args:
-        stride: Tokens between the ends of two windows; a smaller one gives each token more context, and takes more time. None:
-            the context length, with windows that do not overlap.
+        stride: Tokens between the ends of two windows. A smaller stride gives each token more context and takes more time. None
+            takes the context length, so that windows do not overlap.
         report: Called with the number of tokens scored so far.
     """
     count, context = text.tokens.count, scorer.context_length
     losses = np.full(count, np.nan, dtype=np.float32)
     is_top = np.zeros(count, dtype=bool)
-    # A file may state any context, and only as many positions are used.
+    # A file may state any context length. Only the positions in use take memory.
     positions = min(context, count + 1)
     sums, counts = np.zeros(positions), np.zeros(positions, dtype=np.int64)
     starts: list[int] = []
-    pending: deque[tuple[int, int, int]] = deque()  # of each request: begin and end in the stream, tokens of context
+    pending: deque[tuple[int, int, int]] = deque()  # for each request: start and end in the stream, tokens of context
 
     def requests() -> Iterator[ScoreRequest]:
         prefix = np.array([text.boundaries.eos_id], dtype=np.int64) if text.adds_prefix else np.zeros(0, dtype=np.int64)
         for begin, end in text.documents():
             starts.append(begin)
-            first = begin - len(prefix)  # where the sequence begins
+            first = begin - len(prefix)  # start of the sequence
             windows = scored_windows(end - first, context_length=context, stride=stride or context)
             for window in windows:
                 low, high = first + window.start, first + window.end
@@ -148,9 +148,9 @@ def score_text(
 
 
 def token_character_counts(tokenizer: Tokenizer) -> np.ndarray:
-    """Return the number of characters that begin in each token, int64, (V,); the end of text counts as 0.
+    """Return the number of characters that begin in each token, int64, (V,). The end of text counts as 0.
 
-    All are 0 if the tokens of a text do not tell its size.
+    All numbers are 0 if the tokens of a text do not show its size.
     """
     if not tokenizer.keeps_bytes:
         return np.zeros(tokenizer.vocab_size, dtype=np.int64)

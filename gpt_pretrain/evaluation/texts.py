@@ -1,4 +1,4 @@
-"""Find the text that models are evaluated on, as the tokens of each model's tokenizer."""
+"""Find the text to evaluate models on, and tokenize it with each model's tokenizer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.texts.text import sha256_without_blanks
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
 
-OTHER_TOKENIZER = "Use that tokenizer."  # the advice for a training, which may choose one
+OTHER_TOKENIZER = "Use that tokenizer."  # advice for a training, which may choose its tokenizer
 
 NO_TEXT = (
     "None of the models names a text that is still there, so there is no validation set to evaluate on. Give a text: "
@@ -34,10 +34,10 @@ class TextSource:
     """The text to evaluate on, before it is tokenized.
 
     Args:
-        name: Its name for tables and messages.
+        name: Its name in tables and messages.
         settings: The `data` settings.
-        whole: Whether all of it is evaluated, or only its validation set.
-        text_sha256: A hash of the whole text that it must have; None if it may be any.
+        whole: Whether to evaluate all of it, or only its validation set.
+        text_sha256: The required hash of the whole text; None allows any text.
     """
 
     name: str
@@ -46,13 +46,13 @@ class TextSource:
     text_sha256: str | None = None
 
     def tokenize(self, tokenizer: Tokenizer, *, max_bytes: int | None = None) -> EvaluationText:
-        """Return the text, or its beginning, as tokens.
+        """Tokenize the text, or its beginning.
 
         Args:
             max_bytes: Bytes of the text to keep; None keeps all.
 
         Raises:
-            UserError: If it cannot be read, has changed, or holds the tokens of another tokenizer.
+            UserError: If it cannot be read, has changed, or consists of another tokenizer's tokens.
         """
         try:
             (source,) = find_data_sources(self.settings, tokenizer, whole=self.whole)
@@ -99,7 +99,7 @@ def validation_source(models: Sequence[Weights]) -> TextSource:
     """Return the validation set of the first model that names one.
 
     Raises:
-        UserError: If none does, or the settings of the first one that does cannot be used.
+        UserError: If no model names one, or the settings of the first model that does cannot be used.
     """
     for weights in models:
         content = weights.content
@@ -114,10 +114,10 @@ def validation_source(models: Sequence[Weights]) -> TextSource:
 
 
 def _beginning(tokens: TokenStream, tokenizer: Tokenizer, *, max_bytes: int) -> TokenStream:
-    """Return the first tokens with a number of bytes, so that all tokenizers have nearly the same text.
+    """Return the first tokens up to a number of bytes, so that all tokenizers have nearly the same text.
 
     Raises:
-        UserError: If the tokens do not tell the bytes of their text.
+        UserError: If the tokens do not show the bytes of their text.
     """
     if not tokenizer.keeps_bytes:
         raise UserError(

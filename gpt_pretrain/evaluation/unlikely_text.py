@@ -1,4 +1,4 @@
-"""Notice weights of another program that do not fit the text that they are given."""
+"""Notice that another program's weights do not fit a text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARGIN = 1.0  # nats per token
 
 @torch.no_grad()
 def unlikely_prompt(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> str | None:
-    """Return a sentence about a prompt whose loss is far above guessing, or None if it is not, or is too short to tell."""
+    """Return a sentence if the loss on a prompt is far above guessing; None if it is not, or if the prompt is too short."""
     token_ids = encode_prompt(prompt, tokenizer)[: model.config.context_length]
     if len(token_ids) < MIN_TOKENS or max(token_ids) >= model.config.vocab_size:
         return None
@@ -27,12 +27,12 @@ def unlikely_prompt(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> 
 
 
 def unlikely_loss(text: str, loss: float, *, vocab_size: int, of_own_vocabulary: bool = False) -> str | None:
-    """Return a sentence about loaded weights whose loss on a text is far above guessing, or None if it is not.
+    """Return a sentence if the loss of loaded weights on a text is far above guessing, otherwise None.
 
     Args:
-        text: What to call the text, to begin the sentence with.
-        loss: In nats per token.
-        of_own_vocabulary: Whether the weights brought the tokenizer that is used.
+        text: A name for the text, to begin the sentence with.
+        loss: The loss in nats per token.
+        of_own_vocabulary: Whether the tokenizer came with the weights.
     """
     guess = math.log(vocab_size)
     if not loss > guess + MARGIN:

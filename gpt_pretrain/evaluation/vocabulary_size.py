@@ -10,15 +10,15 @@ import numpy as np
 from gpt_pretrain.system.formatting import format_si
 from gpt_pretrain.system.tables import format_table
 
-MIN_NOISE = 0.005  # bits per byte: less than two seeds of one training differ by
+MIN_NOISE = 0.005  # bits per byte; two seeds of one training differ by more
 DEVIATIONS = 2.0  # standard errors on either side of an interval
 SMALLEST, LARGEST, N_SIZES = 500, 32_000, 5
-MIN_SIZES = 3  # that a parabola needs
-MIN_RANGE = 2  # between the smallest and the largest size
-TEXT_PER_TOKEN = 50  # bytes; with less, most tokens are words that occur a few times
+MIN_SIZES = 3  # A parabola needs three.
+MIN_RANGE = 2  # ratio of the largest to the smallest size
+TEXT_PER_TOKEN = 50  # bytes per token of the vocabulary; with less, most tokens are words that occur a few times
 MIN_TEXT = SMALLEST * MIN_RANGE * TEXT_PER_TOKEN  # bytes
-MAX_EXTRAPOLATION = 4  # of the text beyond the longest trial; twice as far, predictions are off by 0.3 bits per byte
-N_CANDIDATES = 200  # sizes between the smallest and the largest one that the fit is evaluated at
+MAX_EXTRAPOLATION = 4  # times the text of the longest trial; at twice that, predictions are off by 0.3 bits per byte
+N_CANDIDATES = 200  # sizes at which the fit is evaluated, from the smallest to the largest
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class TrialPoint:
 
     Args:
         vocab_size: Tokens of the vocabulary.
-        text_bytes: The text that the model has been trained on so far, in bytes, repetitions included.
-        bits_per_byte: Of the held-out text.
+        text_bytes: Bytes of text that the model has been trained on so far, including repetitions.
+        bits_per_byte: Bits per byte of the held-out text.
     """
 
     vocab_size: int
@@ -44,9 +44,9 @@ class SuggestedSize:
         vocab_size: The size.
         lowest: The smallest size that may be as good.
         highest: The largest size that may be as good.
-        bits_per_byte: Predicted for the suggested size.
-        error: The standard error of that prediction, in bits per byte.
-        at_edge: Whether no larger, or no smaller, size was measured, so that the best one may lie beyond.
+        bits_per_byte: The prediction for the suggested size.
+        error: The standard error of the prediction, in bits per byte.
+        at_edge: Whether the size is the largest or the smallest measured one, so that the best size may lie beyond.
     """
 
     vocab_size: int
@@ -58,12 +58,12 @@ class SuggestedSize:
 
 
 class SizeFit:
-    """A parabola in the logarithm of the size that moves linearly with the logarithm of the text, fitted by least squares.
+    """A parabola in the logarithm of the size, fitted by least squares. It moves linearly with the logarithm of the text.
 
-    A square term for the text fits better, but is wrong by many bits as soon as it is extrapolated.
+    A square term for the text would fit better, but its extrapolation is wrong by many bits.
 
     Args:
-        points: Of at least three sizes at at least two lengths of a training.
+        points: Measurements of at least three sizes, each at two or more lengths of a training.
     """
 
     def __init__(self, points: Sequence[TrialPoint]) -> None:
@@ -81,7 +81,7 @@ class SizeFit:
     def suggest(self, text_bytes: float) -> SuggestedSize:
         """Return the best size for a training on this amount of text.
 
-        Sizes count as good as it if their difference is within the error of the difference.
+        Another size counts as equally good if the difference is within its error.
         """
         sizes = np.exp2(np.linspace(np.log2(self.sizes[0]), np.log2(self.sizes[-1]), N_CANDIDATES))
         terms = self._terms(sizes, np.full(N_CANDIDATES, text_bytes))
@@ -106,7 +106,7 @@ class SizeFit:
 
 
 def trial_sizes(n_bytes: int) -> list[int]:
-    """Return the sizes to try for a text, so that it has TEXT_PER_TOKEN bytes for each token; none if it is too short."""
+    """Return the sizes to try for a text with at least TEXT_PER_TOKEN bytes per token; none if the text is too short."""
     if n_bytes < MIN_TEXT:
         return []
     largest = min(n_bytes // TEXT_PER_TOKEN, LARGEST)
@@ -114,11 +114,11 @@ def trial_sizes(n_bytes: int) -> list[int]:
 
 
 def describe_suggestion(points: Sequence[TrialPoint], *, bytes_per_token: Sequence[float], total_bytes: float) -> list[str]:
-    """Return the lines that say which size is best after the trials, and at the end of the whole training.
+    """Return lines about the best size after the trials, and at the end of the whole training.
 
     Args:
-        bytes_per_token: Of each size, in ascending order.
-        total_bytes: The text of the whole training.
+        bytes_per_token: Bytes per token of each size, in ascending order of the sizes.
+        total_bytes: Bytes of text in the whole training.
     """
     fit = SizeFit(points)
     longest = max(point.text_bytes for point in points)
@@ -156,6 +156,6 @@ def _describe(found: SuggestedSize, fit: SizeFit) -> str:
 
 
 def _round(size: float) -> int:
-    """Return a size with two digits that count, as sizes in between make no difference."""
+    """Round a size to two significant digits, since sizes in between make no difference."""
     unit = 10 ** max(int(np.log10(size)) - 1, 0)
     return int(round(size / unit) * unit)

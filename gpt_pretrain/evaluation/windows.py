@@ -1,4 +1,4 @@
-"""The windows in which a text that is longer than the context is scored, each token exactly once."""
+"""Divide a text that is longer than the context into windows that score each token exactly once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScoredWindow:
-    """A range of a sequence of tokens, of which the last ones are scored.
+    """A range of a sequence of tokens. Its last tokens are scored.
 
     Args:
         start: Position of the first token that the model reads.
-        end: Position after the last token that is scored; the model reads all tokens before that one.
-        n_scored: Number of tokens that are scored, up to `end`.
+        end: Position after the last scored token. The model reads all tokens before the last one.
+        n_scored: Number of scored tokens, up to `end`.
     """
 
     start: int
@@ -24,9 +24,9 @@ class ScoredWindow:
 def scored_windows(count: int, *, context_length: int, stride: int) -> Iterator[ScoredWindow]:
     """Yield windows that score each token of a sequence but the first exactly once, in order.
 
-    The first window scores as many tokens as the context holds; each further one scores `stride` tokens, and reads as many before
-    them as fit. So each token but the first ones has at least context_length - stride + 1 tokens of context. With a stride of a
-    whole context the windows do not overlap, except for the last one.
+    The first window scores as many tokens as the context holds. Each further window scores `stride` tokens, and reads as many
+    tokens before them as fit. After the first window, each token thus has at least context_length - stride + 1 tokens of context.
+    With a stride of a whole context, only the last window overlaps another.
 
     Args:
         count: Number of tokens of the sequence. The first one is only read.
