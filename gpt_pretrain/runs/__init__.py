@@ -1,5 +1,5 @@
-"""Everything that a run leaves behind: its folder, its metadata, metrics, samples, charts and report page.
+"""The files of a run: its folder, metadata, metrics, samples, charts and report page.
 
-This package writes these files during a run and reads them afterwards. It must not know how a model is trained, nor sweeps, which
-build on it.
+This package writes these files during a run and reads them afterwards. It must know neither the training of a model nor sweeps.
+Sweeps build on it.
 """

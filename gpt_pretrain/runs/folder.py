@@ -1,4 +1,4 @@
-"""The folder of a run: the paths in it, how to find it by name, and the check that it can be written to without harm.
+"""The folder of a run: its paths, the search for it by name, and the check that it can be written to without harm.
 
 Importing this module loads no heavy library.
 """
@@ -19,13 +19,13 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 METRICS = "metrics.csv"
 REPORT = "report.html"
 EXPORTED = "huggingface"
-RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # one of them stands beside each run.json
+RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # each run.json has one of them beside it
 FILES_OF_RUNS = (
     *("run.json", "config.yaml", METRICS, "samples.txt", "train.log", "generate.log", REPORT, "losses.png"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json", "losses.pdf", ".lock", "mlflow.db", ".tracking"),
 )
 FOLDERS_OF_RUNS = (".hydra", "checkpoints", EXPORTED)
-# Everything in a run's folder that a run writes; "wandb", ".wandb", "mlruns" and "mlflow.db" are written by their loggers.
+# Everything that a run writes to its folder. Loggers write "wandb", ".wandb", "mlruns" and "mlflow.db".
 WRITTEN_BY_RUNS = (
     *FILES_OF_RUNS,
     *(*FOLDERS_OF_RUNS, "wandb", ".wandb", "mlruns"),
@@ -48,11 +48,11 @@ def find_run(name: str) -> Path:
     """Return the folder of a run that has a checkpoint.
 
     Args:
-        name: A run's folder, its folder of checkpoints, one of these, or "latest": the run below outputs/ with the newest
+        name: A run's folder, its folder of checkpoints, a checkpoint in it, or "latest": the run below outputs/ with the newest
             checkpoint.
 
     Raises:
-        UserError: If the folder does not exist or holds no checkpoint.
+        UserError: If the folder does not exist or contains no checkpoint.
     """
     run_dir = find_run_folder(name)
     if not list_checkpoints(run_dir):
@@ -63,7 +63,7 @@ def find_run(name: str) -> Path:
 
 
 def find_run_folder(name: str) -> Path:
-    """Return the folder of a run, with or without a checkpoint, by the names that `find_run` takes.
+    """Return the folder of a run, with or without a checkpoint. Accept the same names as `find_run`.
 
     Raises:
         UserError: If the folder does not exist.
@@ -87,7 +87,7 @@ def find_run_folder(name: str) -> Path:
 
 
 def _checkpoints_beside(path: Path) -> str:
-    """Return a sentence that names the checkpoints that a run has in place of a missing one."""
+    """Return a sentence that names a run's existing checkpoints, since one is missing."""
     if not (found := list_checkpoints(path.parent.parent)):
         return f" Check the path; the checkpoints of a run are in the folder checkpoints of its folder below {OUTPUTS}/."
     return f" This folder has {', '.join(file.name for file in found[:5])}{' and more' * (len(found) > 5)}."
@@ -97,10 +97,10 @@ def find_checkpoints(name: str) -> list[Path]:
     """Return the checkpoint that a name refers to, or all checkpoints of a run, the newest first.
 
     Args:
-        name: A checkpoint file, or a name that `find_run` takes.
+        name: A checkpoint file, or a name for `find_run`.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no checkpoint.
     """
     path = user_path(name)
     if name != "latest" and path.is_file():
@@ -111,28 +111,28 @@ def find_checkpoints(name: str) -> list[Path]:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Return a run's checkpoints: last.ckpt, then those with a step in their name, the newest first, then best.ckpt."""
+    """Return a run's checkpoints: last.ckpt, then the ones named after a step, the newest first, then best.ckpt."""
     found = [file for file in checkpoint_dir(run_dir).glob("*.ckpt") if file.is_file()]
     return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)
 
 
 def written_at(file: Path) -> int:
-    """Return when a file was last written here, in nanoseconds, to find the newest.
+    """Return the time at which a file was last written here, in nanoseconds, to find the newest file.
 
-    An archive sets the modification time of its files, also to one in the future, with which a folder from somebody else would
-    be the newest forever. It does not set the change time: when the file was unpacked, or its name or mode was changed.
+    An archive can set the modification time of its files to the future. A folder from somebody else would then always be the
+    newest. An archive cannot set the change time, so that time counts: the file was then unpacked, renamed, or got another mode.
     """
     status = file.stat()
     return min(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def check_folder_name(folder: Path) -> None:
-    """Check that no part of a folder's path is an interpolation, which Hydra would replace: files would go to another folder.
+    """Check that no part of a folder's path looks like an interpolation. Hydra would replace it, and write to another folder.
 
-    Hydra 1.3 keeps a job's folder in its config as it is, and resolves it again whenever it is read.
+    Hydra 1.3 keeps a job's folder unescaped in its config, and resolves it again at each access.
 
     Raises:
-        UserError: If there is one.
+        UserError: If the path contains one.
     """
     if "${" in (path := str(folder.absolute())):
         from gpt_pretrain.system.terminal import escape_line  # rich takes a tenth of a second to load
@@ -141,7 +141,7 @@ def check_folder_name(folder: Path) -> None:
 
 
 def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
-    """Yield files, but each file only once: a small archive may give one file, by hard links, thousands of names."""
+    """Yield files, but each file only once. A small archive may give one file thousands of names by hard links."""
     seen = set[tuple[int, int]]()
     for file in files:
         try:
@@ -156,13 +156,13 @@ def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
 
 
 def is_written_by_runs(names: Iterable[str]) -> bool:
-    """Return whether the files of a folder are those of a run or of a sweep."""
+    """Return whether the files of a folder belong to a run or a sweep."""
     found = set(names)
     return "multirun.yaml" in found or ("run.json" in found and not found.isdisjoint(RUN_LOGS))
 
 
 def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:
-    """Check that nothing that will be written in a folder is a link, which may lead to any file of the user.
+    """Check that no path to be written in a folder is a link. A link may lead to any file of the user.
 
     The folder itself may be a link, since the user has named it. A file that has other names is replaced by a copy. A folder in
     place of a file is refused as well, and so is a file in place of a folder.
@@ -171,7 +171,7 @@ def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None
         names: The paths in the folder that will be written.
 
     Raises:
-        UserError: If some of them are links, folders in place of files, or files in place of folders; lists all of a kind.
+        UserError: If some of them are links, folders in place of files, or files in place of folders. It lists all of a kind.
         OSError: If a file with other names cannot be replaced.
     """
     if links := linked_paths(folder, names):

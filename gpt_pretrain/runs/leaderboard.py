@@ -1,4 +1,4 @@
-"""Rank runs on the same text by bits per byte on the same held-out part, whoever has trained them."""
+"""Rank runs on the same text by bits per byte on the same held-out part. Anybody may have trained them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpt_pretrain.runs.reader import lowest_bits_per_byte, read_metrics, read_se
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.resources import cpu_name
 
-LEVELS = 3  # of folders in which runs are looked for, as outputs/multirun/SWEEP/JOB
+LEVELS = 3  # levels of folders to search for runs, such as outputs/multirun/SWEEP/JOB
 MAX_RUNS = 10_000
 MAX_TEXT = 200  # characters of a text in an entry
 MAX_SETTINGS = 100
@@ -32,23 +32,23 @@ PATH_MARKS = ("/", "\\", "~", "@")
 
 @dataclass(frozen=True)
 class Entry:
-    """A run on a leaderboard. Everything in it may be published: it holds no paths, and nothing of the text.
+    """A run on a leaderboard. Everything in it may be published: it contains no paths, and nothing of the text.
 
     Args:
         run: The name of its folder.
-        bits_per_byte: The lowest of its validations.
+        bits_per_byte: The lowest value of its validations.
         text_sha256: The hash of the whole text; empty if the run recorded none.
         text_name: The name of the file or the folder with the text.
         text_characters: Characters of the whole text.
         train_ratio: Share of the text to train on. The rest is the held-out part.
         validated: Share of the held-out part that the validations read.
         seconds: Duration, from the start of the program to its end.
-        budget: The budget it was given.
-        tokens_seen: Tokens it was trained on.
+        budget: The run's budget.
+        tokens_seen: Tokens that it was trained on.
         machine: Processor, cores and device.
-        init_from: The weights it began with, which may have seen the held-out part.
+        init_from: The weights that it started from. They may have seen the held-out part.
         settings: The typed overrides, without paths.
-        source: The results file that the entry is from; empty for a run on this machine's disk.
+        source: The results file of the entry; empty for a run on this machine's disk.
     """
 
     run: str
@@ -73,19 +73,19 @@ class Entry:
 
     @property
     def held_out_part(self) -> tuple[str, str, float | None]:
-        """The text and the part of it that is held out: the losses of runs with the same can be compared."""
+        """The text and its held-out part. The losses of runs with the same value can be compared."""
         return self.text_sha256, "" if self.text_sha256 else self.text_name, self.train_ratio
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """The fields that two entries of one run have in common."""
+        """The fields that are equal in two entries of one run."""
         return self.held_out_part, self.run, self.started, round(self.bits_per_byte, 6)
 
 
 def find_entries(folder: Path) -> tuple[list[Entry], int]:
     """Return the entries of the runs in a folder, and the number of trained runs that have no bits per byte.
 
-    Links among the folders are not followed: a stranger's could lead to all of the disk. A run with several names counts once.
+    Links among the folders are not followed: a stranger's could lead to the whole disk. A run with several names counts once.
     """
     entries, unknown = list[Entry](), 0
     files = sorted(run / METADATA_FILE for run in _run_folders(folder))
@@ -99,7 +99,7 @@ def find_entries(folder: Path) -> tuple[list[Entry], int]:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Yield a folder and those in it that hold run metadata."""
+    """Yield the folder and the folders in it that contain run metadata."""
     for parent, folders, names in os.walk(folder):
         if len(Path(parent).relative_to(folder).parts) == LEVELS:
             folders.clear()
@@ -115,7 +115,7 @@ def run_entry(folder: Path, metadata: dict[str, Any]) -> Entry | None:
     """
     result, data = metadata_section(metadata, "result"), metadata_section(metadata, "data")
     bits = result.get("best_bits_per_byte")
-    if not is_finite_number(bits):  # a run of an earlier version, or one that was killed
+    if not is_finite_number(bits):  # a run of an earlier version, or a killed run
         bits = lowest_bits_per_byte(read_metrics(folder / METRICS))
     if bits is None or not 0 < bits < 100:
         return None
@@ -143,19 +143,19 @@ def run_entry(folder: Path, metadata: dict[str, Any]) -> Entry | None:
 
 
 def machine_name(machine: Mapping[str, Any]) -> str:
-    """Return processor, cores and device of a machine; those that are unknown are left out."""
+    """Return processor, cores and device of a machine, without unknown ones."""
     cores, device = machine.get("cores"), machine.get("device")
     parts = [machine.get("cpu"), f"{cores} cores" if cores else None, device if device != "cpu" else None]
     return _text(", ".join(str(part) for part in parts if part))
 
 
 def this_machine() -> str:
-    """Return the beginning of this machine's name; the device that a run used may follow."""
+    """Return the beginning of this machine's name. A run's device may follow it."""
     return machine_name({"cpu": cpu_name(), "cores": os.cpu_count()})
 
 
 def merge(entries: Iterable[Entry]) -> list[Entry]:
-    """Return entries without repetitions; the first of each stays."""
+    """Return entries without repetitions. The first entry of each run is kept."""
     found: dict[tuple[object, ...], Entry] = {}
     for entry in entries:
         found.setdefault(entry.identity, entry)
@@ -165,8 +165,8 @@ def merge(entries: Iterable[Entry]) -> list[Entry]:
 def group_by_text(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Return the entries of each held-out part, the best first.
 
-    The texts of runs on this machine's disk come before those that are only in results files, and the text with the latest run
-    comes first.
+    Texts of runs on this machine's disk come before texts that occur only in results files. The text with the latest run comes
+    first.
     """
     groups: dict[tuple[str, str, float | None], list[Entry]] = {}
     for entry in sorted(entries, key=lambda one: (not one.source, one.started), reverse=True):
@@ -200,7 +200,7 @@ def _text_name(config: Mapping[str, str]) -> str:
 
 
 def _shared_settings(metadata: dict[str, Any]) -> tuple[str, ...]:
-    """Return the typed overrides without those that name a place on this machine or quote somebody's words."""
+    """Return the typed overrides, without overrides that contain a location on this machine or somebody's words."""
     kept = []
     for override in stored_overrides(metadata):
         key, value = split_override(override)

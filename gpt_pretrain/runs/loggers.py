@@ -26,7 +26,7 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
     """Build the configured loggers.
 
     Args:
-        first_step: The step at which training starts. Earlier entries of this step and later ones are discarded.
+        first_step: The step at which training starts. Existing entries of this step and of later ones are discarded.
         evaluated: The metrics of held-out texts and tasks.
 
     Raises:
@@ -43,7 +43,7 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         hparams = to_hparams(stored_overrides(metadata) if metadata.get("swept") is None else swept)
         loggers.append(EventFiles(run_dir, first_step=first_step, hparams=hparams, sweep=bool(swept), history=history))
     if settings.wandb is not None:
-        sys.argv[1:] = map(override_without_secrets, sys.argv[1:])  # wandb records them; Hydra has read them by now
+        sys.argv[1:] = map(override_without_secrets, sys.argv[1:])  # wandb records them. Hydra has already read them.
         loggers.append(wandb_logger(settings.wandb, run_dir=run_dir))
     if settings.mlflow is not None:
         loggers.append(outlive_failures(mlflow_logger(settings.mlflow, run_dir=run_dir)))

@@ -1,4 +1,4 @@
-"""The run metadata in run.json: how a run was started, on which data and machine, how it ended, and its results."""
+"""The run metadata in run.json: the start of a run, its data and machine, its end, and its results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gpt_pretrain.system.resources import cpu_name
 
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
-COMPLETE = (FINISHED, PRUNED)  # the states in which nothing is left to do
+COMPLETE = (FINISHED, PRUNED)  # states with nothing left to do
 MAX_LISTED = 1000  # entries of a list of texts; there are fewer than 200 settings to override
 MAX_METADATA_VALUES = 100_000  # A run has about 200 values. Each gets a line when the metadata is written again.
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
@@ -82,7 +82,7 @@ def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Se
         )
         try:
             yield
-        except AlreadyCompleteError:  # Nothing was trained, so the settings and the time of this attempt do not count.
+        except AlreadyCompleteError:  # Nothing was trained, so this attempt's settings and time do not count.
             _write(folder, before | {"state": FINISHED, "error": None, "ended": before.get("ended") or _now()})
             raise
         except BaseException as error:

@@ -50,7 +50,7 @@ class MetricsFile(Logger):
     Args:
         path: The file.
         first_step: The step at which training starts. Earlier rows in the file are kept, later ones are removed.
-        evaluated: Columns of held-out texts and tasks, in addition to those that the file has already.
+        evaluated: Columns of held-out texts and tasks, in addition to the columns in the file.
 
     Attributes:
         history: The metrics of the kept rows.
@@ -62,7 +62,7 @@ class MetricsFile(Logger):
         self._columns = [*COLUMNS, *evaluated]
         self._row: dict[str, Any] = {}
         self._unwritten: list[dict[str, Any]] = []
-        self._last: dict[str, str] | None = None  # the kept row of the step before the first step, until a row is written
+        self._last: dict[str, str] | None = None  # the kept row before the first step, until a row is written
         self._failed = False
         self._unreadable = 0
         self.history = History()
@@ -84,7 +84,7 @@ class MetricsFile(Logger):
                 writer.writerow(last)
             if self._unreadable > 1:  # A power cut may leave a single damaged row, which is not worth a copy.
                 self._keep_unreadable()
-        # More metrics of the step before the first one may follow; they belong in its row.
+        # More metrics of the step before the first one may follow. They belong to its row.
         if last and int(last["step"]) == first_step - 1:
             self._last, self._row = last, {**last, "step": first_step - 1}
             self._size_before_last = self.path.stat().st_size - len(self._to_csv([last], heading=False).encode())
@@ -104,7 +104,7 @@ class MetricsFile(Logger):
         """Copy the file before it is replaced."""
         names = (UNREADABLE.format(f"-{number}" if number > 1 else "") for number in itertools.count(1))
         copies = map(self.path.with_name, names)
-        copy = next(one for one in copies if not one.is_file() or one.is_symlink())  # an earlier copy stays
+        copy = next(one for one in copies if not one.is_file() or one.is_symlink())  # earlier copies are kept
         with replacing(copy) as scratch:
             shutil.copyfile(self.path, scratch)
         log.warning(

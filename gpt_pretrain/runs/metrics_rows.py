@@ -1,4 +1,4 @@
-"""Read the rows of a metrics.csv, which a killed process may have left incomplete, or anybody may have written."""
+"""Read the rows of a metrics.csv. A killed process may have left it incomplete, and anybody may have written it."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 
 from gpt_pretrain.system.reading import open_regular, read_lines
 
-AXES = ("step", "epoch", "tokens_seen")  # columns that metrics are plotted against
-EVALUATED = "evaluation/"  # begins the columns of held-out texts and tasks
-MAX_METRICS_BYTES = 1_000_000_000  # A row has about 150.
+AXES = ("step", "epoch", "tokens_seen")  # columns for the horizontal axis of charts
+EVALUATED = "evaluation/"  # prefix of the columns of held-out texts and tasks
+MAX_METRICS_BYTES = 1_000_000_000  # A row has about 150 bytes.
 MAX_LINE_BYTES = 100_000
 MAX_COLUMNS = 1000
-# Points of each metric of earlier steps, and of all together. TensorBoard shows 1,000 of each unless it is asked for more.
+# Points of earlier steps: of each metric, and of all together. TensorBoard shows 1,000 of each metric by default.
 MAX_POINTS, MAX_ALL_POINTS = 2000, 100_000
 
 
 class History:
-    """The metrics of many rows by tokens seen, and the lowest loss: of each metric at most about MAX_POINTS at equal distances.
+    """The metrics of many rows by tokens seen, and the lowest loss. Each metric keeps about MAX_POINTS equally spaced points.
 
-    If there are hundreds of metrics, as in a stranger's file, fewer points of each are kept.
+    If there are hundreds of metrics, as in a stranger's file, each keeps fewer points.
 
     Attributes:
-        points: Of each metric, tokens seen and values.
+        points: Tokens seen and values of each metric.
         lowest_val_loss: The lowest validation loss of all rows, in nats per token; infinite without one.
     """
 
     def __init__(self) -> None:
         self.points: dict[str, list[tuple[int, float]]] = {}
         self.lowest_val_loss = math.inf
-        self._seen: dict[str, int] = {}  # values of each metric, of which every `_strides`th is kept
+        self._seen: dict[str, int] = {}  # values of each metric so far; every `_strides`th is kept
         self._strides: dict[str, int] = {}
-        self._count = 0  # of all points
+        self._count = 0  # number of all points
 
     def add(self, numbers: dict[str, float]) -> None:
         """Add the numbers of a row by column. A row without tokens seen counts for the lowest loss only."""
@@ -60,7 +60,7 @@ class History:
             self._thin(name)
 
     def _thin(self, name: str) -> None:
-        """Leave out every second point of a metric, also of those to come."""
+        """Leave out every second point of a metric, now and in the future."""
         points = self.points[name]
         self._count -= len(points) // 2
         del points[1::2]
@@ -68,14 +68,15 @@ class History:
 
 
 def read_heading(file: Path) -> list[str]:
-    """Return the names of a metrics.csv's columns; none if it cannot be read."""
+    """Return the names of the columns of a metrics.csv; none if it cannot be read."""
     return next(_read_lists(file), [])[:MAX_COLUMNS]
 
 
 def read_rows(file: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of a metrics.csv in a run's folder by column; those before the first error, if the file is damaged.
+    """Yield the rows of a metrics.csv in a run's folder by column. If the file is damaged, stop at the first error.
 
-    A row with more cells than columns has none, since nobody knows which: a program may have written its numbers with commas.
+    A row with more cells than columns is yielded without values. A program may have written its numbers with decimal commas, so
+    that no cell belongs to a certain column.
     """
     rows = _read_lists(file)
     heading = next(rows, [])
@@ -86,10 +87,10 @@ def read_rows(file: Path) -> Iterator[dict[str, str]]:
 def _read_lists(file: Path) -> Iterator[list[str]]:
     try:
         with open_regular(file, within=file.parent) as stream:
-            # Each line is a row, also where a quotation mark is open: such a row could fill the memory.
+            # Each line is a row, even after an open quotation mark. Otherwise one row could fill the memory.
             delimiter = ""
             for line in read_lines(stream, max_line_bytes=MAX_LINE_BYTES, max_bytes=MAX_METRICS_BYTES):
-                if not delimiter:  # in the heading, before which a program for tables may have put a mark of UTF-8
+                if not delimiter:  # the heading; a spreadsheet program may put a byte order mark before it
                     line, delimiter = line.removeprefix("\ufeff"), ";" if ";" in line and "," not in line else ","
                 yield from csv.reader([line], delimiter=delimiter)
     except (OSError, csv.Error):

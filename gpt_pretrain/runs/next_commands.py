@@ -1,4 +1,4 @@
-"""The commands that are suggested to the user after a run or a sweep."""
+"""Compose the commands that are suggested to the user after a run or a sweep."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def generate_command(folder: str, *, start_context: str, named: Sequence[str] = 
 
 
 def page_command(folder: str, *, named: Sequence[str] = ()) -> str:
-    """Return the command that starts the page on which a run's model continues texts.
+    """Return the command that serves the page on which a run's model continues texts.
 
     Args:
-        named: As for `generate_command`.
+        named: As in `generate_command`.
     """
     return " ".join([script_command("serve.py"), f"checkpoint={quote_word(folder)}", *map(quote_word, named)])
 
@@ -33,8 +33,8 @@ def page_command(folder: str, *, named: Sequence[str] = ()) -> str:
 def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str | None:
     """Return the command that starts a run with the overrides in a run's metadata; None if one of them could run code.
 
-    The metadata may be anybody's, and a command that is suggested is copied without a second look. A search is left out, since
-    the settings that it has chosen are among the overrides.
+    The metadata may come from anybody, and users copy a suggested command without a second look. A search is left out, since its
+    chosen settings are among the overrides.
     """
     if not all(_is_harmless(override, script=script.removesuffix(".py")) for override in overrides):
         return None
@@ -43,14 +43,14 @@ def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str
 
 
 def _is_harmless(override: str, *, script: str) -> bool:
-    """Return whether an override sets no more than values of the script's own settings."""
+    """Return whether an override only sets values of the script's own settings."""
     if override.startswith("-") or "${" in override or "_target_" in override:
         return False
     key, value = split_override(full_form(override, script=script))
     if key.startswith("hydra"):
         return False
     if key.startswith("data.remote.options."):
-        return True  # never taken from a file because of secrets, not because it could run code
+        return True  # kept out of files because of secrets, not because it could run code
     below = [kind for name, kind in TRAIN_KINDS.items() if name.startswith(f"{key}.")]
     if below and "." in key:  # a mapping, such as callbacks.grid={...}
         return NEVER not in below
@@ -78,7 +78,7 @@ def resume_command(
 
 
 def more_patience(patience: int) -> str:
-    """Return the overrides with which a run that early stopping has ended trains further."""
+    """Return the overrides that let a run train further after early stopping has ended it."""
     return f"callbacks=early_stopping callbacks.early_stopping.patience={2 * patience + 1}"
 
 

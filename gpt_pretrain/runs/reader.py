@@ -24,7 +24,7 @@ from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.yaml_files import parse_yaml
 
 CONFIG, SAMPLES = "config.yaml", "samples.txt"
-MAX_STEP = 10**15  # steps, or tokens seen; charts cannot show numbers near the limits of float64
+MAX_STEP = 10**15  # steps or tokens seen; charts cannot show numbers near the limits of float64
 MAX_VALUE = 1e100
 MAX_CONFIG_BYTES = 200_000  # A run's config.yaml has about 3,000 bytes.
 # A value of a run takes about 18 bytes in metrics.csv, and 60 in memory. In a stranger's file, it may take only two bytes. A row
@@ -149,7 +149,7 @@ def format_setting(value: Any) -> str:
 
 
 def _with_texts_as_names(value: Any) -> Any:
-    """Return nested values in which all names are texts, as JSON needs them. In YAML, names may be dates or bytes."""
+    """Return nested values with texts as names, as JSON requires. In YAML, names may be dates or bytes."""
     if isinstance(value, dict):
         return {str(name): _with_texts_as_names(part) for name, part in value.items()}
     return [_with_texts_as_names(part) for part in value] if isinstance(value, list) else value
@@ -167,7 +167,7 @@ def _add_row(columns: dict[str, MetricSeries], row: dict[str, str]) -> int:
     step, tokens = _finite_number(row.pop("step", None)), _finite_number(row.pop("tokens_seen", None))
     if step is None or not -MAX_STEP < step < MAX_STEP or not -MAX_STEP < (tokens or 0) < MAX_STEP:
         return 0
-    at_step, seen = int(step), int(tokens or 0)  # All columns share these objects, which saves half of the memory.
+    at_step, seen = int(step), int(tokens or 0)  # All columns share these objects. This saves half of the memory.
     values = {name: value for name, text in row.items() if text and (value := _finite_number(text)) is not None}
     shown = {name: value for name, value in values.items() if abs(value) < MAX_VALUE}
     for name, value in shown.items():

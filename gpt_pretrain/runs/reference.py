@@ -1,6 +1,6 @@
-"""Loss curves of known recipes, for the question whether a run's curve is as it should be.
+"""Loss curves of known recipes, to judge the curve of a run.
 
-A curve belongs to one text, one model and one recipe, and is shown only beside runs that have the same. `python -m benchmarks
+A curve belongs to one text, one model and one recipe. It is shown only beside runs with the same ones. `python -m benchmarks
 references` measures the table again.
 """
 
@@ -17,14 +17,14 @@ from gpt_pretrain.runs.reader import MetricSeries, RunContents
 
 TABLE = "reference_curves.json"
 METRIC = "eval/val_loss"
-GROUPS = ("model.", "optimizer.", "scheduler.", "tokenizer.")  # all of whose settings decide how the loss falls
+GROUPS = ("model.", "optimizer.", "scheduler.", "tokenizer.")  # all their settings affect the loss curve
 SETTINGS = (
     *("data.batch_size", "data.stride", "data.shift_windows", "data.train_ratio", "data.respect_documents", "eval_iter"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.limit_train_batches", "init_from"),
     *("trainer.devices", "trainer.num_nodes"),
 )
-LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_tokens")  # where the learning rate depends on them
-NOTHING = ("null", "false", "[]", "{}")  # values of a setting that changes nothing
+LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_tokens")  # if the learning rate depends on them
+NOTHING = ("null", "false", "[]", "{}")  # values of a setting without effect
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ReferenceCurve:
     Args:
         command: The command that makes such a run.
         text_sha256: The checksum of its text.
-        settings: The settings that decide how the loss falls, as text.
+        settings: The settings that affect the loss curve, as text.
         steps: Optimizer steps of the evaluations.
         losses: The losses at these steps with each seed, in nats per token.
     """
@@ -46,7 +46,7 @@ class ReferenceCurve:
     losses: dict[str, list[float]]
 
     def mean(self) -> MetricSeries:
-        """Return the mean over the seeds; it has no numbers of tokens."""
+        """Return the mean over the seeds, without numbers of tokens."""
         values = [mean(losses) for losses in zip(*self.losses.values(), strict=True)]
         return MetricSeries(list(self.steps), [0] * len(self.steps), values)
 
@@ -57,20 +57,20 @@ class ReferenceCurve:
 
 
 def deciding_settings(config: dict[str, str]) -> dict[str, str]:
-    """Return the settings of a run that decide how its loss falls."""
+    """Return the settings of a run that affect its loss curve."""
     names = [name for name in config if name.startswith(GROUPS) or name in SETTINGS]
     names += [] if config.get("scheduler.name") == "constant" else list(LENGTHS)
     return {name: config.get(name, "null") for name in names}
 
 
 def find_reference(run: RunContents) -> ReferenceCurve | None:
-    """Return the curve of the run's own text, model and recipe, with whatever seed; None if there is none."""
+    """Return the curve of the run's text, model and recipe, whatever the run's seed; None if there is none."""
     sha256, settings = run.section("data").get("sha256"), deciding_settings(run.config)
     return next((one for one in _table() if one.text_sha256 == sha256 and _same(one.settings, settings)), None)
 
 
 def compare_with_reference(run: RunContents, reference: ReferenceCurve) -> tuple[str, str] | None:
-    """Return how far a run is from the reference at the last evaluation that both have, with a note; None if there is none."""
+    """Return a run's distance from the reference at their last common evaluation, with a note; None if there is none."""
     own, known = run.series(METRIC), {step: index for index, step in enumerate(reference.steps)}
     common = [(step, value) for step, value in zip(own.steps, own.values, strict=True) if step in known]
     if not common:
@@ -87,7 +87,7 @@ def compare_with_reference(run: RunContents, reference: ReferenceCurve) -> tuple
 
 
 def _same(reference: dict[str, str], settings: dict[str, str]) -> bool:
-    """Return whether two runs have the same settings; one that only a later version has must change nothing."""
+    """Return whether two runs have the same settings. A setting that only a later version has must be without effect."""
     return all(reference.get(name, value if value in NOTHING else None) == value for name, value in settings.items()) and all(
         name in settings for name in reference
     )

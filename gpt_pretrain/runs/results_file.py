@@ -25,7 +25,7 @@ def write_results(entries: Sequence[Entry], path: Path) -> None:
     """Write a results file.
 
     Raises:
-        UserError: If the file exists and is no results file, or cannot be written.
+        UserError: If the file exists and is not a results file, or cannot be written.
     """
     if path.exists():
         _read_content(path, remedy="It is not replaced. Choose another name for out=.")

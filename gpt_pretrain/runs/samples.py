@@ -1,4 +1,4 @@
-"""The samples of a run: samples.txt, and how they are shown in Markdown."""
+"""The samples of a run: the file samples.txt, and their form in Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Sample:
     Args:
         epoch: Counted from 1.
         step: The last optimizer step before it, counted from 0.
-        tokens_seen: Tokens trained on until then.
+        tokens_seen: Tokens trained on up to this step.
         text: Prompt and continuation.
         sampler: The sampling settings; None if they are the run's own.
         new_tokens: Tokens of the continuation.
@@ -50,7 +50,7 @@ class Sample:
     run_length: int | None = None
 
     def __str__(self) -> str:
-        """Return the sample as samples.txt holds it. A line of the text that looks like a heading is indented by a space."""
+        """Return the sample in the form of samples.txt. A line of the text that looks like a heading is indented by a space."""
         sampler = "" if self.sampler is None else f", {self.sampler}"
         span = "" if self.run_length is None else f"; {self.memorized_span}"
         heading = f"--- epoch {self.epoch}, step {self.step}, {self.tokens_seen} tokens seen{sampler}{span}"
@@ -78,7 +78,7 @@ def read_samples(file: Path) -> list[Sample]:
 
 
 def markdown_table(samples: Sequence[Sample]) -> str:
-    """Return samples as a table in Markdown, one per row, in which markup in the texts has no effect."""
+    """Return samples as a table in Markdown, one per row. Markup in the texts has no effect."""
     rows = ["| epoch | step | sampler | memorized | text |", "|---|---|---|---|---|"]
     for sample in samples:
         memorized = "" if sample.run_length is None else f"{sample.run_length} of {sample.new_tokens}"
@@ -88,7 +88,7 @@ def markdown_table(samples: Sequence[Sample]) -> str:
 
 
 def markdown_code_block(text: str) -> str:
-    """Return a text as a code block in Markdown, with lines of at most 100 characters, and without the middle of a long one."""
+    """Return a text as a code block in Markdown, with lines of at most 100 characters. The middle of a long text is left out."""
     lines = (part for line in shorten_middle(text, MAX_SHOWN).splitlines() for part in textwrap.wrap(line, 100) or [""])
     return "\n".join("    " + line for line in lines)
 

@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 
 
 class EventFiles(TensorBoardLogger):
-    """A TensorBoard logger that writes to the run's folder: each metric by step and, below tokens_seen/, by tokens seen.
+    """A TensorBoard logger that writes to the run's folder. It logs each metric by step and, below tokens_seen/, by tokens seen.
 
     The Custom Scalars tab shows both losses in one chart. The HPARAMS tab shows the overrides and the best validation loss.
 
     Args:
         first_step: The step at which training starts. Events of this step and later ones are hidden.
         hparams: Settings for the HPARAMS tab.
-        sweep: Whether the settings are those that a sweep varies. They and the losses are then the columns of the table;
-            otherwise TensorBoard makes columns of all settings and metrics of all runs.
-        history: The metrics before first_step. TensorBoard also hides earlier events by tokens seen, whose step numbers are
-            larger than first_step, so these are written again.
+        sweep: Whether the settings are the varied ones of a sweep. They and the losses are then the columns of the table.
+            Otherwise TensorBoard makes columns of all settings and metrics of all runs.
+        history: The metrics before first_step. Events by tokens seen have step numbers larger than first_step, so TensorBoard
+            hides the earlier ones. They are therefore written again.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EventFiles(TensorBoardLogger):
     ) -> None:
         started = first_step > 0 or any(run_dir.glob("events.out.tfevents.*"))
         purge: dict[str, Any] = {"purge_step": first_step} if started else {}
-        # TensorBoard follows links, so its files get names that nobody can prepare a link for.
+        # TensorBoard follows links, so its files get names that nobody can guess to prepare a link.
         suffix = f".{secrets.token_hex(4)}"
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, filename_suffix=suffix, **purge)
         self._hparams = hparams or {}
@@ -73,7 +73,7 @@ class EventFiles(TensorBoardLogger):
         self._try(lambda: self._begin(step or 0))
         shown = {name: value for name, value in (metrics | best).items() if name != "epoch"}
         self._try(lambda: super(EventFiles, self).log_metrics(shown, step))
-        if "tokens_seen" in metrics:  # Metrics of a custom callback may come without it.
+        if "tokens_seen" in metrics:  # A custom callback's metrics may lack it.
             self._try(lambda: self._by_tokens(metrics | best))
 
     def _begin(self, first_step: int) -> None:
@@ -134,13 +134,13 @@ class EventFiles(TensorBoardLogger):
 
 
 def _print_thread_error(details: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, unless it writes events: the next event fails as well, and the warning says why."""
+    """Print the traceback of a thread, unless it writes events. In that case the next event fails as well and is explained."""
     if not (isinstance(details.thread, _AsyncWriterThread) and isinstance(details.exc_value, OSError)):
         threading.__excepthook__(details)
 
 
 def to_hparams(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return overrides as hyperparameters: numbers as floats, everything else as text."""
+    """Return overrides as hyperparameters: numbers as floats, all other values as text."""
     values: dict[str, Any] = {}
     for override in overrides:
         key, value = split_override(override)

@@ -1,7 +1,7 @@
-"""Loggers for Weights & Biases and MLflow. A resumed run continues the run that it has there.
+"""Loggers for Weights & Biases and MLflow. A resumed run continues its run there.
 
-The identifiers of these runs are in the run metadata. They count only with this user's signature: otherwise the folder of a
-run that somebody else has made could add to any run in the user's account, or bring a database of its own.
+The identifiers of these runs are in the run metadata. They count only with this user's signature. Otherwise somebody else's run
+folder could add to any run in the user's account, or bring its own database.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from gpt_pretrain.system.terminal import escape_line
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
-TRACKING_FIELD = "tracking"  # of the run metadata: the identifier of the run in each program
-SIGNATURES_FIELD = "tracking_signatures"  # of the run metadata: this user's signatures of them
-MLFLOW_STORE = "mlflow_store"  # in both: the store in the run's folder that this program has made for this user
+TRACKING_FIELD = "tracking"  # field of the run metadata: the identifier of the run in each program
+SIGNATURES_FIELD = "tracking_signatures"  # field of the run metadata: this user's signatures of the identifiers
+MLFLOW_STORE = "mlflow_store"  # key in both: the store that this program has made in the run's folder for this user
 MARK_FILE = ".tracking"  # an empty file that dates the signatures
 PURPOSE = "identifier of a run in"
 IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# The settings files that wandb reads from the current folder, and the settings allowed in them: `wandb init` writes these.
+# The settings files that wandb reads from the current folder, and the settings allowed in them. `wandb init` writes these.
 WANDB_SETTINGS, WANDB_HARMLESS = ("wandb/settings", ".wandb/settings"), ("entity", "project")
-WANDB_SERVERS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the package's own, of different versions
+WANDB_SERVERS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # defaults of different versions of the package
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
-MAX_WANDB_SETTINGS = 2000  # bytes; the time of configparser grows with the square of a line
-JOURNALS = ("-journal", "-wal", "-shm")  # endings of the files in which SQLite keeps unfinished changes
+MAX_WANDB_SETTINGS = 2000  # bytes; configparser's time grows with the square of a line's length
+JOURNALS = ("-journal", "-wal", "-shm")  # suffixes of SQLite's files for unfinished changes
 # MLflow would try for a quarter of an hour to reach a server that does not answer.
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
-MLFLOW_DATABASE_PACKAGES = ("sqlalchemy", "alembic")  # the small package mlflow-skinny comes without them
+MLFLOW_DATABASE_PACKAGES = ("sqlalchemy", "alembic")  # mlflow-skinny lacks them
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    # wandb runs git in the run's folder, its parents and the working directory, and git runs what the settings of a repository
-    # name. The variable also holds for the settings that wandb collects before it sees those of the run.
+    # wandb runs git in the run's folder, its parents and the working directory. Git runs programs that a repository's settings
+    # name. The variable already holds when wandb collects its first settings, before it sees the run's.
     os.environ.setdefault("WANDB_DISABLE_GIT", "true")
     identifier = _identifier("wandb", run_dir) or secrets.token_hex(4)
-    if wandb.run is not None and wandb.run.id != identifier:  # Lightning would send this run's metrics to an earlier job's run
+    if wandb.run is not None and wandb.run.id != identifier:  # Lightning would log to an earlier job's run
         wandb.finish()
     with _explained("wandb", "Run wandb login, or keep the logs on this machine with logger.wandb.offline=true."):
         logger = WandbLogger(
@@ -80,12 +80,12 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
 
 
 def _check_wandb_settings(folder: Path) -> None:
-    """Check that the current folder, which may be a stranger's, does not say where wandb sends the run, or what else it sends.
+    """Check that no file in the current folder decides which server wandb uses, or what else wandb sends.
 
-    wandb 0.31 reads such a file, and sends the key in the environment to the server that the file names.
+    The folder may be a stranger's. wandb 0.31 reads a settings file there, and sends the user's key to the server in the file.
 
     Raises:
-        UserError: If it does.
+        UserError: If there is such a file.
     """
     for file in (folder / name for name in WANDB_SETTINGS):
         if (setting := _foreign_setting(file)) is not None:
@@ -96,7 +96,7 @@ def _check_wandb_settings(folder: Path) -> None:
 
 
 def _foreign_setting(file: Path) -> str | None:
-    """Return a setting of wandb in a file that is not harmless; None if there is none, or no such file."""
+    """Return a harmful setting of wandb in a file; None if there is none, or no such file."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(read_bytes(file, max_bytes=MAX_WANDB_SETTINGS).decode())
@@ -128,7 +128,7 @@ def mlflow_logger(settings: MlflowSettings, *, run_dir: Path) -> MLFlowLogger:
     uri, artifacts = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), None
     if not uri:
         uri, artifacts = _local_store(run_dir)
-    elif uri.startswith("file:"):  # a store of version 0.1.0, which MLflow 3 opens only when told to
+    elif uri.startswith("file:"):  # a store of version 0.1.0; MLflow 3 opens it only on request
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     with _explained("mlflow", "Check logger.mlflow.tracking_uri, or choose logger=csv."):
         logger = MLFlowLogger(
@@ -143,7 +143,7 @@ def mlflow_logger(settings: MlflowSettings, *, run_dir: Path) -> MLFlowLogger:
 
 
 def outlive_failures(logger: MLFlowLogger) -> MLFlowLogger:
-    """Have a logger warn and send nothing more when its server fails, so that the run goes on."""
+    """Make a logger warn and send nothing more when its server fails, so that the run continues."""
     has_failed = False
 
     def guarded(send: Callable[..., None]) -> Callable[..., None]:
@@ -165,7 +165,7 @@ def outlive_failures(logger: MLFlowLogger) -> MLFlowLogger:
 
 
 def _local_store(run_dir: Path) -> tuple[str, str | None]:
-    """Return the URI of the run's own store, and where it keeps further files: the database that new versions of MLflow use.
+    """Return the URI of the run's own store, a database as in new versions of MLflow, and the location of its further files.
 
     Raises:
         UserError: If a package is missing.
@@ -178,24 +178,24 @@ def _local_store(run_dir: Path) -> tuple[str, str | None]:
     from sqlalchemy.engine import URL
 
     folder = run_dir.resolve()
-    # It quotes the path as this version reads it.
+    # The URI quotes the path in the way that this version reads it.
     database = URL.create("sqlite", database=str(folder / MLFLOW_DATABASE)).render_as_string()
     _check_store(run_dir, uri=database if (folder / MLFLOW_DATABASE).exists() else (folder / MLFLOW_FILES).as_uri())
-    _remember(MLFLOW_STORE, MLFLOW_DATABASE, run_dir)  # before it is made, so that it is recognized after an interruption
+    _remember(MLFLOW_STORE, MLFLOW_DATABASE, run_dir)  # before creating it, so that it is recognized after an interruption
     return database, (folder / MLFLOW_FILES).as_uri()
 
 
 def _check_store(folder: Path, *, uri: str) -> None:
-    """Check that the store in a run's folder, if there is one, was made for this user and changes nothing outside of the folder.
+    """Check that a store in a run's folder was made for this user, and cannot change anything outside of the folder.
 
-    SQLite runs what the triggers and views of a database ask for. It also finishes what a journal beside a database asks for,
-    which includes deleting the file that the journal names.
+    SQLite runs the triggers and views of a database. It also carries out a journal beside a database, and may thereby delete a
+    file that the journal names.
 
     Args:
         uri: The URI of the store, for the message.
 
     Raises:
-        UserError: If it was not, or might.
+        UserError: If the store was not made for this user, or might change something outside.
     """
     found = [folder / name for name in (MLFLOW_DATABASE, MLFLOW_FILES) if os.path.lexists(folder / name)]
     if found and not _stored_identifier(MLFLOW_STORE, folder)[1]:
@@ -215,7 +215,7 @@ def _check_store(folder: Path, *, uri: str) -> None:
 
 
 def _existing_mlflow_run(uri: str, run_dir: Path) -> str | None:
-    """Return the identifier of this run in MLflow, if this store has such a run."""
+    """Return the identifier of this run in MLflow, if the run exists in this store."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -231,7 +231,7 @@ def _existing_mlflow_run(uri: str, run_dir: Path) -> str | None:
 
 
 def _identifier(program: str, run_dir: Path) -> str | None:
-    """Return the identifier of this run in a program; None if there is none that this user has signed."""
+    """Return the identifier of this run in a program; None if this user has signed none."""
     found, is_signed = _stored_identifier(program, run_dir)
     if found is not None and not is_signed:
         log.info(
@@ -268,10 +268,10 @@ def _remember(program: str, identifier: str, run_dir: Path) -> None:
 
 
 def _signed_content(identifier: str, run_dir: Path) -> bytes:
-    """Return an identifier with what only this folder has, so that nobody can copy a signature into another one.
+    """Return an identifier together with facts that only this folder has, so that nobody can copy a signature to another folder.
 
-    A file system gives the number of a deleted folder or file to a new one. The time at which the state of a file last changed
-    is set by the system alone: what is unpacked or copied here later has a later one.
+    A number of a file or folder alone is not enough: a file system reuses the numbers of deleted ones. Therefore the change time
+    of a file counts as well. Only the system sets it, and files that are unpacked or copied here later have a later one.
     """
     mark = os.lstat(run_dir / MARK_FILE)
     return f"{identifier} {run_dir.stat().st_ino} {mark.st_ino} {mark.st_ctime_ns}".encode()
@@ -286,7 +286,7 @@ def _explained(program: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # each has errors of its own, and those of its network libraries
+    except Exception as error:  # Each has its own errors and those of its network libraries.
         raise UserError(f"logger={program} cannot be used: {_first_line(error)}. {remedy}") from error
 
 

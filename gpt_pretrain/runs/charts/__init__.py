@@ -1,1 +1,1 @@
-"""Charts of runs, drawn with matplotlib from what `runs.reader` reads. This package must not know pages, models or training."""
+"""Charts of runs, drawn with matplotlib from the data of `runs.reader`. This package must not know pages, models or training."""

@@ -30,12 +30,12 @@ from gpt_pretrain.runs.charts.drawing import (
 from gpt_pretrain.runs.reader import MetricSeries, RunContents
 from gpt_pretrain.runs.reference import ReferenceCurve
 
-MAX_NAMED = 10  # Runs with a color and a name in one chart; the others are grey.
-MAX_POINTS_PER_FIGURE = 8_000  # Of all lines together.
+MAX_NAMED = 10  # Runs with a color and a name in one chart. Further runs are grey.
+MAX_POINTS_PER_FIGURE = 8_000  # Points of all lines together.
 
 
 def thin_series(series: MetricSeries) -> MetricSeries:
-    """Return the points of a series that a line by tokens seen shows."""
+    """Return the points of a series that are shown in a line over tokens seen."""
     tokens, values = thin_points(series.tokens, series.values)
     return series if len(values) == len(series.values) else MetricSeries([], tokens.astype(int).tolist(), values.tolist())
 
@@ -43,7 +43,7 @@ def thin_series(series: MetricSeries) -> MetricSeries:
 def epoch_loss_figure(
     *, tokens_seen: list[int], train_losses: list[float], val_losses: list[float], tokens_per_epoch: int
 ) -> Figure:
-    """Draw the training and the validation loss by epoch, with tokens seen on the upper axis."""
+    """Draw the training and the validation loss over epochs, with tokens seen on the upper axis."""
     figure, axes = new_figure(7, 4.5)
     epochs = [tokens / tokens_per_epoch for tokens in tokens_seen]
     draw_line(axes, epochs, train_losses, label="training", color=BLUE)
@@ -56,11 +56,11 @@ def epoch_loss_figure(
 
 
 def run_loss_figure(run: RunContents, *, reference: ReferenceCurve | None = None) -> Figure:
-    """Draw the losses of a run by optimizer step, with the best validation loss marked and tokens seen on the upper axis.
+    """Draw the losses of a run over optimizer steps. Mark the best validation loss, and show tokens seen on the upper axis.
 
     Args:
-        run: Has at least one loss metric.
-        reference: A curve of the same recipe, which is drawn as far as the run has come.
+        run: A run with at least one loss metric.
+        reference: A curve of the same recipe. It is drawn up to the run's last step.
     """
     figure, axes = new_figure(5.6, 3.6)
     batches, training, validation = run.series("train/loss"), run.series("eval/train_loss"), run.series("eval/val_loss")
@@ -92,7 +92,7 @@ def run_loss_figure(run: RunContents, *, reference: ReferenceCurve | None = None
 
 
 def metric_figure(series: MetricSeries, *, label: str, color: str = BLUE, log: bool = False) -> Figure:
-    """Draw one metric by optimizer step.
+    """Draw one metric over optimizer steps.
 
     Args:
         label: Its name and unit.
@@ -113,10 +113,10 @@ def metric_figure(series: MetricSeries, *, label: str, color: str = BLUE, log: b
 
 
 def measure_figure(series: dict[str, MetricSeries], *, label: str, log: bool = False) -> Figure:
-    """Draw a measure of several texts or tasks by optimizer step; of many, the first ones have a color and a name.
+    """Draw a measure of several texts or tasks over optimizer steps. Of many lines, only the first have a color and a name.
 
     Args:
-        series: By name, none empty.
+        series: The series by name, none of them empty.
         label: The unit.
         log: Use a logarithmic axis if the values span more than a decade.
     """
@@ -135,10 +135,10 @@ def measure_figure(series: dict[str, MetricSeries], *, label: str, log: bool = F
 
 
 def overlay_figure(panels: dict[str, list[MetricSeries]], labels: list[str], *, unit: str = NATS) -> Figure:
-    """Draw the same metrics of several runs in one chart, by tokens seen.
+    """Draw the same metrics of several runs in one chart, over tokens seen.
 
     Args:
-        panels: The title of each panel and one series per run, the most important run first. Empty series are left out.
+        panels: The title of each panel with one series per run, the most important run first. Empty series are left out.
         labels: The distinct names of the runs.
         unit: The unit of the values.
     """

@@ -17,21 +17,22 @@ from matplotlib.figure import Figure
 
 from gpt_pretrain.system.files import replacing
 
-# matplotlib reads the file matplotlibrc in the working directory, which may be a stranger's folder, and it can have LaTeX run.
+# matplotlib reads a file matplotlibrc in the working directory. That may be a stranger's folder, and the file can make matplotlib
+# run LaTeX.
 if Path(matplotlib.matplotlib_fname()).resolve().parent == Path.cwd().resolve():
     matplotlib.rcdefaults()
 
-# Colors that color-blind readers can tell apart, without the yellow, which is too pale on white.
+# Colors that color-blind readers can tell apart. The source's yellow is left out, since it is too pale on white.
 # Source: Okabe & Ito 2008, "Color universal design".
 BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"
 COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 GREY = "#999999"
 STYLES = ("-", "--")  # Together with the colors, they make 14 different lines.
-MAX_POINTS = 1_000  # Per line, more than a chart has columns of pixels.
+MAX_POINTS = 1_000  # Points of a line; a chart has fewer columns of pixels.
 DIVERGED = 50.0  # Nats per token. Guessing uniformly among 200,000 tokens costs only 12.2.
 NATS = "loss (nats per token)"
 
-# Text is stored as text (30 kB instead of 51 kB for a loss curve), and equal figures get equal ids.
+# Text is stored as text, so that a loss curve takes 30 kB instead of 51 kB. Equal figures get equal ids.
 SVG_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "gpt-pretrain"}
 
 
@@ -98,6 +99,6 @@ def draw_line(axes: Axes, x: Sequence[float], y: Sequence[float], *, limit: int 
 
 
 def label_text(text: str, *, limit: int = 60) -> str:
-    """Return a text as a short label on one line, in which matplotlib finds no formulas."""
+    """Return a text as a short label on one line, escaped so that matplotlib finds no formulas in it."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     return (text if len(text) <= limit else text[: limit - 1] + "…").replace("$", r"\$")

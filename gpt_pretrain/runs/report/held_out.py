@@ -7,7 +7,7 @@ from gpt_pretrain.runs.metrics_rows import EVALUATED
 from gpt_pretrain.runs.reader import MetricSeries, RunContents
 from gpt_pretrain.runs.report.page_parts import Picture, make_picture
 
-# The measures of texts and tasks: the end of their columns, their titles and their units.
+# The measures of texts and tasks: the suffixes of their columns, their titles and their units.
 MEASURES = {
     "bits_per_byte": ("Bits per byte", "bits per byte"),
     "loss": ("Loss", "nats per token"),
@@ -22,7 +22,7 @@ MEASURES = {
 def held_out_charts(run: RunContents) -> list[Picture]:
     """Return a chart of each measure, with a line for each text or task that has it.
 
-    Losses are left out where there are bits per byte, which compare models with different tokenizers.
+    Losses are left out if there are bits per byte, since only these compare models with different tokenizers.
     """
     pictures = []
     found = {measure: _series(run, measure) for measure in MEASURES}
@@ -37,7 +37,7 @@ def held_out_charts(run: RunContents) -> list[Picture]:
 
 
 def _series(run: RunContents, measure: str) -> dict[str, MetricSeries]:
-    """Return the values of a measure by text or task; those of a moving average of the weights have a name of their own."""
+    """Return the values of a measure by text or task. Values of a moving average of the weights have their own names."""
     found = {}
     for column, series in run.metrics.items():
         _, _, rest = column.partition(EVALUATED)

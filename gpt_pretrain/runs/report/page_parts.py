@@ -37,7 +37,7 @@ class Picture:
         uri: The image as a data URI.
         title: The caption above it.
         alt: A description for readers who cannot see it.
-        width: "half" or "wide"; "panels" for several plots in a row, which scroll sideways on a phone.
+        width: "half" or "wide"; "panels" for several plots in a row. On a phone, these scroll sideways.
     """
 
     uri: str
@@ -84,7 +84,7 @@ def file_href(*parts: str) -> str:
 
 
 def list_files(folder: Path, purposes: dict[str, str]) -> list[ListedFile]:
-    """List the files in a folder, those with a known purpose first, in the order of `purposes`."""
+    """List the files in a folder. Files with a known purpose come first, in the order of `purposes`."""
     found = [path for path in folder.iterdir() if path.is_file() or path.name == EXPORTED]
     found = [path for path in found if not path.name.startswith(".") and path.name != REPORT]
     if (checkpoints := folder / "checkpoints").resolve().is_relative_to(folder.resolve()):

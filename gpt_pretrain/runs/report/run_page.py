@@ -39,11 +39,11 @@ from gpt_pretrain.system.formatting import (
 
 Facts = list[tuple[str, str]]
 
-MAX_SAMPLE_STEPS = 8  # Steps of which samples are shown.
+MAX_SAMPLE_STEPS = 8  # Steps with samples on the page.
 MAX_SAMPLES_PER_STEP = 6
-SAMPLE_CHARACTERS = 60_000  # Of all samples together.
+SAMPLE_CHARACTERS = 60_000  # Characters of all samples together.
 CONFIG_CHARACTERS = 50_000
-MESSAGE_CHARACTERS = 4_000  # Of a command or an error.
+MESSAGE_CHARACTERS = 4_000  # Characters of a command or an error.
 
 FILE_PURPOSES = {
     "losses.png": "the loss curve",
@@ -137,7 +137,7 @@ def split_blank_lines(text: str) -> list[tuple[str, int]]:
 
 
 def _headline(metadata: dict[str, Any], results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the name, the value and a note of the most important results that are known."""
+    """Return the name, the value and a note of the most important known results."""
     seconds = metadata.get("seconds")
     span, new = format_number(results.get("run_length"), ",d"), format_number(results.get("new_tokens"), ",d")
     rows = [
@@ -157,7 +157,7 @@ def _headline(metadata: dict[str, Any], results: dict[str, Any]) -> list[tuple[s
 
 
 def _reference_row(run: RunContents) -> list[tuple[str, str, str]]:
-    """Return a row on how far the run is from the reference of its recipe, if there is one."""
+    """Return a row about the run's distance from the reference of its recipe, if there is one."""
     reference = find_reference(run)
     compared = None if reference is None else compare_with_reference(run, reference)
     return [] if compared is None else [("To the reference", *compared)]
@@ -244,7 +244,7 @@ def _reached_limit(run: RunContents, results: dict[str, Any]) -> tuple[str, int]
 
 
 def _spent_patience(run: RunContents, results: dict[str, Any]) -> int | None:
-    """Return the patience of early stopping, if only it can have ended a complete run."""
+    """Return the patience of early stopping, if nothing else can have ended a complete run."""
     patience, epochs = _amount(run.config.get("callbacks.early_stopping.patience")), _amount(run.config.get("trainer.max_epochs"))
     limited = any(
         run.config.get(f"trainer.{name}", "null") not in ("null", "-1") for name in ("max_steps", "max_tokens", "max_time")
@@ -256,7 +256,7 @@ def _spent_patience(run: RunContents, results: dict[str, Any]) -> int | None:
 
 
 def _amount(text: str | None) -> int | None:
-    """Return a setting's number of steps, tokens or epochs; None if it is no plain whole number."""
+    """Return a setting's number of steps, tokens or epochs; None if it is not a plain whole number."""
     return int(text) if text is not None and re.fullmatch("[0-9]{1,18}", text) else None
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder holds a run, or the remains of one."""
+    """Return whether a folder contains a run, or the remains of one."""
     return any((folder / name).exists() for name in SIGNS_OF_A_RUN) or checkpoint_dir(folder).is_dir()
 
 
@@ -27,7 +27,7 @@ def save_run_page(folder: Path) -> Path:
     """Write the report page of a run from the files that exist, and return the page's file.
 
     Raises:
-        UserError: If the folder holds no run.
+        UserError: If the folder contains no run.
         OSError: If the page cannot be written.
     """
     from gpt_pretrain.runs.report.run_page import render_run_page
@@ -39,7 +39,7 @@ def save_run_page(folder: Path) -> Path:
 
 
 def try_save_page(folder: Path, save: Callable[[Path], Path]) -> Path | None:
-    """Write a report page, or log a warning if that fails: a missing page must not fail a run."""
+    """Write a report page, or log a warning if that fails. A missing page must not fail a run."""
     try:
         return save(folder)
     except Exception as error:
@@ -50,9 +50,9 @@ def try_save_page(folder: Path, save: Callable[[Path], Path]) -> Path | None:
 
 @contextmanager
 def report_at_end(folder: Path) -> Iterator[None]:
-    """Write the report page of a run when the block ends, however it ends.
+    """Write the report page of a run when the block ends, with or without an error.
 
-    A resumed run that is refused leaves the page as it is: its files are as before, and may be somebody else's.
+    If a resumed run is refused, the page stays as it is. The run's files have not changed, and may be somebody else's.
     """
     resumed, before = bool(list_checkpoints(folder)), _outcome(folder)
     try:
@@ -62,7 +62,7 @@ def report_at_end(folder: Path) -> Iterator[None]:
             _save_at_end(folder)
         raise
     except BaseException as error:
-        # Nothing has been trained, and whoever interrupts does not want to wait for matplotlib.
+        # Nothing has been trained, and a user who interrupts does not want to wait for matplotlib.
         if not was_interrupted(error) or resumed or (folder / METRICS).exists():
             _save_at_end(folder)
         raise
@@ -70,13 +70,13 @@ def report_at_end(folder: Path) -> Iterator[None]:
 
 
 def _outcome(folder: Path) -> tuple[Any, Any]:
-    """Return the state and the result in the run metadata, which change when anything is trained."""
+    """Return the state and the result in the run metadata. They change when anything is trained."""
     metadata = read_metadata(folder)
     return metadata.get("state"), metadata.get("result")
 
 
 def _save_at_end(folder: Path) -> None:
     written = try_save_page(folder, save_run_page)
-    # Without a config.yaml the settings were rejected, and the page shows no more than the error message does.
+    # Without a config.yaml the settings were rejected, and the page shows no more than the error message.
     if written is not None and (folder / "config.yaml").exists():
         log.info("Report page: %s", display_path(written))
