@@ -1,6 +1,6 @@
-"""Everything that a command line starts: the entry scripts' work, the commands of `gpt-pretrain`, and how errors are reported.
+"""Everything that a command line starts: the work of the entry scripts, the commands of `gpt-pretrain`, and error reporting.
 
-This is the top room: it may use all others, and no other room imports it.
+This is the top room. It may use all other rooms, and no other room imports it.
 """
 
 import sys
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def _module_started_alone() -> str | None:
-    """Return the name of the module of this room that Python has been told to run by itself; None otherwise."""
+    """Return the name of the module of this room that was started by itself, with or without `python -m`, or None."""
     started = next(iter(sys.argv), "")
-    if started == "-m" and "-m" in sys.orig_argv:  # the packages of a module are imported before it
+    if started == "-m" and "-m" in sys.orig_argv:  # packages of a module are imported first
         room, _, name = sys.orig_argv[sys.orig_argv.index("-m") + 1].rpartition(".")
         return name if room == __name__ else None
     file = Path(started).resolve()

@@ -63,10 +63,10 @@ WRITTEN = {"data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir", "out
 
 
 def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
-    """List everything that is wrong with a script's arguments, apart from values that a rule forbids.
+    """List all problems of a script's arguments, except for values that break a rule.
 
     Args:
-        arguments: As typed, apart from the name of the tokenizer's setting.
+        arguments: The arguments as typed, except for the name of the tokenizer's setting.
         script: "train", "generate", "evaluate" or "serve".
     """
     problems = [explain_stray(before, words, script=script) for before, words in arguments.strays]
@@ -101,7 +101,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
 
 
 def _lookalike_problem(override: str, check: Callable[[str], Iterable[str]]) -> Iterator[str]:
-    """Yield a problem if an override is right once its lookalike characters are replaced by those of a keyboard."""
+    """Yield a problem if an override becomes valid when its lookalike characters are replaced by characters of a keyboard."""
     words = plain_characters(override).split(" ")
     if words != [override] and all("=" in word and not list(check(word)) for word in words):
         names = name_lookalikes(override)
@@ -109,13 +109,13 @@ def _lookalike_problem(override: str, check: Callable[[str], Iterable[str]]) -> 
 
 
 def broken_rules(arguments: Arguments, *, script: str) -> list[str]:
-    """List the rules that the overrides without other problems break; none if they cannot be composed."""
+    """List the rules that overrides without other problems break; none if they cannot be composed."""
     if arguments.is_sweep or arguments.config_folders[1:]:
         return []
     kept = [one for one in arguments.overrides if not list(override_problems(one, script=script))]
     settings = [with_prefix(one, script=script) for one in kept if not override_key(one).startswith(("hydra", "sweep_resume"))]
     overrides = [to_hydra_override(override, sweep=False) for override in settings]
-    # Whatever else is wrong is explained in a later start, when the problems that are known already have been mended.
+    # Other errors are explained at a later start, when the known problems have been fixed.
     with suppress(Exception), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         if script == "generate":
             return generate_problems(to_settings(compose("generate", overrides), GenerateSettings))
@@ -128,7 +128,7 @@ def broken_rules(arguments: Arguments, *, script: str) -> list[str]:
 
 
 def override_problems(override: str, *, script: str, sweep: bool = False, folders: tuple[Path, ...] = (CONF,)) -> Iterator[str]:
-    """Yield what is wrong with an override: its name, the option of a group, or the type of its value.
+    """Yield the problems of an override: its name, the option of a group, or the type of its value.
 
     Args:
         script: "train", "generate", "evaluate" or "serve".
@@ -168,7 +168,7 @@ def _typed_value_problems(
     """Yield the problems of the values that an override gives an existing setting or group.
 
     Args:
-        hint: The type of the setting; None for a group that is no setting.
+        hint: The type of the setting; None for a group that is not a setting.
     """
     key, shown = override_key(override), short_form(override)
     try:
@@ -187,12 +187,12 @@ def _typed_value_problems(
         else:
             for name, leaf in setting_values(key, value):
                 problems = list(_value_problems(shown, name, leaf, schema_of(script)))
-                swept = script == "train" and parsed.is_sweep_override()  # A single value is checked with all others.
+                swept = script == "train" and parsed.is_sweep_override()  # A single value is checked together with all others.
                 yield from problems or (broken_train_rules(name, leaf) if swept else [])
 
 
 def _removal_problem(override: str, *, script: str, folders: tuple[Path, ...]) -> str | None:
-    """Return what is wrong with an override that removes something, such as ~logger."""
+    """Return the problem of an override that removes something, such as ~logger."""
     key, schema = override_key(override), schema_of(script)
     is_group = key in script_groups(script)
     if not is_declared(schema, key):
@@ -208,10 +208,10 @@ def _removal_problem(override: str, *, script: str, folders: tuple[Path, ...]) -
 
 
 def _text_problem(key: str, value: str, shown: str) -> str | None:
-    """Return what is wrong with the characters of a value, whatever its type: curly quotation marks, or a path of no use.
+    """Return a problem of the characters of a value of any type: curly quotation marks, or an unusable path.
 
     Args:
-        shown: The override as it is shown to the user.
+        shown: The override in the form for messages.
     """
     if key not in FREE_TEXTS and not CURLY_MARKS.isdisjoint((key[:1], value[:1], shown[-1:])):
         plain = quote_word("".join(letter for letter in shown if letter not in CURLY_MARKS))
@@ -222,7 +222,7 @@ def _text_problem(key: str, value: str, shown: str) -> str | None:
         return f"{shown} has no value. Give a path, or leave out {shown}"
     if (linux := wsl_path(value)) is not None and not Path(value).exists():
         return f"{shown}: this is a Windows path. In WSL, type {quote_word(f'{short_form(key + chr(61))}{linux}')}"
-    if key not in WRITTEN or output_problem(key, value) is None:  # a folder's own name may have backslashes
+    if key not in WRITTEN or output_problem(key, value) is None:  # The name of a folder may have backslashes.
         return None
     return output_problem(key, plain_value(value))
 
@@ -230,11 +230,11 @@ def _text_problem(key: str, value: str, shown: str) -> str | None:
 def with_prefix(override: str, *, script: str, custom: Set[str] = frozenset()) -> str:
     """Return an override with the prefix that Hydra needs.
 
-    Hydra refuses a `+` before a setting that exists, and asks for one before a mapping of free names such as callbacks.custom,
-    and before the names in it.
+    Hydra refuses a `+` before an existing setting. It requires one before a mapping of free names, such as callbacks.custom, and
+    before the names in it.
 
     Args:
-        custom: The groups of the user's own parts, whose fields no schema has.
+        custom: The groups of the user's own parts. Their fields are in no schema.
     """
     if is_custom_field(override, custom) and not override.startswith("~"):
         return f"++{override.lstrip('+')}"
@@ -281,7 +281,7 @@ def _plain(value: Any) -> Any:
 
 
 def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Path, ...], script: str) -> Iterator[str]:
-    """Yield the problem of an option, or a list of options, that a group does not have."""
+    """Yield a problem if a group lacks an option, or one of a list of options."""
     options = group_options(group, folders)
     if value is None:
         yield f"{override}: null is not an option of the group {group}. Leave it out, or choose from {', '.join(options)}."
@@ -298,7 +298,7 @@ def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Pa
         if group == "data" and ("/" in name or Path(name).suffix):
             remedy = f"To train on a file: data=text {quote_word(f'data.path={name}')}. "
         other = OPTION_REMEDIES.get(f"{group}={name}")
-        if group == "model" and script != "train":  # an option there names the user's own class
+        if group == "model" and script != "train":  # there, an option names the user's own class
             other = counterpart(group, name, schema=schema_of(script))
         if other is not None:
             yield f"{override}: the group {group} has no option {name}. {other}"
@@ -307,7 +307,7 @@ def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Pa
 
 
 def _value_problems(override: str, key: str, value: Any, schema: type) -> Iterator[str]:
-    """Yield the problem of a value that does not have the type of its setting."""
+    """Yield a problem if a value does not have the type of its setting."""
     if isinstance(value, str) and "${" in value:
         return
     try:

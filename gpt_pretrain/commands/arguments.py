@@ -1,6 +1,6 @@
 """Parse the arguments of `gpt-pretrain COMMAND`: `name=value`, `--name=value`, `--name value`, `--flag` and positional ones.
 
-What begins with dashes and names no setting is a positional one, too, if it is the name of a file. So is everything after `--`.
+An argument that begins with dashes and names no setting is positional if a file has this name. So is everything after `--`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.typed_paths import output_problem
 
 END_OF_OPTIONS = "--"
-# Settings for which an empty text would be the current folder, and what to type.
+# Settings for which an empty text would mean the current folder, and an example of a value.
 PLACES = {"out": "PATH", "checkpoint": "PATH", "tokenizer": "NAME", "dataset": "NAME"}
 
 Settings = TypeVar("Settings")
@@ -34,14 +34,14 @@ def wants_help(arguments: list[str]) -> bool:
 
 
 def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str, positional: str | None = None) -> Settings:
-    """Parse a command's arguments into its settings; `--help` prints the usage and exits.
+    """Parse a command's arguments into its settings. `--help` prints the usage and exits.
 
     Args:
         schema: The dataclass of the command's settings.
-        positional: The list setting that arguments without `name=` belong to.
+        positional: The list setting for arguments without `name=`.
 
     Raises:
-        UserError: If a setting is unknown, missing or of the wrong type; all problems together.
+        UserError: If a setting is unknown, missing or of the wrong type. It lists all problems together.
         SystemExit: After printing the usage.
     """
     if wants_help(arguments):
@@ -52,7 +52,7 @@ def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str,
     overrides, files = _sort_arguments(arguments, names, flags={name for name, hint in hints.items() if hint is bool})
     config: DictConfig = OmegaConf.structured(schema)
     if positional is not None:
-        # A positional argument may contain "=", as the folders of sweeps do.
+        # A positional argument may contain "=", like the folders of sweeps.
         values = [one for one in overrides if one.partition("=")[0] not in names and not _is_unknown_option(one, names)]
         overrides = [override for override in overrides if override not in values]
         if values or files:
@@ -64,11 +64,13 @@ def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str,
 
 
 def _sort_arguments(arguments: list[str], names: Collection[str], *, flags: Set[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments, with `--name=value`, `--name value` and, for flags, `--name` as `name=value`; and those after `--`.
+    """Return the arguments before `--`, with all settings written as `name=value`, and the arguments after it.
+
+    Settings may be typed as `--name=value`, as `--name value` and, for flags, as `--name`.
 
     Args:
         names: The settings.
-        flags: Those that need no value.
+        flags: The settings that need no value.
     """
     overrides = list[str]()
     remaining = iter(arguments)
@@ -86,7 +88,7 @@ def _sort_arguments(arguments: list[str], names: Collection[str], *, flags: Set[
 
 
 def _is_unknown_option(argument: str, names: Collection[str]) -> bool:
-    """Return whether an argument begins like an option, or with a name like a setting's, and is not the name of a file either."""
+    """Return whether an argument looks like an option or begins like a setting, without being the name of a file."""
     name, equals, _ = argument.partition("=")
     is_like_setting = equals and not set(name) & set("/.*?[") and bool(nearest(name, list(names)))
     return bool(argument.startswith("--") or is_like_setting) and not user_path(argument).exists() and not glob.glob(argument)
@@ -102,8 +104,8 @@ def _nearest_names(name: str, names: list[str]) -> str:
 def _apply(config: DictConfig, overrides: list[str], names: list[str], schema: type) -> None:
     """Set the values of overrides in a config.
 
-    OmegaConf converts each text to the type of its setting. `OmegaConf.from_dotlist` would read it as YAML first, in which the
-    folder 010 is the number 8 and the separator "---" is nothing.
+    OmegaConf converts each text to the type of its setting. `OmegaConf.from_dotlist` is not used, since it reads the text as YAML
+    first. In YAML, the folder 010 is the number 8, and the separator "---" is nothing.
 
     Raises:
         UserError: If an override names no setting or has a value of the wrong type, or a setting has no value.

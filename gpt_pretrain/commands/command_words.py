@@ -1,4 +1,4 @@
-"""The words of a script's command line, by kind: options, settings with their values, and words that are neither."""
+"""Sort the words of a script's command line by kind: options, settings with their values, and other words."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ SINGLE_FLAGS = MULTIRUN_FLAGS | {
 VALUE_FLAGS = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"} | {
     *("--experimental-rerun", "-i", "--info")
 }
-OPEN_BRACKET = re.compile(r"=\s*[\[{]")  # of a list or a mapping, as the value of a setting
+OPEN_BRACKET = re.compile(r"=\s*[\[{]")  # begins a list or a mapping as a value
 CONFIGS = ("job", "hydra", "all")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 NO_RUN = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info"}
 OTHER_CONFIGS = {"-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"}
 COMPLETION = {"-sc", "--shell-completion"}
 COMPLETION_STEPS = tuple(f"{step}={shell}" for step in ("install", "uninstall", "query") for shell in ("bash", "zsh", "fish"))
-DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what word processors make of a hyphen
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # word processors replace hyphens by these
 TEXTS = ("prompt", "start_context")
 SUGGESTED = {
     "train": "data.path",
     "generate": "prompt",
     "evaluate": "data.path",
     "serve": "checkpoint",
-}  # setting that a word without a name most likely means
+}  # the most likely setting for a word without a name
 
 SCHEMAS: dict[str, type] = {
     "train": TrainSettings,
@@ -57,7 +57,7 @@ class Arguments:
     Args:
         flags: Options such as -m, each with its value.
         overrides: `name=value`, and `~name`.
-        strays: Rows of words that are neither, each after the argument that stands before it.
+        strays: Rows of other words, each with the argument before it.
     """
 
     flags: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Arguments:
 
     @property
     def is_sweep(self) -> bool:
-        """Return whether a sweep is asked for, a new one or a resumed one."""
+        """Return whether the arguments ask for a new or a resumed sweep."""
         return self.has_multirun_flag or find_override(self.overrides, "sweep_resume") is not None
 
     @property
@@ -76,15 +76,15 @@ class Arguments:
 
     @property
     def config_folders(self) -> tuple[Path, ...]:
-        """The folders with the options of groups: this program's own, and the user's."""
+        """The folders with the options of groups: this program's and the user's own."""
         return (CONF, *(Path(value) for flag, value in pairwise(self.flags) if flag in ("-cd", "--config-dir")))
 
 
 def clean_word(word: str) -> str:
-    """Return an argument without what a shell has left at its ends.
+    """Remove characters that a shell has left at the ends of an argument.
 
-    A script with the line ends of Windows leaves a carriage return at the end of each line, and cmd.exe leaves single quotation
-    marks around a word.
+    A script with the line ends of Windows leaves a carriage return at the end of each line. cmd.exe leaves single quotation marks
+    around a word.
     """
     word = word.rstrip("\r")
     quoted = len(word) > 2 and word[0] == word[-1] == "'" and "=" in word and "'" not in word[1:-1]
@@ -183,7 +183,7 @@ def _explain_spaces(before: str, words: list[str], *, key: str) -> str:
 
 
 def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:
-    """Return the message about an option that does not exist, which may be a setting written with dashes."""
+    """Return the message about an option that does not exist. It may be a setting written with dashes."""
     key, _, value = name.partition("=")
     value = value or " ".join(words[1:])
     if (other := counterpart(key, value, schema=schema_of(script))) is not None:
@@ -210,7 +210,7 @@ def _exact_name(name: str, script: str) -> str | None:
 
 
 def _example(known: str, script: str) -> str:
-    """Return what to type as a value of a setting."""
+    """Return an example of a setting's value."""
     try:
         hint = find_type(schema_of(script), override_key(full_form(f"{known}=", script=script)))
     except KeyError:
@@ -219,7 +219,7 @@ def _example(known: str, script: str) -> str:
 
 
 def _known_name(name: str, script: str) -> str | None:
-    """Return the setting or group of this name, or the only setting that the name can mean."""
+    """Return the setting or group of this name, or the only setting that it can mean."""
     name = override_key(full_form(f"{name}=", script=script))
     try:
         find_type(schema_of(script), name)

@@ -28,11 +28,11 @@ from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import print_escaped
 
 FORMATS = (".png", ".pdf", ".svg")
-CREATOR, MARKED_BYTES = "gpt-pretrain compare", 100_000  # in the pictures, at their beginning or, in a PDF, at its end
+CREATOR, MARKED_BYTES = "gpt-pretrain compare", 100_000  # at the start of a picture, or at the end of a PDF
 IGNORED_SETTINGS = ("run_dir", "resume", "resume_force", "data.cache_dir")  # they do not affect the result
 MAX_CELL_CHARACTERS = 40
 MAX_LEGEND_SETTINGS = 3
-MAX_SETTINGS = 500  # rows of the table; runs have fewer than 200 settings, and a stranger's may have any number
+MAX_SETTINGS = 500  # rows of the table; a run has fewer than 200 settings, but a stranger's run may have any number
 
 
 def compare_command(arguments: list[str]) -> None:
@@ -95,7 +95,7 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
     """Read the runs with these names.
 
     Raises:
-        UserError: If there are fewer than two runs, a run cannot be read, or out is no picture file; all problems together.
+        UserError: If there are fewer than two runs, a run cannot be read, or out is not a picture file. It lists all problems.
     """
     problems, folders = [], []
     if len(names) < 2:
@@ -124,7 +124,7 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
 
 
 def _is_own_picture(file: Path) -> bool:
-    """Return whether this command has written a picture; one that cannot be read counts as somebody else's."""
+    """Return whether this command has written a picture. An unreadable picture counts as somebody else's."""
     try:
         with open(file, "rb") as stream:
             start = stream.read(MARKED_BYTES)
@@ -157,7 +157,7 @@ def _draw(runs: Sequence[RunContents], out: Path, *, bits_per_byte: bool) -> Non
 
 
 def _legend(run: RunContents, runs: Sequence[RunContents]) -> str:
-    """Return the settings in which a run differs from the others; the name of its folder if there are none or too many."""
+    """Return the settings in which a run differs from the others, or its folder's name if there are none or too many."""
     keys = list(differing_settings(runs))
     if not 0 < len(keys) <= MAX_LEGEND_SETTINGS:
         return run.folder.resolve().name
@@ -169,7 +169,7 @@ def _folder_and_state(run: RunContents) -> list[str]:
 
 
 def _facts(runs: Sequence[RunContents]) -> dict[str, list[str]]:
-    """Return what the run metadata says in addition to the settings."""
+    """Return the facts in the run metadata that are not settings."""
     return {
         "text": [_shorten(text or "-") for text in _texts(runs)],
         "parameters": [format_number(run.section("model").get("parameters"), ",d") for run in runs],
@@ -195,7 +195,7 @@ def _results(runs: Sequence[RunContents]) -> dict[str, list[str]]:
 
 
 def _texts(runs: Sequence[RunContents]) -> list[str | None]:
-    """Return the start of the SHA-256 of each run's text; if the hash of a run is unknown, the paths or names of the texts."""
+    """Return the start of the SHA-256 of each run's text. If a hash is unknown, return the paths or names of the texts."""
     hashes = [run.section("data").get("sha256") for run in runs]
     if all(hashes):
         return [str(digest)[:12] for digest in hashes]

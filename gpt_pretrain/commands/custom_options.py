@@ -1,4 +1,4 @@
-"""Find the groups of a command line that are the user's own parts, by what is typed and by the options that are chosen."""
+"""Find the groups of a command line that are the user's own parts, by typed settings and by chosen options."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ OPTION = re.compile(r"[^\s,()\[\]{}'\"]+")  # a name in a value, also within cho
 
 
 def choose_custom_options(overrides: Sequence[str]) -> list[str]:
-    """Add the option `custom` of each group whose class is typed, so that a built-in option does not add its arguments."""
+    """Add the option `custom` of each group with a typed class, so that a built-in option does not add its arguments."""
     typed = {override_key(override) for override in overrides}
     missing = [group for group in CUSTOM_GROUPS if f"{group}.{TARGET}" in typed and group not in typed]
     return [*(f"{group}={CUSTOM}" for group in missing if (CONF / group / f"{CUSTOM}.yaml").is_file()), *overrides]
 
 
 def custom_groups(overrides: Sequence[str], *, folders: Sequence[Path]) -> set[str]:
-    """Return the groups that are the user's own: their class is typed, or an option that is typed leads to one that names it.
+    """Return the groups that are the user's own: their class is typed, or a typed option leads to a file that names it.
 
     Args:
         folders: The folders with the options of groups.
@@ -54,7 +54,7 @@ def is_custom_field(override: str, groups: Set[str]) -> bool:
 
 
 def _read_options(option: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the contents of an option of a group, such as optimizer/adamw, which may be in several folders."""
+    """Return the contents of an option of a group, such as optimizer/adamw. Several folders may have it."""
     contents = []
     for folder in folders:
         with suppress(OSError, DamagedFileError, ValueError):
@@ -63,7 +63,7 @@ def _read_options(option: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _default_options(content: dict[str, Any], folder: str) -> list[str]:
-    """Return the options that the defaults list of a file in a folder of options chooses."""
+    """Return the options in the defaults list of a file in a folder of options."""
     defaults, options = content.get("defaults"), list[str]()
     for entry in defaults if isinstance(defaults, list) else []:
         for group, names in entry.items() if isinstance(entry, dict) else [("", entry)]:

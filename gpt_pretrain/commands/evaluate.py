@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_models(config: DictConfig) -> None:
-    """Print how well models predict a text, and write the numbers to results.json.
+    """Score models on a text and on tasks, print the results, and write the numbers to results.json.
 
     Raises:
         SystemExit: If the command fails.
@@ -66,7 +66,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
         from gpt_pretrain.system.terminal import print_escaped
 
     prepare_computing()
-    # Tasks and texts that cannot be used are refused before weights are loaded.
+    # Unusable tasks and texts are refused before weights are loaded.
     tasks = load_tasks(settings.tasks)
     source = typed_source(settings.data)
     named = named_model(settings.model)
@@ -84,7 +84,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
         for one in prepared:
             try:
                 evaluated.append(evaluate_model(one, tasks, settings))
-            except UserError as error:  # the others still have results
+            except UserError as error:  # The other models still have results.
                 problems += [problem for problem in error.problems if problem not in problems]
     except KeyboardInterrupt:
         print_escaped(_describe_interruption(len(evaluated), len(prepared)), file=sys.stderr)
@@ -98,7 +98,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
 
 
 def _warn_of_unused(settings: EvaluateSettings, *, has_text: bool, has_tasks: bool) -> None:
-    """Warn of settings of a text or of tasks if there are none."""
+    """Warn of settings for a text without a text, and of settings for tasks without tasks."""
     of_text = {"stride": settings.stride, "max_bytes": settings.max_bytes}
     of_tasks = {"tasks.limit": settings.tasks.limit, "tasks.n_shots": settings.tasks.n_shots}
     for is_used, values, needed in (

@@ -1,4 +1,4 @@
-"""Report errors to the user, and end with the right exit code."""
+"""Report errors to the user, and exit with the right code."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ELOOP, errno.EBUSY),
     *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.ENOTDIR),
 )
-# Errors of a drive that is gone or does not answer, such as a network drive; some systems lack some of them.
+# Errors of a drive that is gone or does not answer, such as a network drive. Some systems lack some of them.
 DRIVE_ERROR_NAMES = ("ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "ENODEV", "ENXIO", "ESTALE", "EIO")
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 LIBRARY_VARIABLES = ("TORCH", "PYTORCH_", "MPL", "SOURCE_DATE_EPOCH")
 OTHER_RANK_DELAY_SECONDS = 3.0
-MAX_TRACEBACK = 100_000  # characters; one that quotes a file could be as long as the file
+MAX_TRACEBACK = 100_000  # characters; a traceback may quote a whole file
 
 log = logging.getLogger("gpt_pretrain")
 
 
 class SweepJobFailed(RuntimeError):
-    """A job of a sweep failed for a reason that is already reported; the other jobs continue."""
+    """A job of a sweep failed for a reason that is already reported. The other jobs continue."""
 
 
 @contextmanager
 def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
-    """Report an error that the user can fix without a traceback, and exit with its code; in a sweep, only the job fails.
+    """Report an error that the user can fix without a traceback, and exit with its code. In a sweep, only the job fails.
 
     Args:
-        log_file: The file that gets the traceback.
+        log_file: The file for the traceback.
 
     Raises:
         SystemExit: If the block fails.
@@ -84,19 +84,19 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
 def print_error(error: UserError, *, log_file: Path | None = None) -> int:
     """Print each problem to standard error, add the traceback to a log file, and return the exit code.
 
-    A problem may quote any file. So it is escaped, put on one line and shortened here, as a whole; what builds the message need
-    not do so.
+    A problem may quote any file. It is therefore escaped, put on one line and shortened here as a whole. The code that builds the
+    message need not do so.
     """
     from gpt_pretrain.system.terminal import escape_controls, escape_problem, indent_lines, open_log, print_escaped  # loads rich
 
     if not is_main():
-        # Rank 0 most likely reports the same error, and ends this process during the delay.
+        # Rank 0 most likely reports the same error. During the delay, its end also ends this process.
         time.sleep(OTHER_RANK_DELAY_SECONDS)
         print(f"rank {rank()}:", end=" ", file=sys.stderr)
     head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
     print_escaped(head + "\n  - ".join(map(escape_problem, error.problems)), file=sys.stderr)
     if log_file is not None:
-        # The message is on the screen; a log that cannot be written must not replace it by another error.
+        # The message is on the screen. A log that cannot be written must not replace it by another error.
         text = shorten_middle("".join(traceback.format_exception(error)), MAX_TRACEBACK)
         with suppress(OSError), open_log(log_file) as stream:
             stream.write(indent_lines(escape_controls(hide_secrets(text))) + "\n")
@@ -112,10 +112,10 @@ def print_defect(error: Exception) -> int:
 
 
 def check_output(*, is_result: bool = False) -> None:
-    """Check that everything was printed. A reader that has gone, as head does, has what it wants.
+    """Check that everything was printed. A reader that has closed the pipe, like head, needs no more.
 
     Args:
-        is_result: Whether the command has done nothing if what it prints is lost.
+        is_result: Whether the printed text is the command's only result.
 
     Raises:
         UserError: If standard output could not be written for another reason.
@@ -129,8 +129,8 @@ def check_output(*, is_result: bool = False) -> None:
 
 
 def _describe_disk_error(error: OSError) -> str | None:
-    """Return an error of the disk, the drive or the open files as a message; None if it is another one."""
-    name = error.filename2 or error.filename or "A file"  # of a file that replaces another one, the other one
+    """Return a message about an error of the disk, the drive or the number of open files; None for other errors."""
+    name = error.filename2 or error.filename or "A file"  # filename2 is the file to be replaced
     failed = f"{name} cannot be opened, read or written: {error.strerror}."
     if error.errno in TOO_MANY_FILES:
         return f"{failed} The shell that starts the program allows more with: ulimit -n 4096"
@@ -140,7 +140,7 @@ def _describe_disk_error(error: OSError) -> str | None:
 
 
 def _refused_variable(error: Exception) -> UserError | None:
-    """Return a message about the environment variable whose value a library refuses while it is loaded; None if there is none."""
+    """Return a message about an environment variable that a library refuses while it is loaded; None for other errors."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     loaded = [frame for frame in frames if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__"]
     if not isinstance(error, ValueError) or not loaded:
@@ -158,7 +158,7 @@ def _refused_variable(error: Exception) -> UserError | None:
 def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and "Unable to configure handler" in str(error):
-        error = error.__cause__  # of Python's logging, which cannot open the log of a run
+        error = error.__cause__  # Python's logging could not open the log of a run
     if isinstance(error, OSError) and (described := _describe_disk_error(error)) is not None:
         return UserError(described)
     if (refused := _refused_variable(error)) is not None:
@@ -166,5 +166,5 @@ def as_user_error(error: Exception) -> UserError | None:
     if not isinstance(error, UserError):
         return None
     error.problems = [short_message(problem) for problem in error.problems]
-    error.args = ("\n".join(error.problems),)  # what a traceback shows
+    error.args = ("\n".join(error.problems),)  # shown in a traceback
     return error

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from gpt_pretrain.model.language_model import LanguageModel
     from gpt_pretrain.tokenizers.base import Tokenizer
 
-MAX_WARNED = 3  # prompts of a file about which a warning is printed
+MAX_WARNED = 3  # prompts of a file that get a warning
 
 
 def generate_texts(config: DictConfig) -> None:
-    """Print continuations of the prompts; a job of a sweep also measures the texts and keeps them in its folder.
+    """Print continuations of the prompts. A job of a sweep also measures the texts and keeps them in its folder.
 
     Raises:
         SystemExit: If the command fails.
@@ -95,7 +95,7 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
 
 
 def _prompt_problem(prompt: str, model: LanguageModel, tokenizer: Tokenizer, *, pretrained: bool) -> str | None:
-    """Return why a model may continue a prompt badly; None if nothing speaks for it."""
+    """Return a reason why a model may continue a prompt badly, or None."""
     from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
     from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
@@ -104,7 +104,7 @@ def _prompt_problem(prompt: str, model: LanguageModel, tokenizer: Tokenizer, *, 
 
 
 def _open_answers(settings: GenerateSettings, stack: ExitStack) -> TextIO | None:
-    """Open the file for lines of JSON, or standard output; None if the texts are printed as they are.
+    """Open the file for lines of JSON, or standard output. Return None if the texts are printed as plain text.
 
     Args:
         stack: Removes the file at its end if nothing was written, so that the same command can be tried again.
@@ -170,7 +170,7 @@ def _write_answers(
 
 
 def _with_warnings(prompts: Iterable[NumberedPrompt], tokenizer: Tokenizer) -> Iterator[NumberedPrompt]:
-    """Yield prompts, and warn of fields that the answer replaces, and of text that the vocabulary lacks."""
+    """Yield prompts. Warn of fields that the answer replaces, and of text that the vocabulary lacks."""
     from gpt_pretrain.generation.prompt_files import ANSWER_FIELDS
     from gpt_pretrain.system.terminal import print_escaped
     from gpt_pretrain.tokenizers.unknown import unknown_prompt
@@ -192,7 +192,7 @@ def _with_warnings(prompts: Iterable[NumberedPrompt], tokenizer: Tokenizer) -> I
 
 
 def _read_prompt(settings: GenerateSettings) -> list[str]:
-    """Read the prompt to continue, as a list with one entry; the list is empty if there is a file of prompts.
+    """Read the prompt to continue, as a list with one entry. The list is empty if there is a file of prompts.
 
     Raises:
         UserError: If the prompt cannot be read or is not UTF-8.

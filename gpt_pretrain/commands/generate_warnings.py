@@ -1,4 +1,4 @@
-"""Sentences about settings of generate.py that have no effect together, or are unlikely to be meant."""
+"""Warn of settings of generate.py that have no effect together, or are probably not meant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def generate_warnings(settings: GenerateSettings, sampler: SamplerConfig) -> Ite
 
 
 def equal_samples(settings: GenerateSettings) -> str | None:
-    """Return a sentence about several samples that are all the same; None if they differ."""
+    """Return a sentence if several samples are all the same; None if they differ."""
     if settings.n_samples == 1 or settings.sampler.temperature > 0:
         return None
     return (
@@ -38,7 +38,7 @@ def equal_samples(settings: GenerateSettings) -> str | None:
 
 
 def unused_seed(settings: GenerateSettings) -> str | None:
-    """Return a sentence about a typed seed of choices that are not random; None if they are."""
+    """Return a sentence if a seed is typed but the choices are not random, otherwise None."""
     if "seed" not in overridden_keys() or settings.sampler.temperature > 0:
         return None
     return (
@@ -48,7 +48,7 @@ def unused_seed(settings: GenerateSettings) -> str | None:
 
 
 def unused_heads(settings: GenerateSettings) -> str | None:
-    """Return a sentence about n_heads for weights that name their heads; None if it is used."""
+    """Return a sentence if n_heads is typed but the weights name their heads, otherwise None."""
     if settings.n_heads is None or settings.pretrained is not None:
         return None
     return (
@@ -57,7 +57,7 @@ def unused_heads(settings: GenerateSettings) -> str | None:
 
 
 def curly_marks(settings: GenerateSettings) -> str | None:
-    """Return a sentence about quotation marks that the shell does not know; None if there are none."""
+    """Return a sentence about curly quotation marks, which a shell does not know; None if there are none."""
     if not CURLY_QUOTED.fullmatch(settings.prompt) or settings.prompt_file is not None or settings.prompts is not None:
         return None
     return (
@@ -67,7 +67,7 @@ def curly_marks(settings: GenerateSettings) -> str | None:
 
 
 def unread_escapes(settings: GenerateSettings) -> str | None:
-    """Return a sentence about a backslash and an n that are perhaps meant as a line feed; None if there are none."""
+    """Return a sentence if a prompt has a backslash and an n that may mean a line feed, otherwise None."""
     is_typed = settings.prompt_file is None and settings.prompts is None and not settings.interactive
     examples = {
         "stop": (settings.stop, r"""$'stop=["\n"]'"""),
@@ -81,10 +81,10 @@ def unread_escapes(settings: GenerateSettings) -> str | None:
 
 
 def unused_prompts(settings: GenerateSettings) -> str | None:
-    """Return a sentence about typed prompts that another setting takes the place of."""
+    """Return a sentence about typed prompts that another setting replaces, or None."""
     files = {name for name in ("prompts", "prompt_file") if getattr(settings, name) is not None}
     typed = overridden_keys() & {"prompt"} | files
-    used = "interactive" if settings.interactive else max(files, default="prompt")  # prompts before prompt_file
+    used = "interactive" if settings.interactive else max(files, default="prompt")  # prompts takes precedence over prompt_file
     unused = sorted(typed - {used})
     if not unused or used == "prompt":
         return None
@@ -98,7 +98,7 @@ def unused_prompts(settings: GenerateSettings) -> str | None:
 
 
 def unused_scores(settings: GenerateSettings) -> str | None:
-    """Return a sentence about log-probabilities that are not shown; None if they are, or are not asked for."""
+    """Return a sentence if log-probabilities are requested but not shown, otherwise None."""
     if settings.logprobs is None or settings.prompts is not None or settings.out is not None:
         return None
     return f"logprobs={settings.logprobs} has no effect on plain text. To write lines of JSON, add out=FILE.jsonl"

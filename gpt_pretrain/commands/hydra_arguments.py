@@ -45,15 +45,15 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
         quoted = with_recipe_of_weights(quoted)
     rewritten = sort_arguments(quoted)
     if "--resolve" in rewritten.flags and script in ("train", "evaluate") and find_override(quoted, "run_dir") is None:
-        rewritten.overrides.append("run_dir=${hydra:run.dir}")  # without a run, Hydra has no output folder to show
+        rewritten.overrides.append("run_dir=${hydra:run.dir}")  # without a run, Hydra has no output folder
     return [*rewritten.flags, *rewritten.overrides]
 
 
 def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
-    """Replace `sweep_resume=SWEEP` with the overrides and the folder of that sweep; what is typed now takes precedence.
+    """Replace `sweep_resume=SWEEP` with the overrides and the folder of that sweep. Arguments typed now take precedence.
 
     Raises:
-        UserError: If there is no such sweep, or it holds overrides that must be typed.
+        UserError: If there is no such sweep, or if it contains overrides that must be typed.
     """
     sweep = find_override(arguments, "sweep_resume")
     if sweep is None:
@@ -73,8 +73,8 @@ def check_arguments(arguments: Arguments, *, script: str) -> None:
     """Check for mistakes that Hydra explains badly or too late.
 
     Raises:
-        UserError: If a name, an option, a type or a word is wrong, a search is no sweep, or a launcher is not installed; all
-            problems together, and with them the values that break a rule.
+        UserError: If a name, an option, a type or a word is wrong, a search is not a sweep, or a launcher is not installed. It
+            lists all problems together with the values that break a rule.
     """
     problems = argument_problems(arguments, script=script)
     if script == "evaluate" and arguments.is_sweep:
@@ -101,12 +101,12 @@ def check_arguments(arguments: Arguments, *, script: str) -> None:
 
 
 def apply_resume(arguments: list[str], *, typed: list[str]) -> list[str]:
-    """Have Hydra use the folder of the run that `resume=RUN` names, and leave Hydra's files there as they are.
+    """Make Hydra use the folder of the run in `resume=RUN`, without changing Hydra's files there.
 
-    A job that SLURM or torchrun starts again resumes the run that it trained before.
+    A job that SLURM or torchrun starts again resumes its earlier run.
 
     Args:
-        typed: The arguments as typed, by which such a job is known.
+        typed: The arguments as typed. They identify a job that is started again.
 
     Raises:
         UserError: If there is no such run, or the arguments ask for a sweep.
@@ -130,10 +130,10 @@ def apply_resume(arguments: list[str], *, typed: list[str]) -> list[str]:
 
 
 def _check_own_folder(arguments: list[str], *, run: str, run_dir: Path) -> None:
-    """Check that a resumed run is not given another folder, which would be used in its place.
+    """Check that the arguments do not name another folder for a resumed run. It would be used in place of the run's own.
 
     Raises:
-        UserError: If it is.
+        UserError: If they name one.
     """
     for key in ("run_dir", "hydra.run.dir"):
         other = plain_value(find_override(arguments, key) or "")
@@ -145,7 +145,7 @@ def _check_own_folder(arguments: list[str], *, run: str, run_dir: Path) -> None:
 
 
 def apply_dry_run(arguments: list[str]) -> list[str]:
-    """Have Hydra create no folder and no log file for `plan=true`; run_dir still names the folder of the planned run.
+    """Make Hydra create no folder and no log file for `plan=true`. run_dir still names the folder of the planned run.
 
     Raises:
         UserError: If the arguments ask for a sweep.
@@ -163,10 +163,10 @@ def apply_dry_run(arguments: list[str]) -> list[str]:
 
 
 def quote_arguments(overrides: list[str], *, sweep: bool = False) -> list[str]:
-    """Quote texts and paths for Hydra, so that users need not know its grammar, and write out amounts such as 1e9.
+    """Quote texts and paths for Hydra, so that users need not know its grammar. Write out amounts such as 1e9.
 
     Args:
-        sweep: Whether the overrides are those of a sweep.
+        sweep: Whether the overrides belong to a sweep.
     """
     return [to_hydra_override(override, sweep=sweep) for override in overrides]
 

@@ -29,7 +29,7 @@ HYDRA_ERRORS = (HydraException, CompactHydraException, OmegaConfBaseException)
 
 
 def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
-    """Return an error of Hydra's as a message of this program; None for a defect.
+    """Turn an error of Hydra into a message of this program; None for a defect.
 
     Args:
         script: "train", "generate", "evaluate" or "serve".
@@ -62,7 +62,7 @@ def _explain_setting(error: OmegaConfBaseException, schema: type) -> str | None:
 
 
 def _explain_null(arguments: list[str]) -> UserError | None:
-    """Return the message about settings within a group that is null, with the options that have the group."""
+    """Return the message about settings within a group that is null. It names the options that set the group."""
     problems = []
     for override in arguments:
         key = override_key(override)
@@ -95,6 +95,6 @@ def _explain_defaults(text: str) -> str | None:
 
 
 def _first_lines(error: BaseException) -> str:
-    """Return what an error says, without Hydra's advice on itself."""
+    """Return the text of an error, without Hydra's advice about Hydra."""
     text = ADVICE.sub("", str(error)).strip() or type(error).__name__
     return " ".join(line.strip() for line in text.splitlines() if line.strip())

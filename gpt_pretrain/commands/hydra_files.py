@@ -1,4 +1,4 @@
-"""Cut passwords and signatures out of the files that Hydra writes to .hydra/ before a job begins."""
+"""Remove passwords and signatures from Hydra's files in .hydra/ before a job begins."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
 
 
 def cut_hydra_files(config: DictConfig) -> None:
-    """Rewrite Hydra's files of a job whose settings have secrets; those of all other jobs stay as they are.
+    """Rewrite Hydra's files of a job if its settings contain secrets. Other jobs' files stay as they are.
 
-    Hydra has no way to do this before it writes them.
+    Hydra offers no way to remove secrets before it writes the files.
 
     Args:
         config: Hydra's whole config of the job.
@@ -39,11 +39,11 @@ def cut_hydra_files(config: DictConfig) -> None:
 
 
 def cut_sweep_settings(config: DictConfig) -> DictConfig:
-    """Return the settings of a sweep, as Hydra composed them, without secrets; unchanged if they have none."""
+    """Return the settings of a sweep without secrets, as composed by Hydra; unchanged if they have none."""
     settings = OmegaConf.to_container(config)
     assert isinstance(settings, dict)
     known = secret_values({name: value for name, value in settings.items() if name != "hydra"})
-    # Swept values stand only in the overrides: they are not part of the settings that a sweep is composed of.
+    # Swept values occur only in the overrides, not in the composed settings of a sweep.
     cut = _cut(settings, known)
     return config if cut == settings else OmegaConf.create(cut)
 
@@ -52,7 +52,7 @@ def _cut(content: Any, known: Iterable[str]) -> Any:
     """Return the content of one of Hydra's files without secrets."""
     if isinstance(content, Mapping):
         settings = settings_without_secrets({name: value for name, value in content.items() if name != "hydra"})
-        # The order stays: in the settings of a sweep, the section of Hydra is the first one.
+        # The order is kept: in the settings of a sweep, Hydra's section is the first one.
         return {
             name: _cut_texts(_cut_override_dirname(value), known) if name == "hydra" else settings[name]
             for name, value in content.items()
@@ -61,7 +61,7 @@ def _cut(content: Any, known: Iterable[str]) -> Any:
 
 
 def _cut_override_dirname(hydra: Any) -> Any:
-    """Cut each override out of the text in which Hydra joins all of them, where one cannot be told from the next."""
+    """Remove secrets from the text in which Hydra joins all overrides. There, one override cannot be told from the next."""
     match hydra:
         case {"overrides": {"task": list(overrides)}, "job": {"override_dirname": str(joined)} as job}:
             for override in sorted(map(str, overrides), key=len, reverse=True):

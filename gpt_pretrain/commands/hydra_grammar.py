@@ -1,4 +1,4 @@
-"""Write typed overrides in the grammar of Hydra."""
+"""Write typed overrides in Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gpt_pretrain.system.yaml_files import parse_yaml_value
 
 
 def to_hydra_override(override: str, *, sweep: bool) -> str:
-    """Return a typed override as Hydra reads it: texts, paths and lists quoted, and amounts such as 1e9 written out.
+    """Write a typed override in Hydra's grammar: quote texts, paths and lists, and write out amounts such as 1e9.
 
-    A list or a mapping that only YAML can read, for its letters or apostrophes, is written again in Hydra's grammar.
+    Some lists and mappings can be read only as YAML, because of their letters or apostrophes. They are rewritten as well.
 
     Args:
-        sweep: Whether the override is one of a sweep.
+        sweep: Whether the override belongs to a sweep.
     """
     override = expand_amounts(quote_override(override, sweep=sweep))
     name, _, value = override.partition("=")
@@ -48,7 +48,7 @@ def _write(value: Any) -> str:
 
 
 def setting_values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each setting that a value sets, with its own value, since the value of a group may be a mapping."""
+    """Yield each setting that a value sets, with its own value. The value of a group may be a mapping of several settings."""
     if isinstance(value, dict) and value:
         for name, part in value.items():
             yield from setting_values(f"{key}.{name}", part)

@@ -1,4 +1,4 @@
-"""Hydra's information about the job of this process: its mode, folder, overrides and command."""
+"""Read Hydra's information about the job of this process: its mode, folder, overrides and command."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gpt_pretrain.training.distributed.launch import launch_info
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
 
-COMMAND_LINE = "command-line"  # what Hydra calls the origin of --config-dir
+COMMAND_LINE = "command-line"  # Hydra's name for the origin of --config-dir
 
 
 def is_hydra_job() -> bool:
-    """Return whether Hydra has started this job; otherwise a test, a notebook or another command has."""
-    if "hydra" not in sys.modules:  # Importing it takes a fifth of a second, which commands without it need not wait for.
+    """Return whether Hydra has started this job, instead of a test, a notebook or another command."""
+    if "hydra" not in sys.modules:  # Importing it takes a fifth of a second.
         return False
     from hydra.core.hydra_config import HydraConfig
 
@@ -61,13 +61,13 @@ def job_overrides() -> list[str]:
     """Return the overrides of this job, from the command line and from its sweep."""
     if not is_hydra_job():
         return []
-    overrides = OmegaConf.to_container(_hydra().overrides.task, resolve=False)  # a `${...}` in them stays as it is typed
+    overrides = OmegaConf.to_container(_hydra().overrides.task, resolve=False)  # `${...}` stays as typed
     assert isinstance(overrides, list)
     return [str(override) for override in overrides]
 
 
 def config_folder_flags() -> list[str]:
-    """Return the option that names the user's own config folder, with its value, as it is typed; empty if there is none."""
+    """Return the typed option for the user's own config folder, with its value; empty if there is none."""
     if not is_hydra_job():
         return []
     sources = _hydra().runtime.config_sources
@@ -84,7 +84,8 @@ def typed_arguments() -> list[str]:
     if (info := launch_info()) is not None:
         typed: list[str] = info["typed"]
         return typed
-    # sys.argv is rewritten for Hydra; sys.orig_argv is not. It begins with `python train.py` or `python .../gpt-pretrain train`.
+    # sys.argv is rewritten for Hydra, but sys.orig_argv is not. It begins with `python train.py` or
+    # `python .../gpt-pretrain train`.
     for word in (sys.argv[0], Path(sys.argv[0]).stem):
         if word in sys.orig_argv:
             return without_comment(sys.orig_argv[sys.orig_argv.index(word) + 1 :])
@@ -92,7 +93,7 @@ def typed_arguments() -> list[str]:
 
 
 def start_info(script: str) -> dict[str, Any]:
-    """Return the command and overrides of this job, and the overrides that its sweep varies, for the run metadata.
+    """Return the command and overrides of this job, and its sweep's varied overrides, for the run metadata.
 
     Passwords and signatures are left out.
     """

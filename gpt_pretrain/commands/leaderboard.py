@@ -30,13 +30,13 @@ from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 
 MAX_SETTINGS_SHOWN, MAX_NAME_SHOWN = 80, 48  # characters
-MAX_ROWS, MAX_TABLES = 50, 50  # of a table, and of all
+MAX_ROWS, MAX_TABLES = 50, 50  # rows of a table; tables
 
 Column = tuple[str, Callable[[Entry], str]]
 
 
 def leaderboard_command(arguments: list[str]) -> None:
-    """Print the leaderboard of each text, and write a results file if one is named."""
+    """Print the leaderboard of each text. Write a results file if one is named."""
     settings = parse_arguments(arguments, LeaderboardSettings, usage=__doc__ or "", positional="sources")
     out = None if settings.out is None else user_path(settings.out)
     entries, unknown = _collect(settings.sources, out)
@@ -60,7 +60,7 @@ def format_leaderboard(entries: Sequence[Entry], *, own_machine: str) -> str:
     """Format a ranking of the runs on each text, and the list of machines.
 
     Args:
-        own_machine: The beginning of the name of the machine that this is.
+        own_machine: The beginning of this machine's name.
     """
     groups = group_by_text(entries)
     used = {entry.machine for group in groups[:MAX_TABLES] for entry in group[:MAX_ROWS]}
@@ -81,7 +81,7 @@ def _collect(names: Sequence[str], out: Path | None) -> tuple[list[Entry], int]:
     """Return the entries of all sources, and the number of runs without bits per byte.
 
     Raises:
-        UserError: If a source is missing or cannot be read, or out is no JSON file; all problems together.
+        UserError: If a source is missing or cannot be read, or out is not a JSON file. It lists all problems together.
     """
     problems = []
     if out is not None and out.suffix.lower() != ".json":
@@ -94,7 +94,7 @@ def _collect(names: Sequence[str], out: Path | None) -> tuple[list[Entry], int]:
                 found, without = find_entries(path)
                 if not found and not without:
                     print_escaped(f"{name}: there is no trained run in this folder.", file=sys.stderr)
-                # A folder below outputs/ is named to look at again, which adds nothing.
+                # A folder below outputs/ is searched anyway, so naming it adds nothing.
                 entries, unknown = entries + found, unknown + (0 if _is_below_outputs(path) else without)
             elif not path.exists():
                 problems.append(f"{name}: no such file or folder. Give results files (.json) or folders with runs.")
@@ -112,7 +112,7 @@ def _is_below_outputs(path: Path) -> bool:
 
 
 def _describe_part(entry: Entry) -> str:
-    """Describe the text of a table and the part that is held out."""
+    """Describe the text of a table and its held-out part."""
     name, digest = escape_line(entry.text_name) or "a text", escape_line(entry.text_sha256[:12])
     facts = [f"{entry.text_characters:,} characters"] if entry.text_characters else []
     facts += [f"SHA-256 {digest}"] if digest else ["its hash is unknown, so it may be several texts"]
@@ -121,7 +121,7 @@ def _describe_part(entry: Entry) -> str:
 
 
 def _rows(group: Sequence[Entry], machines: dict[str, str]) -> list[list[str]]:
-    """Return the ranking of a text as rows of text, the heading first; columns that say nothing are left out."""
+    """Return the ranking of a text as rows of text, with the heading first. Columns without information are left out."""
     columns: list[Column] = [
         ("bits per byte", lambda one: f"{one.bits_per_byte:.4f}"),
         ("validated on", lambda one: "-" if one.validated is None else f"{one.validated:.0%}"),
@@ -146,7 +146,7 @@ def _rows(group: Sequence[Entry], machines: dict[str, str]) -> list[list[str]]:
 
 
 def _notes(group: Sequence[Entry]) -> list[str]:
-    """Return what to know when the runs of a text are compared."""
+    """Return notes on comparing the runs of a text."""
     notes = []
     if len(group) > MAX_ROWS:
         notes.append(f"{format_count(len(group) - MAX_ROWS, 'more run')} not shown.")

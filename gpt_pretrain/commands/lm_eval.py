@@ -11,9 +11,9 @@ NAME, MODEL = "gpt_pretrain", "gpt_pretrain.evaluation.harness_model:HarnessMode
 
 
 def lm_eval_command(arguments: Sequence[str]) -> None:
-    """Run the command line of the harness, in which `--model gpt_pretrain` is known.
+    """Run the command line of the harness, with `--model gpt_pretrain` added to its models.
 
-    Releases after 0.4.13 find the model by this package's entry point as well, so that `lm_eval` itself knows it.
+    Releases after 0.4.13 also find the model by this package's entry point, so that `lm_eval` itself knows it.
 
     Raises:
         UserError: If the harness is not installed.
@@ -24,7 +24,7 @@ def lm_eval_command(arguments: Sequence[str]) -> None:
         from lm_eval.api.registry import model_registry
     except ImportError as error:
         raise UserError('The LM Evaluation Harness is not installed. Run: pip install "gpt-pretrain[harness]"') from error
-    assert lm_eval.models.MODEL_MAPPING  # importing the module registers the harness's own models
+    assert lm_eval.models.MODEL_MAPPING  # This import registers the harness's own models.
     if NAME not in model_registry:
         model_registry.register(NAME, target=MODEL)
     sys.argv = ["lm_eval", *arguments]

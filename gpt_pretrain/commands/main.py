@@ -14,7 +14,7 @@ from gpt_pretrain.system.environment import check_environment, decode_arguments,
 from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
 
-# The entry scripts, which Hydra starts.
+# The entry scripts. Hydra starts them.
 ENTRY_SCRIPTS = {
     "train": "train a model on a text or a corpus",
     "generate": "continue a text with a trained model",
@@ -36,7 +36,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command that the first argument names, and exit with its exit code."""
+    """Run the command named by the first argument, and exit with its exit code."""
     prepare_streams()
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         handle_interrupts()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def run_command(arguments: list[str]) -> int | None:
-    """Run the command that the first argument names, and return its exit code; None stands for success."""
+    """Run the command named by the first argument, and return its exit code; None means success."""
     name, *rest = arguments
     if name in ("-h", "--help", "help"):
         if rest and rest[0] in ENTRY_SCRIPTS | COMMANDS:
@@ -75,7 +75,7 @@ def run_command(arguments: list[str]) -> int | None:
 
 
 def _no_such_command(name: str) -> UserError:
-    from gpt_pretrain.config.setting_names import nearest  # it loads the types of all settings
+    from gpt_pretrain.config.setting_names import nearest  # loads the types of all settings
 
     known = [*ENTRY_SCRIPTS, *COMMANDS]
     close = nearest(name.lower().replace("-", "_").removesuffix(".py"), known)

@@ -1,4 +1,4 @@
-"""The settings of a training without a command line, for notebooks and scripts."""
+"""Compose the settings of a training without a command line, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpt_pretrain.system.checkout import CONF
 
 
 def load_settings(*overrides: str | list[str]) -> TrainSettings:
-    """Return the settings of train.py with overrides such as "model=tiny" or "optimizer.lr=1e-3", also as a list.
+    """Return the settings of train.py with overrides such as "model=tiny" or "optimizer.lr=1e-3". Lists of them are allowed.
 
     Raises:
         UserError: If a setting is unknown or missing, an override cannot be parsed, or a value has the wrong type.

@@ -34,7 +34,7 @@ def report_command(arguments: list[str]) -> None:
 
 
 def _find_folder(name: str) -> Path:
-    """Return the folder that a name refers to. The newest run stands for its sweep, which has a page on all of them."""
+    """Return the folder that a name refers to. If the newest run belongs to a sweep, return the sweep's: it covers all runs."""
     folder = find_run_folder(name)
     return folder.parent if name == "latest" and is_sweep(folder.parent) else folder
 
@@ -43,7 +43,7 @@ def write_report(folder: Path) -> Path:
     """Write the report page of the run or the sweep in a folder, and return the page's file.
 
     Raises:
-        UserError: If the folder holds neither, or a sweep of generate.py.
+        UserError: If the folder contains neither, or a sweep of generate.py.
         OSError: If the page cannot be written.
     """
     if is_sweep(folder):

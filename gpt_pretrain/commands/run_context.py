@@ -20,14 +20,14 @@ LOG_FILE = "train.log"
 
 @contextmanager
 def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
-    """Run a block as a run: an error that the user can fix becomes a message and an exit code, or fails one job of a sweep.
+    """Run a block as a run. An error that the user can fix becomes a message and an exit code, or fails one job of a sweep.
 
-    A job of a sweep that has nothing left to train succeeds. The process that writes also keeps run.json up to date, adds the
-    traceback of an error to train.log, and writes report.html when the run ends, whether or not it succeeds.
+    A job of a sweep that has nothing left to train succeeds. The writing process also keeps run.json up to date, and adds the
+    traceback of an error to train.log. When the run ends, with or without success, it writes report.html.
 
     Args:
         script: The name of the entry script, for the run metadata.
-        writes: Whether this process writes the run's files; only one process of a training does.
+        writes: Whether this process writes the run's files. Only one process of a training does.
     """
     started = start_info(script)
     with report_failures(log_file=run_dir / LOG_FILE if writes else None), ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The frame around an entry script: Hydra's setup, its arguments, and the exit code."""
+"""The frame around an entry script: the setup of Hydra, the arguments, and the exit code."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ from gpt_pretrain.training.distributed.ranks import (
 )
 from gpt_pretrain.training.distributed.requeue import earlier_run
 
-TEXTS = ("prompt", "start_context")  # settings whose values are texts
+TEXTS = ("prompt", "start_context")  # settings with texts as values
 LOST_OUTPUT = (
     "Standard output cannot be written any longer ({reason}). Training continues; its messages are in the run's train.log."
 )
-_made_folders: list[Path] = []  # by this process, the innermost first
-FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: has Hydra raise its errors instead of printing them
+_made_folders: list[Path] = []  # folders made by this process, the innermost first
+FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: Hydra raises its errors instead of printing them
 
 
 def register_schema() -> None:
     """Register the types of all settings with Hydra, and the resolvers of conf/."""
     store = ConfigStore.instance()
-    # Hydra copies its sources of settings for each group that --help lists, and with them the whole store. Nothing changes it
-    # through such a copy: what is read from it is copied once more.
+    # For each group that --help lists, Hydra copies its sources of settings and with them the whole store. Nothing changes the
+    # store through such a copy, since Hydra copies again what it reads. The copies can therefore share one store.
     ConfigStore.__deepcopy__ = _share  # type: ignore[attr-defined]
     for name, schema in SCHEMAS.items():
         store.store(f"{name}_schema", open_schema(schema) if schema is TrainSettings else schema)
@@ -83,16 +83,16 @@ def hydra_script(name: str) -> Iterator[None]:
         SystemExit: If the script fails or is interrupted.
     """
     prepare_streams(notice=LOST_OUTPUT if name == "train" else None)
-    # Of a rank that this program has started, its launcher has set the variable.
+    # In a rank that this program has started, the launcher has set the variable.
     debugging = os.environ.get(FULL_ERROR) == "1" and launch_info() is None
     with exit_without_teardown():
         try:
-            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # which the entry script has set while it loads
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by the entry script while it loads
                 handle_interrupts()
             check_environment()
             keep_imports_out_of_working_folder()
             sys.argv[1:] = decode_arguments(sys.argv[1:], texts=TEXTS)
-            if "--version" in sys.argv[1:]:  # Hydra prints its own
+            if "--version" in sys.argv[1:]:  # Hydra would print its own version
                 print(f"gpt-pretrain {gpt_pretrain.__version__}")
                 sys.exit(0)
             check_rank_variables()
@@ -100,11 +100,11 @@ def hydra_script(name: str) -> Iterator[None]:
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
             os.environ[FULL_ERROR] = "1"
             yield
-            if name != "train":  # the output of the others is their result
+            if name != "train":  # the other scripts' output is their result
                 check_output(is_result=True)
         except KeyboardInterrupt:
             sys.exit(EXIT_INTERRUPTED)
-        except Exception as error:  # some errors of Hydra's are also an OSError
+        except Exception as error:  # Some of Hydra's errors are also an OSError.
             reported = as_user_error(error) or (None if debugging else explain_hydra_error(error, script=name))
             sys.exit(print_defect(error) if reported is None else print_error(reported))
         finally:
@@ -120,14 +120,14 @@ def _arguments(name: str) -> list[str]:
 
 
 def _rank_arguments(name: str) -> list[str]:
-    """Return the arguments that all processes of a training agree on."""
+    """Return the arguments, agreed on by all processes of a training."""
     typed = typed_arguments()
     with explain_lost_ranks():
         return agree_on_overrides(lambda: to_hydra_arguments(sys.argv[1:], script=name), earlier_run=lambda: earlier_run(typed))
 
 
 class CheckRunFolder(Callback):
-    """Check that a run's folder can be written, and holds no links in the way; cut secrets out of what Hydra writes there."""
+    """Check that a run's folder can be written and contains no links in the way. Remove secrets from Hydra's files there."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if is_main():
@@ -167,7 +167,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _remove_empty_folders() -> None:
-    """Remove the folders that this process has made and that have stayed empty, as after a mistake in the settings."""
+    """Remove folders that this process has made and that are still empty, for example after a mistake in the settings."""
     while _made_folders:
         with suppress(OSError):
             _made_folders.pop(0).rmdir()
@@ -177,7 +177,7 @@ def _check_writable(folder: Path, *, setting: str | None) -> None:
     """End the program if a folder cannot be written.
 
     Args:
-        setting: What names another folder; None for a run that is resumed, which continues in its own.
+        setting: The setting that names another folder; None for a resumed run, which keeps its own folder.
     """
     try:
         check_folder_name(folder)

@@ -1,4 +1,4 @@
-"""The work of serve.py: models that continue texts over HTTP, on a page and in the interface of OpenAI's completions."""
+"""The work of serve.py: serve models over HTTP that continue texts, with a page and the interface of OpenAI's completions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NOT_INSTALLED = "serve.py needs fastapi and uvicorn. Run: pip install 'gpt-pretrain[serve]'"
 ANY_HOST = ("0.0.0.0", "::")
-MAX_COUNT = 2**53  # epochs and steps; beyond it, a browser rounds them
+MAX_COUNT = 2**53  # epochs and steps; browsers round larger numbers
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def _serve(settings: ServeSettings) -> None:
     address = Address(settings.host, settings.port, settings.api_key, settings.cors)
     if not address.is_local and address.api_key is None:
         address = Address(settings.host, settings.port, secrets.token_urlsafe(24), settings.cors)
-    opened = open_socket(address)  # A port that is taken is refused before the weights are loaded.
+    opened = open_socket(address)  # An occupied port is refused before the weights are loaded.
     weights = _open_models(settings)
     facts = _training_facts(weights)
     thread = ComputeThread()
@@ -85,14 +85,14 @@ def _serve(settings: ServeSettings) -> None:
 
 
 def _shown_host(host: str) -> str:
-    """Return a host as it is written in addresses; that of all interfaces, which no browser opens, as this machine's name."""
+    """Return a host in the form for addresses. For all interfaces, return this machine's name, which browsers can open."""
     if host in ANY_HOST:
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host
 
 
 def _open_models(settings: ServeSettings) -> dict[str, Weights]:
-    """Open the models, each under a name of its own that is no path."""
+    """Open the models, each with a distinct name that is not a path."""
     from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
     from gpt_pretrain.config.custom_parts import named_model
 
@@ -108,18 +108,18 @@ def _open_models(settings: ServeSettings) -> dict[str, Weights]:
 
 
 def _earlier_checkpoints(newest: Weights, count: int, opening: Callable[[Path], Weights]) -> list[tuple[str, Weights]]:
-    """Open some of the other checkpoints of a run, evenly spaced, without those of a step that another one has."""
+    """Open some of the other checkpoints of a run, evenly spaced, and at most one of each step."""
     from gpt_pretrain.runs.folder import BEST, checkpoint_dir, list_checkpoints
     from gpt_pretrain.runs.samples import pick_evenly
 
     file = Path(newest.name)
     last_step = _training_count(newest, "global_step")
     run = file.parent.parent
-    # A link in a stranger's run could lead to a model that nobody else should ask.
+    # A link in a stranger's run could lead to a private model.
     inside = [one for one in list_checkpoints(run) if one.resolve().is_relative_to(checkpoint_dir(run).resolve())]
     others = [one for one in reversed(inside) if one.name != file.name and file.parent == checkpoint_dir(run)]
     periodic = [one for one in others if one.name not in (BEST, f"step-{last_step or 0:08d}.ckpt")]
-    best = [one for one in others if one.name == BEST]  # often of a step that a periodic one has too
+    best = [one for one in others if one.name == BEST]  # often the same step as a periodic one
     steps, found = {last_step}, []
     for path in [*pick_evenly(periodic, count), *best][:count]:
         try:
@@ -136,7 +136,7 @@ def _earlier_checkpoints(newest: Weights, count: int, opening: Callable[[Path], 
 
 
 def _named(opened: list[tuple[str, Weights]]) -> dict[str, Weights]:
-    """Return weights by names of their own, which are no paths."""
+    """Return weights by distinct names that are not paths."""
     named: dict[str, Weights] = {}
     for typed, weights in opened:
         named[_unused(_public_name(typed), named)] = weights
@@ -144,13 +144,13 @@ def _named(opened: list[tuple[str, Weights]]) -> dict[str, Weights]:
 
 
 def _unused(name: str, taken: Container[str]) -> str:
-    """Return a name, with a number if it is taken."""
+    """Return a name, with a number added if it is taken."""
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
     return next(one for one in names if one not in taken)
 
 
 def _training_facts(models: dict[str, Weights]) -> dict[str, ModelFacts]:
-    """Return the run, epoch and step of each model that is a checkpoint of a run."""
+    """Return the run, epoch and step of each model from a run's checkpoint."""
     from gpt_pretrain.serving.page import ModelFacts
 
     facts, runs = {}, dict[Path, str]()
@@ -166,7 +166,7 @@ def _training_facts(models: dict[str, Weights]) -> dict[str, ModelFacts]:
 
 
 def _training_count(weights: Weights, field: str) -> int | None:
-    """Return a number of epochs or steps in a checkpoint; None if there is none, since a stranger's file may say anything."""
+    """Return a number of epochs or steps in a checkpoint; None if it is missing or invalid, as in a stranger's file."""
     count = weights.content.get(field)
     return count if isinstance(count, int) and 0 <= count <= MAX_COUNT else None
 
@@ -182,12 +182,12 @@ def _load(weights: Weights, settings: ServeSettings) -> TextModel:
     precision, reason = pick_decoding_precision(settings.precision, model)
     print_escaped(f"({escape_line(weights.name)}; precision {precision}: {reason})", file=sys.stderr)
     ready = TextModel(decoding_model(model, dtype=PRECISIONS[precision], batch_size=settings.max_rows), tokenizer)
-    _ = ready.banned  # found now, so that the first request does not wait for it
+    _ = ready.banned  # computed now, so that the first request does not wait
     return ready
 
 
 def _public_name(typed: str) -> str:
-    """Return the last part of a typed name on one line; of a checkpoint that of its run, and its own unless it is the last."""
+    """Return the last part of a typed name, on one line. For a checkpoint, add its run's name; omit its own if it is the last."""
     from gpt_pretrain.system.terminal import escape_line
 
     path = Path(typed)

@@ -1,4 +1,4 @@
-"""Messages about an override: its setting does not exist, or its value has another type or is one of several."""
+"""Messages about an override: an unknown setting, a value of the wrong type, or several values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt_pretrain.config.overrides import override_key, short_form, split_overri
 from gpt_pretrain.config.setting_names import describe_type, names_within, nearest_settings
 from gpt_pretrain.system.shell import quote_word
 
-TOGETHER = {"logger", "callbacks"}  # groups of which a run can have several options
+TOGETHER = {"logger", "callbacks"}  # groups that can have several options at once
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 FRACTION = re.compile(r"\d+,\d+(e-?\d+)?\s*[a-z]*", re.IGNORECASE)  # with a decimal comma
 GROUPED = re.compile(r"\d{1,3}(,\d{3})+")  # with commas between thousands
@@ -31,7 +31,7 @@ def unknown_setting(override: str, schema: type) -> str:
 
 
 def several_values(shown: str, key: str, hint: Any, *, is_group: bool) -> str:
-    """Return what is wrong with several values outside of a sweep."""
+    """Return the message about several values outside of a sweep."""
     listed = quote_word("{}=[{}]".format(*shown.split("=", 1)))
     if get_origin(hint) is list:
         return f"{shown}: must be {describe_type(hint)}. Type {listed}"

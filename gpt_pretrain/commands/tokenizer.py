@@ -103,7 +103,7 @@ def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
 
 
 def _suggest_size(settings: VocabularySettings, trial: TrainSettings, samples: VocabularySamples) -> None:
-    """Train the model with several vocabularies, and print which size is best.
+    """Train the model with several vocabularies, and print the best size.
 
     Raises:
         UserError: If the text or the time is too short.
@@ -149,7 +149,7 @@ def _trial_tokenizers(settings: VocabularySettings, samples: VocabularySamples) 
         missing = f"at least {MIN_TEXT:,} bytes of text" if not sizes else "held-out text (val_fraction above 0)"
         raise UserError(f"trial: a suggestion needs {missing}. The vocabulary itself is complete.")
     trained = train_bpe_sizes(samples.training.texts(), sizes, pattern=settings.pattern, special_tokens=special_names(settings))
-    tokenizers = list({one.vocab_size: one for one in trained}.values())  # a text of few words has not all sizes
+    tokenizers = list({one.vocab_size: one for one in trained}.values())  # A text of few words does not have all sizes.
     if len(tokenizers) < MIN_SIZES:
         raise UserError(f"trial: this text has only {tokenizers[-1].vocab_size:,} tokens, too few to compare sizes.")
     return tokenizers

@@ -41,7 +41,7 @@ from gpt_pretrain.training.distributed import launch, ranks, requeue
 if TYPE_CHECKING:
     from gpt_pretrain.training.preflight import TrainingSetup
 
-MAX_NODES = 10_000  # machines; a larger number in a file is damage
+MAX_NODES = 10_000  # machines; a file with a larger number is damaged
 DEVICE_KEYS = {"experiment", "trainer", "trainer.devices", "trainer.num_nodes"}
 
 log = logging.getLogger("gpt_pretrain")
@@ -54,7 +54,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         overridden: The settings and groups that this job overrides; None asks Hydra.
 
     Returns:
-        The best validation loss in nats per token, which sweeps minimize; NaN after plan=true.
+        The best validation loss in nats per token; NaN after plan=true. Sweeps minimize it.
 
     Raises:
         SystemExit: If the run fails or is interrupted.
@@ -69,7 +69,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
     writes = not (config.plan or n_processes or launch.node_rank()) and ranks.is_main()
     with run_context(run_dir, script="train.py", writes=writes):
         num_nodes = _trainer_config(config, overridden).num_nodes
-        if not config.plan:  # a dry run uses only this machine, however many it plans for
+        if not config.plan:  # a dry run uses only this machine
             launch.check_machines(num_nodes)
         if n_processes:
             _train_in_processes(config, n_processes, num_nodes=num_nodes)
@@ -78,7 +78,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         if setup.settings.plan:
             from gpt_pretrain.training.planning.dry_run import dry_run
 
-            _custom_callbacks(setup.settings.callbacks.custom)  # whether they can be built
+            _custom_callbacks(setup.settings.callbacks.custom)  # check that they can be built
             log.info(dry_run(setup))
             return math.nan
 
@@ -87,7 +87,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         from gpt_pretrain.training.preflight import save_config
 
         stored = save_config(setup.settings, setup.tokenizer, run_dir)
-        # Only the jobs of a sweep have a trial: beside a run that is resumed, anything may lie.
+        # Only jobs of a sweep have a trial. Any files may lie beside a resumed run.
         pruning = pruning_callbacks(run_dir) if is_sweep_job() else []
         callbacks = [*pruning, *_custom_callbacks(setup.settings.callbacks.custom)]
         trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
@@ -96,7 +96,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
 
 
 def _starter() -> int | None:
-    """Return the process that has started this rank; None if nobody but the user has started this process."""
+    """Return the process that has started this rank; None if the user has started this process."""
     return os.getppid() if launch.launch_info() is not None else None
 
 
@@ -105,7 +105,7 @@ def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes:
 
     Args:
         writes: Whether this process writes the run's files.
-        began: The moment from which a budget of time counts.
+        began: The start of a time budget.
     """
     ranks.join_process_group()
     if writes:
@@ -124,7 +124,7 @@ def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes:
 
 
 def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
-    """Return how many processes this one starts on this machine; 0 if it trains by itself."""
+    """Return the number of processes that this one starts on this machine; 0 if it trains by itself."""
     if config.plan:
         return 0
     trainer = _trainer_config(config, overridden)
@@ -138,7 +138,7 @@ def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
 
 
 def _trainer_config(config: DictConfig, overridden: Set[str]) -> Any:
-    """Return the trainer's settings; a resumed run keeps its devices unless the user overrides them.
+    """Return the trainer's settings. A resumed run keeps its devices unless the user overrides them.
 
     Raises:
         UserError: If the resumed run's settings cannot be read, or ask for more devices than this machine has.

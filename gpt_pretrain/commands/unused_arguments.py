@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt_pretrain.config.command_schema import InputSettings
 
-# Names of settings, the test whether they are used, and why they may not be. A command has only some of them.
+# Names of settings, a test for whether they are used, and the reason if they are not. A command has only some of them.
 USES: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
     (("dataset_config", "dataset_split"), lambda settings: settings.dataset is not None, "without dataset="),
     (("val_fraction",), lambda settings: getattr(settings, "val_tokens", None) is None, "together with val_tokens="),
@@ -18,7 +18,7 @@ USES: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
 
 
 def unused_arguments(settings: InputSettings) -> list[str]:
-    """Return a sentence about each setting that is not the default and has no effect."""
+    """Return a sentence about each setting that differs from the default and has no effect."""
     return [
         f"{name}={value} has no effect {reason}."
         for names, is_used, reason in USES

@@ -65,7 +65,7 @@ def verify_resume_command(arguments: list[str]) -> int:
 
 
 class Fingerprints(Callback):
-    """Writes the checksum of every parameter after every optimizer step, and kills its own process once.
+    """Write the checksum of every parameter after every optimizer step, and kill the own process once.
 
     Args:
         file: The file to append to, one line per step.
@@ -84,7 +84,7 @@ class Fingerprints(Callback):
             stream.write(json.dumps({"step": trainer.global_step, "sums": sums}) + "\n")
         killed = self.file.with_suffix(".killed")
         if self.kill_after is not None and trainer.global_step > self.kill_after and not killed.exists():
-            find_callback(trainer, SaveRun).finish_save()  # or the run might have no checkpoint yet
+            find_callback(trainer, SaveRun).finish_save()  # otherwise the run might have no checkpoint yet
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -130,7 +130,7 @@ def find_difference(whole: Path, killed: Path) -> str | None:
 
 
 def equal_contents(a: Any, b: Any) -> bool:
-    """Return whether two nested containers hold equal values; tensors must be bitwise equal."""
+    """Return whether two nested containers have equal values. Tensors must be bitwise equal."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
@@ -146,7 +146,7 @@ def _custom(run_dir: Path, *, kill_after: int | None = None) -> str:
 
 
 def _sums(run_dir: Path) -> dict[int, dict[str, int]]:
-    """Return the checksums of each step of a run; a repeated step has the checksums of its repetition."""
+    """Return the checksums of each step of a run. For a repeated step, return the checksums of the repetition."""
     lines = run_dir.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
     return {line["step"]: line["sums"] for line in map(json.loads, lines)}
 
