@@ -1,7 +1,7 @@
-"""The tokens that the files beside a vocabulary add to it, and how each is looked for in a text.
+"""Read the tokens that the files beside a vocabulary add to it, and the rules for finding them in a text.
 
-Source: transformers' `PreTrainedTokenizerBase._from_pretrained` and `PreTrainedTokenizerFast.__init__`, which decide which file
-counts if several name a token.
+Source: transformers' `PreTrainedTokenizerBase._from_pretrained` and `PreTrainedTokenizerFast.__init__`. They decide which file
+counts if several name the same token.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.tokenizers.definition import TOKEN_FLAGS
 
-MAX_DIGITS = 9  # of an id
-# In the order in which transformers adds those that the vocabulary lacks.
+MAX_DIGITS = 9  # digits of an id
+# In transformers' order of adding the special tokens that the vocabulary lacks.
 SPECIAL_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_FLAGS = dict.fromkeys(TOKEN_FLAGS, False)
 
 
 @dataclass(frozen=True)
 class NamedToken:
-    """A token that a file beside a vocabulary names.
+    """A token in a file beside a vocabulary.
 
     Args:
         content: Its text.
-        token_id: Its id, or None if the file leaves it to the vocabulary, or to the order of such tokens.
-        flags: How it is looked for in a text, as in a tokenizer.json.
-        decides: Whether these flags count if the tokenizer.json has others.
+        token_id: Its id; None if it follows from the vocabulary, or from the order of such tokens.
+        flags: The rules for finding it in a text, as in a tokenizer.json.
+        decides: Whether these flags take precedence over other ones in the tokenizer.json.
     """
 
     content: str
@@ -39,11 +39,11 @@ class NamedToken:
 
 @dataclass(frozen=True)
 class FilesBeside:
-    """Everything that the files beside a vocabulary say.
+    """The content of the files beside a vocabulary.
 
     Args:
         config: The settings of tokenizer_config.json and special_tokens_map.json.
-        tokens: The tokens that they add, in the order of their addition.
+        tokens: The tokens that the files add, in the order of their addition.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -56,12 +56,12 @@ class FilesBeside:
 
 
 def read_beside(config: bytes | None, special_tokens: bytes | None, added_tokens: bytes | None) -> FilesBeside:
-    """Return what the files beside a vocabulary say.
+    """Parse the files beside a vocabulary.
 
     Args:
-        config: The content of tokenizer_config.json, None if there is none.
-        special_tokens: That of special_tokens_map.json.
-        added_tokens: That of added_tokens.json.
+        config: The content of tokenizer_config.json; None if there is no such file.
+        special_tokens: The content of special_tokens_map.json, or None.
+        added_tokens: The content of added_tokens.json, or None.
 
     Raises:
         DamagedFileError: If one of them is damaged.
@@ -69,7 +69,7 @@ def read_beside(config: bytes | None, special_tokens: bytes | None, added_tokens
     settings, listed = _parse(config), list[NamedToken]()
     if not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens", None)
-    if isinstance(table := settings.get("added_tokens_decoder"), dict):  # It says everything about added tokens.
+    if isinstance(table := settings.get("added_tokens_decoder"), dict):  # It fully describes the added tokens.
         listed += _tokens_of_table(table)
         specials = list(_special_tokens(settings))
     else:
@@ -86,7 +86,7 @@ def read_beside(config: bytes | None, special_tokens: bytes | None, added_tokens
 
 
 def token_text(token: Any) -> str | None:
-    """Return the text of a special token, which configurations write as a string or as an object."""
+    """Return the text of a special token. Configurations write it as a string or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
@@ -96,7 +96,7 @@ def _parse(content: bytes | None) -> dict[str, Any]:
 
 
 def _tokens_of_table(table: Mapping[str, Any]) -> Iterator[NamedToken]:
-    """Yield the tokens of an added_tokens_decoder, whose keys are their ids, in the order of these."""
+    """Yield the tokens of an added_tokens_decoder in the order of their ids, which are its keys."""
     # A dict with these numbers as keys could take quadratic time.
     numbered = [(int(key), value) for key, value in table.items() if key.isdecimal() and len(key) <= MAX_DIGITS]
     for token_id, value in sorted(numbered, key=itemgetter(0)):
@@ -105,7 +105,7 @@ def _tokens_of_table(table: Mapping[str, Any]) -> Iterator[NamedToken]:
 
 
 def _special_tokens_of_map(settings: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a special_tokens_map.json, in which every token is special."""
+    """Return the settings of a special_tokens_map.json. Every token in it is special."""
     marked = {key: _special(value) for key, value in table.items()}
     before, more = settings.get("extra_special_tokens"), table.get("extra_special_tokens")
     if isinstance(more, list):
@@ -118,7 +118,7 @@ def _special(value: Any) -> Any:
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> Iterator[NamedToken]:
-    """Yield the special tokens that settings name, in the order in which those that a vocabulary lacks are added to it."""
+    """Yield the special tokens in settings, in the order of adding them to a vocabulary that lacks them."""
     extra = settings.get("extra_special_tokens")
     of_models = [value for key, value in settings.items() if key.endswith("_token") and key not in SPECIAL_FIELDS]
     of_models.sort(key=lambda value: isinstance(value, str))
@@ -131,11 +131,11 @@ def _special_tokens(settings: Mapping[str, Any]) -> Iterator[NamedToken]:
 
 
 def _named(value: Any) -> NamedToken | None:
-    """Return a token that is written as a string, or as an object with its flags; None if the value is neither."""
+    """Return a token written as a string, or as an object with its flags; None if the value is neither."""
     if not (content := token_text(value)):
         return None
     if not isinstance(value, dict):
         return NamedToken(content)
-    # The library's default: tokens that are not special are looked for in the normalized text.
+    # As in the library, tokens that are not special are searched in the normalized text by default.
     given = {"normalized": not value.get("special", False)} | value
     return NamedToken(content, flags={name: bool(given.get(name, False)) for name in TOKEN_FLAGS})

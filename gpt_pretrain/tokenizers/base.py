@@ -1,4 +1,4 @@
-"""The protocol that every tokenizer follows, and the functions that work on any of them.
+"""The protocol of every tokenizer, and functions that work with any of them.
 
 Shapes: V vocab_size.
 """
@@ -17,16 +17,16 @@ END_OF_TEXT = "<|endoftext|>"
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """The interface that the rest of the package expects of a tokenizer.
+    """The interface of a tokenizer for the rest of the package.
 
     Attributes:
-        name: The name from which `build_tokenizer` builds the same tokenizer again; of a tokenizer with a definition, the
-            name of its source and the beginning of its checksum.
+        name: The name from which `build_tokenizer` builds the same tokenizer again. With a definition, it is the name of the
+            tokenizer's source and the beginning of its checksum.
         vocab_size: Number of token ids.
         eos_id: The id of `<|endoftext|>`, or None if there is none.
         definition: Everything that `restore_tokenizer` needs, as JSON; None if the name is enough.
         keeps_bytes: Whether the tokens of a text have exactly its bytes. Other tokenizers change a text, or add blanks to it.
-        unknown_id: The id that stands for whatever the vocabulary lacks; None if it has everything, or refuses a text.
+        unknown_id: The id for text that the vocabulary lacks; None if it has everything, or refuses such a text.
     """
 
     @property
@@ -61,9 +61,9 @@ class Tokenizer(Protocol):
 
 
 def encode_with_end_of_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the token ids of text for a tokenizer that only has `encode_ordinary`, with `<|endoftext|>` encoded as eos_id.
+    """Return the token ids of text, with `<|endoftext|>` encoded as eos_id, for a tokenizer that only has `encode_ordinary`.
 
-    Without an eos_id, the texts before and after it follow each other.
+    Without an eos_id, the marker is left out.
     """
     first, *rest = text.split(END_OF_TEXT)
     token_ids: list[int] = tokenizer.encode_ordinary(first).tolist()
@@ -79,7 +79,7 @@ def decode(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
 
 
 def decode_stream(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of token ids piece by piece, holding back an incomplete character until its last byte arrives."""
+    """Yield the text of token ids piece by piece. An incomplete character is held back until its last byte arrives."""
     decoder = getincrementaldecoder("utf-8")(errors="replace")
     for token_id in token_ids:
         yield decoder.decode(tokenizer.token_bytes(token_id))
@@ -87,9 +87,9 @@ def decode_stream(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[st
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """Return the number of text bytes of each token, int64, (V,); eos_id counts as 0.
+    """Return the number of text bytes of each token, int64, (V,). eos_id counts as 0.
 
-    All are 0 if the tokens of a text do not tell its size, as where each word brings a blank of its own.
+    All numbers are 0 if the tokens of a text do not show its size, for example if each word adds a blank.
     """
     if not tokenizer.keeps_bytes:
         return np.zeros(tokenizer.vocab_size, dtype=np.int64)
@@ -100,7 +100,7 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def missing_ids(tokenizer: Tokenizer, n_rows: int) -> list[int]:
-    """Return the rows of a model that stand for no token of its tokenizer, so that they are never generated.
+    """Return the rows of a model without a token of its tokenizer. These ids must never be generated.
 
     Args:
         n_rows: Rows of the model's vocabulary.
@@ -117,8 +117,8 @@ def token_itemsize(vocab_size: int) -> int:
 def fingerprint(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 of a tokenizer's definition, or of all tokens in the order of their ids, in hexadecimal.
 
-    Tokenizers with the same fingerprint give the same ids to every text. An alphabet has the same one with an end of text and
-    without, since its other ids are the same.
+    Tokenizers with the same fingerprint give the same ids to every text. An alphabet has the same fingerprint with and without an
+    end of text, since its other ids are the same.
     """
     if tokenizer.definition is not None:
         return hashlib.sha256(tokenizer.definition.encode()).hexdigest()

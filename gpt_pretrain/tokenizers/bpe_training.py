@@ -1,7 +1,7 @@
 """Train a byte-level byte-pair encoding on texts. The same texts in any order, on any number of threads, give the same tokens.
 
-The package rustbpe counts the words and merges the pairs. Equal counts are decided by the ids of a pair, so neither the order of
-the texts nor that of its hash tables shows in the result.
+The package rustbpe counts the words and merges the pairs. If counts are equal, the ids of a pair decide. The result therefore
+does not depend on the order of the texts, or on the order of hash tables.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, ranks_to_fields
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
-TRAINED_NAME = "bpe"  # tokenizer=bpe stands for a vocabulary that is still to be trained
-AUTOMATIC_NAME = "auto"  # tokenizer=auto stands for bpe or gpt2, by the text and the model
-VOCABULARY_SIZES = (512, 1024, 2048, 4096)  # of a vocabulary that is chosen for a text
-TOKENS_PER_ENTRY = 25  # tokens of text for each one of such a vocabulary; the study of budget= had no fewer
+TRAINED_NAME = "bpe"  # tokenizer=bpe asks for a new vocabulary
+AUTOMATIC_NAME = "auto"  # tokenizer=auto means bpe or gpt2, depending on text and model
+VOCABULARY_SIZES = (512, 1024, 2048, 4096)  # sizes to choose from for a text
+TOKENS_PER_ENTRY = 25  # tokens of text per token of such a vocabulary; the study of budget= had no fewer
 PATTERNS = {"cl100k": CL100K_PATTERN, "gpt2": openai_public.r50k_pat_str}
 DEFAULT_PATTERN = "cl100k"
 TRAINING_RULES = 2  # Increase it when the same texts get other tokens than before.
 N_BYTES = 256
-# A run of the same kind of characters is cut here, since a merge searches the whole word, and a genome is a single one.
+# Long runs of the same kind of characters are cut at this length. A merge searches a whole word, and a genome is a single word.
 LONGEST_WORD = 256
 LONG_RUN = re.compile(rf"(?:\w{{{LONGEST_WORD}}}|[^\w\s]{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}})")
 
@@ -51,7 +51,7 @@ def train_bpe(
         texts: The texts, of at most a few MB each.
         vocab_size: Number of tokens, with the 256 bytes and the special ones. A short text gives fewer.
         label: The beginning of the tokenizer's name.
-        pattern: How a text is divided into words, across which no token reaches; a key of PATTERNS.
+        pattern: The way to divide a text into words, a key of PATTERNS. No token reaches across words.
         special_tokens: Further special tokens.
 
     Raises:
@@ -68,10 +68,10 @@ def train_bpe_sizes(
     pattern: str = DEFAULT_PATTERN,
     special_tokens: Sequence[str] = (),
 ) -> list[VocabularyTokenizer]:
-    """Train tokenizers of several sizes at once: the tokens of a small one are the first tokens of a large one.
+    """Train tokenizers of several sizes at once. The tokens of a small one are the first tokens of a large one.
 
     Args:
-        vocab_sizes: The size of each tokenizer. The other arguments are those of `train_bpe`.
+        vocab_sizes: The size of each tokenizer. The other arguments are the same as in `train_bpe`.
 
     Raises:
         UserError: If a size is too small, or the training fails.
@@ -90,7 +90,7 @@ def train_bpe_sizes(
 
 
 def _words_in_reach(texts: Iterable[str], specials: Sequence[str]) -> Iterator[str]:
-    """Yield the texts without special tokens, and cut where a word would be very long."""
+    """Yield the texts without special tokens. Cut them where a word would be very long."""
     separator = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
     for text in texts:
         for part in separator.split(text):
@@ -117,7 +117,7 @@ def _learn_tokens(texts: Iterable[str], n_tokens: int, pattern: str) -> list[byt
     ) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         try:
-            with suppress(BrokenPipeError):  # the process has failed, and says why
+            with suppress(BrokenPipeError):  # The process has failed and reports the reason.
                 for text in texts:
                     bpe_worker.write_frame(process.stdin, text.encode())
                 process.stdin.close()

@@ -1,9 +1,9 @@
-"""The process that trains a byte-pair encoding, which `bpe_training` starts: texts come in, tokens go out.
+"""The process that trains a byte-pair encoding: texts come in, tokens go out. `bpe_training` starts it.
 
-It is a process of its own, since the library can be stopped in no other way, and gives its memory back only here. It is run as a
-file and imports nothing of this package, so that it starts quickly wherever the package lies. Texts and tokens are written as
-their length, in four bytes, and their bytes. The arguments are the number of tokens, the pattern, and the id of the process that
-has started this one.
+The training needs its own process: the library cannot be stopped in another way, and returns its memory only when a process ends.
+This file is run as a script and imports nothing of this package, so it starts quickly wherever the package lies. Texts and tokens
+are written as their length, in four bytes, followed by their bytes. The arguments are the number of tokens, the pattern, and the
+id of the parent process.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import sys
 from collections.abc import Iterator
 from typing import IO
 
-TEXTS_AT_A_TIME = 64  # that the library copies before it counts their words
+TEXTS_AT_A_TIME = 64  # the library copies this many, then counts their words
 
 
 def read_frames(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield what `write_frame` has written."""
+    """Yield the data that `write_frame` has written."""
     while header := stream.read(4):
         yield stream.read(int.from_bytes(header, "little"))
 
@@ -30,14 +30,14 @@ def write_frame(stream: IO[bytes], data: bytes) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent is killed; otherwise it would train on the texts that have come so far.
+    """Make the kernel end this process when its parent is killed. Otherwise it would train on the texts received so far.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent and _has_ended(parent):  # it may also have started this process through another one
+        if os.getppid() != parent and _has_ended(parent):  # The parent may have started this process through another one.
             sys.exit(128 + signal.SIGTERM)
 
 

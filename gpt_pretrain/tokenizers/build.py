@@ -1,4 +1,4 @@
-"""Build a tokenizer: from its name, from its files, or from what a checkpoint has stored of it."""
+"""Build a tokenizer from its name, from its files, or from the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """Everything that a checkpoint, a corpus or an exported folder holds of its tokenizer.
+    """All that a checkpoint, a corpus or an exported folder stores of its tokenizer.
 
     Args:
         name: The name of the tokenizer.
@@ -57,7 +57,7 @@ class StoredTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> StoredTokenizer:
-        """Return what is stored of a tokenizer."""
+        """Return the part of a tokenizer that is stored."""
         return cls(tokenizer.name, tokenizer.definition)
 
 
@@ -65,7 +65,7 @@ def build_tokenizer(name: str | Path) -> Tokenizer:
     """Build the tokenizer that a user names.
 
     Args:
-        name: "gpt2", or "auto", which means the same where there is no text; "byte"; another of tiktoken's encodings;
+        name: "gpt2", or "auto", which means the same if there is no text; "byte"; another of tiktoken's encodings;
             "characters:" followed by a percent-encoded alphabet; a folder or a file with a vocabulary; or the name of a model
             on the Hugging Face hub, with its owner: "someone/model".
 
@@ -104,7 +104,7 @@ def _read_location(name: str) -> Tokenizer | None:
     """Return the tokenizer in a file, in a folder or on the hub; None if nothing has this name.
 
     Raises:
-        UserError: If there is something of this name that holds no tokenizer that can be used.
+        UserError: If something of this name exists, but contains no usable tokenizer.
     """
     path = user_path(name)
     try:
@@ -113,7 +113,7 @@ def _read_location(name: str) -> Tokenizer | None:
         raise UserError(
             f"tokenizer={short_repr(name)}: this path cannot be read. Check the name, and the permissions of its folder."
         ) from error
-    if is_file or (path.exists() and not is_folder):  # a device or a pipe, which the reader refuses
+    if is_file or (path.exists() and not is_folder):  # The reader refuses devices and pipes.
         return read_tokenizer_file(path)
     if is_folder:
         return _read_folder(path, name)
@@ -143,10 +143,10 @@ def _read_folder(path: Path, name: str) -> Tokenizer:
 
 
 def restore_tokenizer(stored: StoredTokenizer, *, origin: str) -> Tokenizer:
-    """Build a tokenizer from what is stored of it. No path, and no network, is looked for.
+    """Build a tokenizer from its stored name and definition, without opening a path or using the network.
 
     Args:
-        origin: The file that it is stored in, for messages.
+        origin: The file that contains it, for messages.
 
     Raises:
         UserError: If it is damaged, or is not a tokenizer.
@@ -188,7 +188,7 @@ def fetch_tokenizer(repo_id: str) -> Tokenizer | None:
     """Return the tokenizer of a model on the Hugging Face hub, or None if it has none.
 
     Raises:
-        UserError: If there is no such model, or its files cannot be fetched or used.
+        UserError: If there is no such model, or if its files cannot be downloaded or used.
     """
     from gpt_pretrain.system.hub import fetch_if_present
 
@@ -200,7 +200,7 @@ def fetch_tokenizer(repo_id: str) -> Tokenizer | None:
 
 
 def tokenizer_by_size(vocab_size: int) -> str | None:
-    """Return the name of the tokenizer that a model with this vocab_size most likely uses, or None if none fits."""
+    """Return the most likely tokenizer's name for a model with this vocab_size, or None if none fits."""
     if vocab_size == ByteTokenizer.vocab_size:
         return ByteTokenizer.name
     return next((name for name, size in KNOWN_SIZES.items() if size <= vocab_size < size + MAX_PADDING), None)
@@ -225,7 +225,7 @@ def _restore(label: str, definition: Mapping[str, Any]) -> Tokenizer:
 
 
 def _near_name(name: str) -> str | None:
-    """Return the tokenizer that a user who typed another name most likely means, such as that of one of OpenAI's models."""
+    """Return the tokenizer that a user most likely means by another name, such as the name of one of OpenAI's models."""
     lower = name.lower()
     with suppress(KeyError):
         return tiktoken.encoding_name_for_model(lower)

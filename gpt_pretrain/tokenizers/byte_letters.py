@@ -1,4 +1,4 @@
-"""Bytes as GPT-2's vocabulary writes them: printable Latin-1 unchanged, the others as letters from U+0100 on.
+"""Convert bytes to the letters of GPT-2's vocabulary: printable Latin-1 is unchanged, other bytes are letters from U+0100 on.
 
 Source: bytes_to_unicode in OpenAI's gpt-2 `src/encoder.py`.
 """
@@ -9,7 +9,7 @@ _PLAIN = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *ran
 _OTHERS = iter(range(256, 512))
 LETTERS = [chr(byte if byte in _PLAIN else next(_OTHERS)) for byte in range(256)]
 _BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
-# Each letter becomes the character of Latin-1 that is its byte, and a character that is no letter one that is not in Latin-1.
+# Each letter is mapped to the Latin-1 character of its byte. A character that is not a letter is mapped outside Latin-1.
 _TO_LATIN1 = dict.fromkeys(range(256), "\uffff") | {ord(letter): chr(byte) for letter, byte in _BYTES.items()}
 
 
@@ -19,7 +19,7 @@ def to_letters(token: bytes) -> str:
 
 
 def from_letters(token: str) -> bytes:
-    """Return the bytes that letters stand for; a character that stands for none keeps its UTF-8."""
+    """Return the bytes of letters. A character that is not such a letter keeps its UTF-8."""
     try:
         return token.translate(_TO_LATIN1).encode("latin-1")
     except UnicodeEncodeError:

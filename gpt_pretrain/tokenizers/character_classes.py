@@ -1,4 +1,4 @@
-"""Find out which characters the classes of a regular expression have in common."""
+"""Find the common characters of the classes of a regular expression."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_pretrain.tokenizers.pattern_syntax import ANY, ESCAPE, CharacterClass, UnknownSyntaxError
 
-# What Oniguruma means by some escapes, for the package regex, which means a little more or less by them.
+# Some escapes with Oniguruma's meaning, written for the package regex. To regex itself, they mean a little more or less.
 MEANINGS = {
     "s": r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000",
     "w": r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}",
@@ -22,14 +22,14 @@ MEANINGS = {
 CODE = re.compile(r"\\(?:x\{([0-9A-Fa-f]{1,6})\}|[xu]([0-9A-Fa-f]{1,4}))")
 # Only one of the two programs knows these.
 UNCERTAIN = re.compile(r"--|\|\||~~|\[:|\\[oO]")
-MARK = "\ue000"  # a character that has no meaning
+MARK = "\ue000"  # a character without a meaning
 MAX_CLASSES = 300  # Each takes 3 ms.
 LARGE_SCRIPTS, STEP = r"\p{Han}\p{Hangul}", 64
-LAST_LETTER, LAST_CODE = 0x20000, 0x10FFFF  # Beyond the first one, there are Chinese characters and a few signs.
+LAST_LETTER, LAST_CODE = 0x20000, 0x10FFFF  # After LAST_LETTER, there are Chinese characters and a few signs.
 
 
 def class_masks(classes: Sequence[CharacterClass]) -> list[int]:
-    """Return a set of bits for each class; two of them have a bit in common if the classes have a character in common.
+    """Return a set of bits for each class. Two sets share a bit if their classes share a character.
 
     Raises:
         UnknownSyntaxError: If there are too many classes.
@@ -40,7 +40,7 @@ def class_masks(classes: Sequence[CharacterClass]) -> list[int]:
     known = _known_characters()
     characters = known + "".join(sorted(_named_characters(distinct).difference(known, MARK)))
     rows = np.stack([_members(character_class, characters) for character_class in distinct])
-    # Characters that are in the same classes share a bit.
+    # Characters in the same classes share a bit.
     _, positions = np.unique(np.packbits(rows, axis=0), axis=1, return_index=True)
     masks = [sum(1 << bit for bit in np.flatnonzero(row).tolist()) for row in rows[:, positions]]
     by_class = dict(zip(distinct, masks, strict=True))
@@ -48,7 +48,7 @@ def class_masks(classes: Sequence[CharacterClass]) -> list[int]:
 
 
 def _members(character_class: CharacterClass, characters: str) -> np.ndarray:
-    """Return which of some characters are in a class; all, if that is not certain."""
+    """Return the characters that are in a class, out of some. If that is uncertain, return all of them."""
     import regex
 
     everything = np.ones(len(characters), bool)
@@ -69,7 +69,7 @@ def _members(character_class: CharacterClass, characters: str) -> np.ndarray:
 
 
 def _translate(match: re.Match[str], *, is_class: bool) -> str:
-    """Return an escape as the package regex writes it."""
+    """Return an escape in the syntax of the package regex."""
     letter = match.group()[1]
     if (code := CODE.fullmatch(match.group())) is not None:
         return f"\\U{min(int(code[1] or code[2], 16), LAST_CODE):08X}"
@@ -81,7 +81,7 @@ def _translate(match: re.Match[str], *, is_class: bool) -> str:
 
 
 def _named_characters(classes: Iterable[CharacterClass]) -> set[str]:
-    """Return the characters that are written in classes, and their neighbors, at which ranges begin and end."""
+    """Return the characters written in classes, and their neighbors. Ranges begin or end between the two."""
     codes = set[int]()
     for character_class in classes:
         codes |= {ord(char) for char in character_class.text}
@@ -93,7 +93,7 @@ def _named_characters(classes: Iterable[CharacterClass]) -> set[str]:
 
 @lru_cache(maxsize=1)
 def _known_characters() -> str:
-    """Return all characters of small scripts, and some of the large ones and of the unused ones."""
+    """Return all characters of small scripts, and some characters of large scripts and of unused areas."""
     import regex
 
     codes = [*range(0xD800), *range(ord(MARK) + 1, LAST_LETTER), *range(LAST_LETTER, LAST_CODE, 4096), *range(0xE0000, 0xE0200)]

@@ -10,7 +10,8 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, encode_with_end_of_text
 
-# The name of a character tokenizer is one of these prefixes and its percent-encoded alphabet; the second has no end of text.
+# The name of a character tokenizer is one of these prefixes and its percent-encoded alphabet. The second prefix means that there
+# is no end of text.
 CHARACTERS_PREFIX, ALPHABET_PREFIX = "characters:", "alphabet:"
 CHARACTER_PREFIXES = (CHARACTERS_PREFIX, ALPHABET_PREFIX)
 
@@ -23,7 +24,7 @@ class CharacterTokenizer:
         end_of_text: Whether there is an id for the end of text, the last one. Models of nanoGPT have none.
 
     Raises:
-        UserError: If the alphabet is empty or holds a character twice.
+        UserError: If the alphabet is empty or contains a character twice.
     """
 
     definition = None

@@ -1,9 +1,9 @@
 """Encode large texts with the library gigatoken, about twenty times as fast as tiktoken, with the same token ids.
 
-Its ids are never taken on trust. An encoder must encode all tokens of the vocabulary, and texts that tokenizers often get wrong,
-as the tokenizer itself does. Later, a sample of the texts is encoded twice and compared; a text's own characters choose it, so
-that every run compares the same ones. If a difference is found, encoding starts again without the library. A text with a
-character on which the two libraries disagree is encoded by the tokenizer itself.
+Its ids are always checked against the tokenizer's. First, both must encode all tokens of the vocabulary alike, and texts that
+tokenizers often get wrong. Later, both encode a sample of the texts. The characters of a text decide whether it is in the sample,
+so every run compares the same texts. If a difference is found, encoding starts again without the library. If the two disagree on
+a character, the tokenizer itself encodes the texts with this character.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.disputed import DisputedCharacters
 from gpt_pretrain.tokenizers.gigatoken_engine import MARKER, Encode, UnsupportedTokenizerError, engine_builder, has_marker
 
-# Smaller texts take less time than it takes to build an encoder, in bytes.
+# Bytes of a text. Smaller texts take less time than building an encoder.
 WORTHWHILE = 1 << 23
-COMPARED_FIRST = 1 << 20  # Bytes at the beginning of a text or a corpus of which all token ids are compared.
-COMPARED = 1 << 12  # Bytes that are compared at a time.
+COMPARED_FIRST = 1 << 20  # Bytes at the beginning of a text or a corpus. All their token ids are compared.
+COMPARED = 1 << 12  # Bytes to compare at a time.
 COMPARED_SHARE = 1 << 10  # One in this many bytes is compared.
-TOGETHER = 1 << 19  # Characters of a vocabulary that are compared at a time. The tokenizer may take 250 bytes for each.
-# gigatoken 0.10 remembers every word, which takes up to ten bytes for each byte of a text of random words. It is built anew when
-# this process has grown by so much memory, which is looked at each time that so many bytes have been encoded.
+TOGETHER = 1 << 19  # Characters of a vocabulary to compare at a time. The tokenizer may take 250 bytes for each.
+# gigatoken 0.10 remembers every word. For a text of random words, this takes up to ten bytes per byte. The encoder is therefore
+# built anew when the process has grown by this much memory. The growth is checked each time this many bytes have been encoded.
 # Source: https://github.com/marcelroed/gigatoken/issues/36
 MAX_GROWTH, GROWTH_CHECKED = 1 << 28, 1 << 24
-WITHOUT_MEASURE = 1 << 28  # Bytes after which it is built anew where the memory of a process is unknown.
+WITHOUT_MEASURE = 1 << 28  # Bytes after which it is built anew if the process's memory is unknown.
 DIFFICULT = (
     "I'm sure they'll say we've HE'S DON'T 'Tis the '90s'\u017f d'accord l\u2019\u00e9t\u00e9",
     "a  b   c    \n\n\n  d \t\t e\r\nf\r\rg \u00a0\u2003\u3000\u200b x  ",
@@ -44,19 +44,19 @@ DIFFICULT = (
 
 
 class DifferentIdsError(Exception):
-    """The library has encoded a text in another way than the tokenizer, or failed."""
+    """The library gives other ids than the tokenizer, or fails."""
 
 
 class FastEncoder:
-    """Encodes texts as a tokenizer's `encode_ordinary` does, with the library if it can hold the vocabulary.
+    """Encode texts like a tokenizer's `encode_ordinary`, with the library if it supports the vocabulary.
 
     Args:
         tokenizer: The tokenizer.
         use_library: Whether the library may be used at all.
-        compare_vocabulary: Compare the ids of all tokens now; otherwise, call `compare_vocabulary` before they are used.
+        compare_vocabulary: Compare the ids of all tokens now. Otherwise, call `compare_vocabulary` before using the ids.
 
     Attributes:
-        slow_because: Why the tokenizer itself encodes; empty if the library does.
+        slow_because: The reason why the tokenizer itself encodes; empty if the library does.
         takes_documents: Whether several documents can be encoded together.
     """
 
@@ -77,7 +77,7 @@ class FastEncoder:
                 self._engine, self.slow_because = None, str(error)
 
     def compare_vocabulary(self) -> None:
-        """Compare the ids of all tokens that are texts, if the library is used.
+        """Compare the ids of all tokens that are valid texts, if the library is used.
 
         Raises:
             DifferentIdsError: If they differ.
@@ -93,18 +93,18 @@ class FastEncoder:
         self.compare_next(0)
 
     def compare_next(self, size: int = COMPARED_FIRST) -> None:
-        """Compare all token ids of so many bytes that follow with the tokenizer's, and then those of a sample."""
+        """Compare all token ids of the next bytes with the tokenizer's, and then only the ids of a sample."""
         self._to_compare = size
 
     def encode(self, text: str) -> np.ndarray:
         """Return the token ids of a text, uint32.
 
         Raises:
-            DifferentIdsError: If the library has encoded a text in another way than the tokenizer, or failed.
+            DifferentIdsError: If the library gives other ids than the tokenizer, or fails.
         """
         try:
             token_ids = self.encode_bytes(text.encode())
-        except UnicodeEncodeError:  # Half a surrogate pair, which only the tokenizer takes.
+        except UnicodeEncodeError:  # Only the tokenizer accepts half a surrogate pair.
             token_ids = None
         return self._tokenizer.encode_ordinary(text) if token_ids is None else token_ids
 
@@ -112,7 +112,7 @@ class FastEncoder:
         """Return the token ids of a text in UTF-8, uint32, or None if the tokenizer must encode it.
 
         Raises:
-            DifferentIdsError: As `encode` does.
+            DifferentIdsError: As in `encode`.
         """
         if self._engine is None or MARKER in data or self._disputed.are_in(data):
             return None
@@ -128,15 +128,15 @@ class FastEncoder:
         """Encode several documents at once, if `takes_documents`.
 
         Args:
-            documents: In UTF-8, without end-of-text markers.
-            data: All of them, each with a marker behind it.
+            documents: The documents in UTF-8, without end-of-text markers.
+            data: All documents, each followed by a marker.
 
         Returns:
-            The token ids of all documents, uint32, with the end of text behind each of them, and the number of ids of each
-            document; None if each must be encoded by itself.
+            The token ids of all documents, uint32, each followed by the end of text, and the number of ids of each document; None
+            if each document must be encoded by itself.
 
         Raises:
-            DifferentIdsError: As `encode` does.
+            DifferentIdsError: As in `encode`.
         """
         assert self._engine is not None, "there is an engine"
         if self._disputed.are_in(data):
@@ -156,7 +156,7 @@ class FastEncoder:
         return token_ids, np.diff(ends, prepend=-1)
 
     def _compare_sample(self, data: bytes) -> None:
-        """Compare a part of a text or of several documents, if it is chosen."""
+        """Compare a part of a text or of several documents, if it belongs to the sample."""
         if not _is_chosen(data):
             return
         assert self._engine is not None, "there is an engine"
@@ -165,7 +165,7 @@ class FastEncoder:
             self._compare(text, _encode(self._engine.encode, text.encode()))
 
     def _encodes_alike(self, text: str) -> bool:
-        """Return whether the library and the tokenizer give a text the same ids."""
+        """Return whether the library and the tokenizer give the same ids to a text."""
         assert self._engine is not None, "there is an engine"
         return np.array_equal(_encode(self._engine.encode, text.encode()), self._tokenizer.encode_ordinary(text))
 
@@ -174,7 +174,7 @@ class FastEncoder:
             raise DifferentIdsError(f"gigatoken encodes {short_repr(text)} in another way than {self._tokenizer.name}")
 
     def _compare_difficult(self) -> None:
-        """Compare the ids of difficult texts, also as documents that follow each other.
+        """Compare the ids of difficult texts, each by itself and as documents that follow each other.
 
         Raises:
             DifferentIdsError: If they differ.
@@ -219,7 +219,7 @@ class _BoundedEngine:
 
 
 def _in_groups(tokens: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the tokens in lists of at most TOGETHER characters; longer tokens are left out."""
+    """Yield the tokens in lists of at most TOGETHER characters. Longer tokens are left out."""
     group, size = list[str](), 0
     for token in tokens:
         if len(token) > TOGETHER:
@@ -237,7 +237,7 @@ def _no_engine(_: bytes) -> np.ndarray:
 
 
 def _encode(encode: Encode, data: bytes) -> np.ndarray:
-    """Call the engine, whose failures are of any class; a panic of Rust is not even an Exception.
+    """Call the engine. Its failures may have any class: a panic of Rust is not even an Exception.
 
     Raises:
         DifferentIdsError: If it fails.
@@ -252,10 +252,10 @@ def _encode(encode: Encode, data: bytes) -> np.ndarray:
 
 
 def _is_chosen(data: bytes) -> bool:
-    """Return whether a text is compared, with a probability that depends on its length."""
+    """Return whether a text belongs to the sample. The probability depends on its length."""
     return _number(data) % COMPARED_SHARE <= len(data) // COMPARED
 
 
 def _number(data: bytes) -> int:
-    """Return a number that depends on the text only."""
+    """Return a number that depends only on the text."""
     return zlib.crc32(data[:64]) ^ len(data)

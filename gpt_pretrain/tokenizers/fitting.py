@@ -1,4 +1,4 @@
-"""Fit a tokenizer to a model with fewer or more rows than it has tokens."""
+"""Fit a tokenizer to a model with more or fewer rows than the tokenizer has tokens."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class TooManyTokensError(UserError):
 
 
 def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
-    """Return a tokenizer without those added tokens, or that end of text, for which a model has no row.
+    """Return a tokenizer without added tokens, or without an end of text, for which a model has no row.
 
-    Rows without a token are no problem: they are never generated.
+    Rows without a token do no harm, since they are never generated.
 
     Args:
         n_rows: Rows of the model's vocabulary.
@@ -63,7 +63,7 @@ def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
 
 
 def with_end_of_text(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer for new weights or a corpus: one that lacks an end of text gets it as its last token, if it can."""
+    """Return a tokenizer for new weights or a corpus. If it lacks an end of text, add one as its last token, if possible."""
     if tokenizer.eos_id is not None:
         return tokenizer
     if isinstance(tokenizer, CharacterTokenizer):

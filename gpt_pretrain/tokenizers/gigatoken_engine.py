@@ -1,4 +1,4 @@
-"""Hand the vocabulary of a tokenizer to the library gigatoken, if it can hold it."""
+"""Convert the vocabulary of a tokenizer for the library gigatoken, if the library supports it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 Encode = Callable[[bytes], np.ndarray]
 MARKER = END_OF_TEXT.encode()
 
-# The library's names of the patterns of tiktoken's encodings.
+# The library's names for the patterns of tiktoken's encodings.
 SCHEMES = {"gpt2": "gpt2", "r50k_base": "gpt2", "cl100k_base": "gpt4", "o200k_base": "o200k", "o200k_harmony": "o200k"}
-# The library knows patterns by their text. These stand for those that `ranks_to_fields` writes.
+# The library recognizes patterns by their text. These are its texts for the patterns from `ranks_to_fields`.
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 GPT4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,20 +34,20 @@ MODEL_KEYS = {"type", "vocab", "merges", "ignore_merges"}
 
 
 class UnsupportedTokenizerError(Exception):
-    """The library is missing, or cannot hold the vocabulary of a tokenizer."""
+    """The library is missing, or does not support the vocabulary of a tokenizer."""
 
 
 def engine_builder(tokenizer: Tokenizer) -> Callable[[], Encode]:
     """Return a function that builds an encoder of UTF-8.
 
-    It encodes the end-of-text marker as one token if `has_marker`; another end of text is ordinary text to it.
+    The encoder encodes the end-of-text marker as one token if `has_marker`. Any other end of text is ordinary text to it.
 
     Raises:
-        UnsupportedTokenizerError: If there is none. The function raises it too.
+        UnsupportedTokenizerError: If there is no such encoder. The returned function raises it too.
     """
     try:
         from gigatoken import gigatoken_rs
-    except ImportError as error:  # also where its compiled part cannot be loaded
+    except ImportError as error:  # also if its compiled part cannot be loaded
         raise UnsupportedTokenizerError("the package gigatoken is not installed") from error
     if isinstance(tokenizer, TiktokenTokenizer) and tokenizer.name in SCHEMES:
         ranks, scheme = _rank_file(tokenizer.ranks), SCHEMES[tokenizer.name]
@@ -92,7 +92,7 @@ def _rank_file(ranks: Mapping[bytes, int]) -> bytes:
 
 
 def _supported_fields(tokenizer: VocabularyTokenizer) -> dict[str, Any] | None:
-    """Return the fields of a tokenizer.json for the library, or None if it would ignore one that matters."""
+    """Return the fields of a tokenizer.json for the library, or None if it would ignore an important field."""
     fields, model = tokenizer.fields, tokenizer.fields["model"]
     if model["type"] != "BPE" or not set(model) <= MODEL_KEYS or not tokenizer.keeps_bytes:
         return None
@@ -103,7 +103,7 @@ def _supported_fields(tokenizer: VocabularyTokenizer) -> dict[str, Any] | None:
 
 
 def _supported_splitter(step: Any) -> dict[str, Any] | None:
-    """Return a pre-tokenizer as the library knows it, or None if it is neither GPT-2's nor a single pattern."""
+    """Return a pre-tokenizer in the library's form, or None if it is neither GPT-2's nor a single pattern."""
     if not isinstance(step, dict):
         return None
     if step.get("type") == "ByteLevel":

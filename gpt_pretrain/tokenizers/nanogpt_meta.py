@@ -1,6 +1,6 @@
-"""nanoGPT's meta.pkl: the table of a corpus' tokens.
+"""Read nanoGPT's meta.pkl, the table of a corpus's tokens.
 
-Source: karpathy/nanoGPT, data/shakespeare_char/prepare.py, which writes vocab_size, itos and stoi; others write only some.
+Source: karpathy/nanoGPT, data/shakespeare_char/prepare.py. It writes vocab_size, itos and stoi; other programs write only some.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from gpt_pretrain.tokenizers.tables import MAX_IDS, MAX_TOKEN_CHARACTERS, IdToke
 
 META = "meta.pkl"
 MAX_META_BYTES = 20_000_000  # One character takes 20 bytes, and Unicode has 150,000.
-MAX_TEXT_BYTES = 400  # Of a NumPy text, which a few bytes of a pickle can repeat.
+MAX_TEXT_BYTES = 400  # Bytes of a NumPy text. A few bytes of a pickle can repeat it.
 
 
 def read_meta(content: bytes, *, end_of_text: bool, label: str = "nanogpt") -> CharacterTokenizer | TableTokenizer | IdTokenizer:
     """Return the tokenizer that a meta.pkl describes.
 
     Args:
-        end_of_text: Whether an alphabet gets an end of text, one id more than nanoGPT's own models have.
+        end_of_text: Whether an alphabet gets an end of text. It then has one id more than nanoGPT's own models.
 
     Raises:
-        DamagedFileError: If the file holds anything but plain data and NumPy's numbers, or no vocabulary.
+        DamagedFileError: If the file contains anything but plain data and NumPy's numbers, or has no vocabulary.
     """
     if len(content) > MAX_META_BYTES:
         raise DamagedFileError(f"it has more than {MAX_META_BYTES:,} bytes")
@@ -67,7 +67,7 @@ def _tokens(fields: dict[Any, Any]) -> list[str] | None:
 
 
 def _is_token(token: Any) -> bool:
-    """Return whether a value is a text of a believable length, which a file may hold once and name a million times."""
+    """Return whether a value is a text of a plausible length. A file may contain a text once and refer to it a million times."""
     if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN_CHARACTERS:
         return False
     try:
@@ -78,7 +78,7 @@ def _is_token(token: Any) -> bool:
 
 
 def _inverse(ids: Mapping[Any, Any]) -> list[Any]:
-    """Return the tokens in the order of their ids, which are never keys: many numbers can be made to collide in a dict.
+    """Return the tokens in the order of their ids. Ids are not used as keys, since chosen numbers can collide in a dict.
 
     Raises:
         DamagedFileError: If the ids are not the numbers from 0 on.
@@ -96,7 +96,7 @@ def _inverse(ids: Mapping[Any, Any]) -> list[Any]:
 
 
 def _check_inverse(ids: Any, tokens: list[str]) -> None:
-    """Check that stoi, by which other programs encode, is the inverse of itos, by which they decode.
+    """Check that stoi is the inverse of itos. Other programs encode with stoi and decode with itos.
 
     Raises:
         DamagedFileError: If they contradict each other.
@@ -109,12 +109,12 @@ def _check_inverse(ids: Any, tokens: list[str]) -> None:
 
 
 def _as_text(token: Any) -> Any:
-    """Return a token as text; notes of music and pixels are numbers."""
+    """Return a token as text. Some tokens, such as pixels or notes of music, are numbers."""
     return str(token) if type(token) is int else token
 
 
 class _Dtype:
-    """Stands for a NumPy dtype.
+    """A stand-in for a NumPy dtype.
 
     Args:
         code: Its kind and size, such as "i8".
@@ -136,7 +136,7 @@ def _number(dtype: object, data: object) -> int | str:
 
 
 def _encode(text: object, encoding: object) -> bytes:
-    """Return bytes as pickles of an old protocol store them."""
+    """Return bytes from the form in which old pickle protocols store them."""
     if not isinstance(text, str) or len(text) > MAX_TEXT_BYTES or encoding not in ("latin1", "latin-1"):
         raise DamagedFileError("it calls a function, which a table of tokens does not need")
     return text.encode("latin-1", errors="replace")

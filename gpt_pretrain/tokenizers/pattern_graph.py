@@ -1,4 +1,4 @@
-"""Turn a regular expression into a graph: its characters, each with those that may follow it."""
+"""Turn a regular expression into a graph: its characters, each with the characters that may follow it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gpt_pretrain.tokenizers.pattern_syntax import (
     UnknownSyntaxError,
 )
 
-MAX_CHARACTERS, MAX_LINKS = 2000, 200_000  # Of a graph.
-MAX_COPIES = 8  # Repetitions that are written out in a graph. More are taken for any number.
-MAX_WAYS = 500  # In which a text may match before it fails.
+MAX_CHARACTERS, MAX_LINKS = 2000, 200_000  # limits of a graph
+MAX_COPIES = 8  # Repetitions that are written out in a graph. More count as any number.
+MAX_WAYS = 500  # ways in which a text may match before it fails
 MANY_WAYS = "a text may match it in too many ways"
 
 
@@ -27,11 +27,11 @@ class PatternPart:
     """A part of a pattern as a part of the graph.
 
     Args:
-        first: The characters that it may begin with, and in how many ways.
+        first: The characters that it may begin with, each with the number of ways.
         last: The characters that it may end with.
-        surely_last: Those of them after which the rest of the part matches in any case.
-        n_empty: In how many ways it may match nothing.
-        is_surely_empty: Whether it matches nothing in any case.
+        surely_last: The characters in `last` after which the rest of the part always matches.
+        n_empty: The number of ways in which it may match nothing.
+        is_surely_empty: Whether it can always match nothing.
     """
 
     first: Counter[int] = field(default_factory=Counter)
@@ -46,7 +46,7 @@ class PatternGraph:
 
     Attributes:
         classes: The class of each character of the pattern.
-        following: The characters that may follow each one, and in how many ways.
+        following: For each character, the characters that may follow it, each with the number of ways.
         whole: The pattern.
     """
 
@@ -57,7 +57,7 @@ class PatternGraph:
         self._n_links = 0
 
     def add(self, node: Node) -> PatternPart:
-        """Add a part of the pattern, not yet connected to what is before and after it."""
+        """Add a part of the pattern, without connecting it to the parts before and after it."""
         if isinstance(node, CharacterClass):
             return self._add_character(node)
         if isinstance(node, Sequence):
@@ -79,7 +79,7 @@ class PatternGraph:
     def _add_condition(self, node: Condition) -> PatternPart:
         if node.part is None:
             return PatternPart(n_empty=1)
-        # The part is tried, and then what follows the condition; no match ends within the part.
+        # The condition's part is tried first, and then the rest of the pattern. No match ends within the part.
         before = len(self.classes)
         inner = self.add(node.part)
         if node.is_before:
@@ -102,11 +102,11 @@ class PatternGraph:
             return part
         copies = [self.add(node.part) for _ in range(least - 1 if least <= MAX_COPIES else 0)]
         repeated = self.add(node.part)
-        # A round that matches nothing is another way to get to the next one.
+        # A round that matches nothing is another way to reach the next one.
         self._link(repeated.last, _times(repeated.first, 1 + (repeated.n_empty > 0)))
         if least == 0:
             repeated.n_empty, repeated.is_surely_empty = repeated.n_empty + 1, True
-        # Where many rounds are necessary, no match ends with any but the last.
+        # If many rounds are required, a match can only end with the last one.
         return self._chain([*copies, repeated, *([self.add(node.part)] if least > MAX_COPIES else [])])
 
     def _link(self, last: Iterable[int], first: Counter[int]) -> None:

@@ -1,4 +1,4 @@
-"""Ranks, as tiktoken keeps the tokens of a byte-pair encoding, as the fields of a tokenizer.json."""
+"""Convert ranks, tiktoken's form of a byte-pair encoding, to the fields of a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ O200K_PATTERN = "|".join(
         r"\s+",
     ]
 )
-NO_RANK = 1 << 62  # of a pair that is no token
+NO_RANK = 1 << 62  # for a pair that is not a token
 
 
 @dataclass(frozen=True)
 class RankFile:
-    """Everything that a file of ranks does not state.
+    """The parts of an encoding that are not in its file of ranks.
 
     Args:
         pattern: The regular expression that splits a text before the merges.
@@ -68,7 +68,7 @@ def ranks_to_fields(ranks: Mapping[bytes, int], specials: Mapping[str, int], pat
     """Return a byte-level BPE tokenizer with these ranks as the fields of a tokenizer.json.
 
     Args:
-        ranks: The tokens and their ids, which are also the order of the merges.
+        ranks: The tokens and their ids. The ids are also the order of the merges.
         specials: The special tokens and their ids.
         pattern: The regular expression that splits a text before the merges, in tiktoken's syntax.
     """
@@ -91,7 +91,7 @@ def ranks_to_merges(ranks: Mapping[bytes, int]) -> tuple[dict[str, int], list[li
 
 
 def to_oniguruma(pattern: str) -> str:
-    """Translate a pattern of tiktoken's for the tokenizers library, where `{1,3}+` repeats and `$` matches at each line end."""
+    """Translate a pattern of tiktoken for the tokenizers library. There, `{1,3}+` repeats and `$` matches at each line end."""
     return re.sub(r"([?*+}])\+", r"\1", pattern).replace("$", r"\z")
 
 

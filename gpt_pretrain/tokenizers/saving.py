@@ -1,4 +1,4 @@
-"""The files in which a tokenizer with a vocabulary of its own is saved, for this program and for transformers."""
+"""Save a tokenizer with its own vocabulary in files for this program and for transformers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TOKENIZER_FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, TABLE_JSON)
 
 
 def tokenizer_files(tokenizer: Tokenizer, *, context_length: int | None = None) -> dict[str, str]:
-    """Return the content of the files from which a tokenizer is built again; none if its name is enough.
+    """Return the content of the files from which a tokenizer can be rebuilt; none if its name is enough.
 
     Args:
-        context_length: The longest text of a model, which transformers warns of.
+        context_length: The longest text of a model. transformers warns of longer ones.
     """
     if isinstance(tokenizer, TableTokenizer):
         return {TABLE_JSON: tokenizer.definition}
@@ -35,5 +35,5 @@ def tokenizer_files(tokenizer: Tokenizer, *, context_length: int | None = None) 
 
 
 def is_exportable(tokenizer: Tokenizer) -> bool:
-    """Return whether transformers can have a tokenizer."""
+    """Return whether a tokenizer can be exported to transformers."""
     return isinstance(tokenizer, ByteTokenizer | CharacterTokenizer | TiktokenTokenizer | VocabularyTokenizer)

@@ -1,12 +1,16 @@
-"""Split texts of any size into parts that are encoded one by one, with the token ids of the whole.
+"""Split texts of any size into parts that are encoded one by one. Together, the parts have the token ids of the whole text.
 
-tiktoken's regular expressions give up after a million steps, and a text may be larger than the memory. The end-of-text marker is
-a part of its own. Other parts end where no token of a supported encoding spans the split: between a letter or a digit and a space
-or a punctuation mark. A text without such a point in half a million characters, such as a genome or a run of spaces, is split
-between two tokens of its own encoding. That gives the ids of the whole, because byte-pair encoding is local: a list of tokens is
-the encoding of its text if and only if every two neighbors are the encoding of theirs. Where no split keeps the ids, as in half a
-million spaces between two line feeds in some vocabularies, a few tokens at the split may differ from those of the whole. Some
-vocabularies put a blank before a text; they put none before its further parts.
+Texts are split because a text may be larger than the memory, and because tiktoken's regular expressions give up after a million
+steps. The end-of-text marker is its own part. Other parts end at a position that no token of a supported encoding spans: between
+a letter or a digit and a space or a punctuation mark.
+
+Half a million characters of a text may lack such a position, for example in a genome or a run of spaces. Such a text is split
+between two tokens of its own encoding. That gives the ids of the whole, because byte-pair encoding is local: a list of tokens
+encodes its text if and only if every two neighbors encode theirs.
+
+In rare cases no split keeps the ids, for example in half a million spaces between two line feeds in some vocabularies. A few
+tokens at the split may then differ from the whole text's. Some vocabularies put a blank before a text. No blank is put before the
+later parts.
 
 Source: https://github.blog/ai-and-ml/llms/so-many-tokens-so-little-time-introducing-a-faster-more-flexible-byte-pair-tokenizer/
 """
@@ -25,16 +29,16 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.unknown import UnknownText
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
-PART = 1 << 19  # Characters that are encoded in one call.
-LOOKAHEAD = 1 << 12  # Characters after a part that are encoded with it to find a split point between two tokens.
-MAX_TRIES = 20  # Split points of either kind that are checked.
+PART = 1 << 19  # Characters to encode in one call.
+LOOKAHEAD = 1 << 12  # Characters after a part. They are encoded with it to find a split point between two tokens.
+MAX_TRIES = 20  # Split points of either kind to check.
 SHORT_PART, SHORT_LOOKAHEAD, SHORT_TRIES = 1 << 12, 1 << 9, 4
-CHECKED = 256  # Characters around a split point that are encoded again.
+CHECKED = 256  # Characters around a split point to encode again.
 
 # The apostrophe is missing because o200k_base matches "don't" as one piece.
 CUT_BEFORE = " \t\n\r" + '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~' + "\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a"
 SAFE_SPLIT = re.compile(rf"(?<=[^\W_])[{re.escape(CUT_BEFORE)}]")
-SEARCHED = 1 << 7  # Characters that are searched for a safe split at a time; most texts have several in so many.
+SEARCHED = 1 << 7  # Characters to search for a safe split at a time. Most texts have several safe splits in them.
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class PartSizes:
     """Sizes by which a text is split.
 
     Args:
-        part: Characters that are encoded in one call.
-        lookahead: Characters after a part that are encoded with it to find a split point between two tokens.
-        tries: Split points between two tokens that are checked.
+        part: Characters to encode in one call.
+        lookahead: Characters after a part. They are encoded with it to find a split point between two tokens.
+        tries: Split points between two tokens to check.
     """
 
     part: int
@@ -53,7 +57,7 @@ class PartSizes:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> PartSizes:
-        """Return the sizes for a tokenizer: short ones if the time for a part may grow with the square of its length."""
+        """Return the sizes for a tokenizer. They are small if the time for a part may grow with the square of its length."""
         if isinstance(tokenizer, VocabularyTokenizer) and tokenizer.may_rescan:
             return cls(min(SHORT_PART, PART), min(SHORT_LOOKAHEAD, LOOKAHEAD), SHORT_TRIES)
         return cls(PART, LOOKAHEAD, MAX_TRIES)
@@ -63,7 +67,7 @@ def split_point(text: str, tokenizer: Tokenizer, start: int = 0) -> int:
     """Return the end of the part that begins at `start`.
 
     Args:
-        text: A whole part follows `start`. Only a part and its lookahead are looked at.
+        text: The text, with at least a whole part after `start`. Only the part and its lookahead are read.
     """
     sizes = PartSizes.of(tokenizer)
     for position in itertools.islice(_safe_splits(text, start, start + sizes.part), MAX_TRIES):
@@ -71,13 +75,13 @@ def split_point(text: str, tokenizer: Tokenizer, start: int = 0) -> int:
             return position
     if (length := _last_token_split(text[start : start + sizes.part + sizes.lookahead], tokenizer, sizes)) is not None:
         return start + length
-    # Tokens that do not have the characters of the text, as those of unknown ones, tell no position.
+    # Tokens without the characters of the text, such as unknown tokens, show no position.
     anywhere = range(start + sizes.part, start + sizes.part - min(sizes.part, MAX_TRIES), -1)
     return next((position for position in anywhere if _is_boundary(text, position, tokenizer)), start + sizes.part)
 
 
 def split_text(text: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """Split a text without end-of-text markers into parts; the split points depend only on the text and the tokenizer."""
+    """Split a text without end-of-text markers into parts. The split points depend only on the text and the tokenizer."""
     start, part = 0, PartSizes.of(tokenizer).part
     while len(text) - start > part:
         end = split_point(text, tokenizer, start)
@@ -87,7 +91,7 @@ def split_text(text: str, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def split_start(text: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """Split the beginning of a text, whose end is not known yet, as `split_text` splits the whole; the last part is the rest."""
+    """Split the beginning of a text at the same points as `split_text` splits the whole. The last part is the unsplit rest."""
     start, sizes = 0, PartSizes.of(tokenizer)
     # The last characters may be the beginning of an end-of-text marker.
     while len(text) - start > sizes.part + sizes.lookahead + len(END_OF_TEXT):
@@ -98,7 +102,7 @@ def split_start(text: str, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def split_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
-    """Split a text that arrives in pieces, which may end anywhere, into parts; each end-of-text marker is a part of its own."""
+    """Split a text that arrives in pieces of any kind into parts. Each end-of-text marker is its own part."""
     rest = ""
     for piece in pieces:
         rest += piece
@@ -118,12 +122,12 @@ def encode_pieces(
     unknown: UnknownText | None = None,
     encode: Callable[[str], np.ndarray] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the token ids of a text that arrives in pieces, uint32; together they are the ids of the whole text.
+    """Yield the token ids of a text that arrives in pieces, uint32. Together they are the ids of the whole text.
 
     An end-of-text marker ends a document. A vocabulary without an end of text has no token for it.
 
     Args:
-        unknown: Counts what the vocabulary lacks.
+        unknown: Counts the tokens for text that the vocabulary lacks.
         encode: Gives the same ids as the tokenizer's `encode_ordinary`, but faster.
     """
     continues = False
@@ -145,7 +149,7 @@ def encode_part(
     """Return the token ids of a part of a text, uint32.
 
     Args:
-        continues: Whether it follows another part, so that no blank belongs before it.
+        continues: Whether it follows another part. No blank is then put before it.
         encode: Gives the same ids as the tokenizer's `encode_ordinary`, but faster.
     """
     before, length = _before_continuation(tokenizer) if continues else ("", 0)
@@ -174,7 +178,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def _safe_splits(text: str, start: int, end: int) -> Iterator[int]:
-    """Yield the positions after `start`, from `end` backwards, before which the encodings of tiktoken end a token."""
+    """Yield the positions after `start`, from `end` backwards, at which tiktoken's encodings always end a token."""
     high = end + 1
     while high > start + 1:
         low = max(high - SEARCHED, start + 1)
@@ -183,7 +187,7 @@ def _safe_splits(text: str, start: int, end: int) -> Iterator[int]:
 
 
 def _is_boundary(text: str, position: int, tokenizer: Tokenizer) -> bool:
-    """Return whether the text around a position has the tokens of its two sides, which other tokenizers may not keep apart."""
+    """Return whether the text around a position has the tokens of its two sides. Other tokenizers may join both sides."""
     before, after = text[max(position - CHECKED, 0) : position], text[position : position + CHECKED]
     left, both = (encode_part(part, tokenizer, continues=False).tolist() for part in (before, before + after))
     return bool(left + encode_part(after, tokenizer, continues=True).tolist() == both)
@@ -193,14 +197,14 @@ def _last_token_split(window: str, tokenizer: Tokenizer, sizes: PartSizes) -> in
     """Return a position between two tokens at which both sides keep their tokens, or None if there is none.
 
     Args:
-        window: The text, which may go on after it. So the tokens at its end may differ from those of the whole text.
+        window: A part of the text. If more text follows, the tokens at its end may differ from the whole text's.
     """
     ids = encode_part(window, tokenizer, continues=True).tolist()
     latest = min(sizes.part, len(window) - sizes.lookahead // 2)
     near = _token_boundaries(ids, window, tokenizer, start=len(window) - 2 * sizes.lookahead)
     tried = [(index, position) for index, position in near if position <= latest][: sizes.tries]
     for index, position in tried:
-        # At the end of a text, some patterns take all white space as one piece.
+        # At the end of a text, some patterns match all white space as one piece.
         earlier = [boundary for boundary in near if boundary[1] <= position - CHECKED and not window[position - 1].isspace()]
         first_index, first = earlier[0] if earlier else (0, 0)
         if _encodes_to(window[position:], ids[index:], tokenizer) and _encodes_to(
@@ -221,7 +225,7 @@ def _encodes_to(text: str, ids: list[int], tokenizer: Tokenizer) -> bool:
 
 
 def _token_boundaries(ids: list[int], text: str, tokenizer: Tokenizer, *, start: int = 0) -> list[tuple[int, int]]:
-    """Return the boundaries of tokens that are boundaries of characters too, from the end of a text on.
+    """Return the token boundaries that are also character boundaries, from the end of a text backwards.
 
     Args:
         ids: The tokens of the text.
@@ -235,7 +239,7 @@ def _token_boundaries(ids: list[int], text: str, tokenizer: Tokenizer, *, start:
     for index in range(len(ids) - 1, 0, -1):
         token = tokenizer.token_bytes(ids[index])
         begin = end - len(token)
-        if begin < 0 or data[begin:end] != token:  # A tokenizer may also change the text that it encodes.
+        if begin < 0 or data[begin:end] != token:  # A tokenizer may change the text that it encodes.
             break
         position -= sum(byte & 0xC0 != 0x80 for byte in token)
         if token and data[begin] & 0xC0 != 0x80:

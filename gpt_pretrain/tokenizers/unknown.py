@@ -1,4 +1,4 @@
-"""Count the parts of a text that a vocabulary lacks, and for which its encoding has one common token, such as [UNK]."""
+"""Count the parts of a text that a vocabulary lacks. They are all encoded as the same token, such as [UNK]."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 
 MANY_UNKNOWN = 0.001  # Share of a text's tokens above which a warning is due.
 MAX_EXAMPLE = 80  # Characters of an example.
-MAX_SHOWN = 3  # Parts that a message about a prompt shows.
-MAX_WORDS, MAX_CHARACTERS = 2000, 2000  # Different words of a text that are looked at, and characters of a word.
+MAX_SHOWN = 3  # Parts shown in a message about a prompt.
+MAX_WORDS, MAX_CHARACTERS = 2000, 2000  # Distinct words of a text to examine, and characters of a word.
 
 
 class UnknownText:
-    """Counts the tokens of a text that stand for what the vocabulary lacks.
+    """Count the unknown tokens of a text: the tokens for text that the vocabulary lacks.
 
     Args:
         tokenizer: The tokenizer that encodes the text.
 
     Attributes:
-        tokens: Their number.
-        example: A part of the text that such a token stands for; empty if there is none.
+        tokens: The number of unknown tokens.
+        example: A part of the text that the vocabulary lacks; empty if there is none.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -34,11 +34,11 @@ class UnknownText:
         self.example = ""
 
     def is_in(self, token_ids: np.ndarray) -> bool:
-        """Return whether any of these tokens stands for what the vocabulary lacks."""
+        """Return whether any of these tokens is the unknown token."""
         return self._tokenizer.unknown_id is not None and bool((token_ids == self._tokenizer.unknown_id).any())
 
     def add(self, text: str, token_ids: np.ndarray) -> None:
-        """Count those of a text that `encode_ordinary` has encoded."""
+        """Count the unknown tokens of a text encoded by `encode_ordinary`."""
         if self._tokenizer.unknown_id is None:
             return
         found = int(np.count_nonzero(token_ids == self._tokenizer.unknown_id))
@@ -48,7 +48,7 @@ class UnknownText:
 
 
 def unknown_parts(text: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the characters of a text that a vocabulary lacks, or the words of which nothing is left."""
+    """Yield the characters of a text that a vocabulary lacks, or words that are lost as a whole."""
     if not _has_unknown(text, tokenizer):
         return
     own_text, seen = _unknown_token(tokenizer), set[str]()
@@ -74,7 +74,7 @@ def _parts_of(word: str, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def describe_unknown(tokens: int, total: int, example: str) -> str:
-    """Return sentences about the tokens of a text that stand for what the vocabulary lacks."""
+    """Return sentences about the unknown tokens of a text."""
     share = 100 * tokens / max(total, 1)
     such_as = f", such as {short_repr(example)}" * bool(example)
     return (

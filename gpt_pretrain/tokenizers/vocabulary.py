@@ -1,4 +1,4 @@
-"""A tokenizer with a vocabulary of its own, from a tokenizer.json or files that say the same, run by the tokenizers library."""
+"""A tokenizer with its own vocabulary, from a tokenizer.json or equivalent files, run by the tokenizers library."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
 from gpt_pretrain.tokenizers.definition import STEPS, canonical_fields, may_rescan, to_text, vocabulary_of
 
-KIND = "tokenizer.json"  # of a definition
+KIND = "tokenizer.json"  # of the definition
 DIGEST_DIGITS = 12
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-ANCHOR = "a"  # a token that decoders leave as it is
-# Characters that no token joins with what follows, in most vocabularies; and texts that may follow.
+ANCHOR = "a"  # a token that decoders do not change
+# Characters that most vocabularies never join with the text after them, and texts that may follow.
 SEPARATE, FOLLOWING = ("\ue000", "\n", "\u2063"), ("a", " a", "\n", "今", "\ue000")
 
 Result = TypeVar("Result")
@@ -34,15 +34,15 @@ Result = TypeVar("Result")
 class VocabularyTokenizer:
     """A tokenizer that the tokenizers library runs.
 
-    Added tokens are tokens in every text. The end of text is one only in `encode`, also where it is written `<|endoftext|>`.
+    Added tokens are found in every text. Only `encode` finds the end of text, and also accepts it as `<|endoftext|>`.
 
     Args:
-        label: A name for people; the tokenizer's name is this and the beginning of its definition's checksum.
+        label: A name for people. The tokenizer's name is this label and the beginning of its definition's checksum.
         fields: The fields of a tokenizer.json.
         end_of_text: The token at the end of a text, if the vocabulary has one.
 
     Raises:
-        DamagedFileError: If the fields are not those of a tokenizer, or could take unlimited time or memory.
+        DamagedFileError: If the fields do not make a tokenizer, or could take unlimited time or memory.
     """
 
     def __init__(self, label: str, fields: Mapping[str, Any], end_of_text: str | None) -> None:
@@ -64,7 +64,7 @@ class VocabularyTokenizer:
         fast = _load(self.fields)
         self._decoder = fast.decoder
         self._loaded, self._by_mode = [fast], dict[bool, FastTokenizer]()
-        # Lists, since a dict with a stranger's numbers as keys could take quadratic time.
+        # These are lists: a dict with a stranger's numbers as keys could take quadratic time.
         self._tokens, self._is_added = list[str | None]([None] * self.vocab_size), bytearray(self.vocab_size)
         for token, token_id in self._ids.items():
             self._tokens[token_id] = token
@@ -105,9 +105,9 @@ class VocabularyTokenizer:
 
     @cached_property
     def before_continuation(self) -> tuple[str, int]:
-        """A text, and the number of its tokens, to be encoded before a text that continues another one, and then left out.
+        """A text to encode before a text that continues another one, and the number of its tokens, which are then left out.
 
-        So the blank that a vocabulary puts before a text comes before this one. It is empty if there is no such blank.
+        A vocabulary that puts a blank before every text puts it before this text instead. For other vocabularies it is empty.
         """
         adds_blank = _has_type(self.fields["normalizer"], "Prepend") or _has_type(self.fields["pre_tokenizer"], "Metaspace")
         if not adds_blank and '"add_prefix_space":true' not in to_text(self.fields["pre_tokenizer"]):
@@ -123,7 +123,7 @@ class VocabularyTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, or no bytes if the id is unused.
 
-        A token that begins a word has the blank before it.
+        The bytes of a token at the start of a word include the blank before it.
         """
         if not 0 <= token_id < self.vocab_size or (token := self._tokens[token_id]) is None:
             return b""
@@ -132,9 +132,9 @@ class VocabularyTokenizer:
         return from_letters(token) if self._is_byte_level else self._decoded(token)
 
     def _in_mode(self, *, ordinary: bool) -> FastTokenizer:
-        """Return the library's tokenizer that takes the end of text as ordinary text, or the one that does not.
+        """Return the library's tokenizer in one of two modes: with the end of text as ordinary text, or as a token.
 
-        Each takes much memory, and most programs need only one.
+        Each is built when it is needed, since it takes much memory and most programs need only one.
         """
         if (fast := self._by_mode.get(ordinary)) is None:
             try:
@@ -147,7 +147,7 @@ class VocabularyTokenizer:
 
     @cached_property
     def _drops_characters(self) -> bool:
-        """True if the library leaves out characters that no token has, without a message."""
+        """True if the library silently leaves out characters that no token has."""
         model = self.fields["model"]
         if model["type"] != "BPE" or "unk_token" in model or "byte_fallback" in model:
             return False
@@ -164,7 +164,7 @@ class VocabularyTokenizer:
         """Check that each character of a text, except blanks, is in one of its tokens.
 
         Raises:
-            UserError: If one is not.
+            UserError: If a character is in none.
         """
         if self._is_byte_level:
             complete = sum(len(self.token_bytes(token_id)) for token_id in found.ids) >= len(text.encode())
@@ -181,7 +181,7 @@ class VocabularyTokenizer:
             )
 
     def _decoded(self, token: str) -> bytes:
-        """Return what the decoder makes of a token within a text."""
+        """Return the decoded text of a token within a text."""
         decoder = self._decoder
         if (byte := BYTE_TOKEN.fullmatch(token)) is not None and _has_type(self.fields["decoder"], "ByteFallback"):
             return bytes([int(byte.group(1), 16)])
@@ -212,9 +212,9 @@ def tokenizer_label(label: str) -> str:
 
 
 def _load(fields: dict[str, Any]) -> FastTokenizer:
-    """Build the library's tokenizer, in which each added token has the id that the file gives it.
+    """Build the library's tokenizer. Each added token gets its id in the file.
 
-    The library gives added tokens new numbers unless they are in the vocabulary of the model.
+    By itself, the library gives new ids to added tokens that are not in the model's vocabulary.
 
     Raises:
         DamagedFileError: If the library refuses the fields.
@@ -236,14 +236,14 @@ def _load(fields: dict[str, Any]) -> FastTokenizer:
 
 
 def _guarded(call: Callable[[], Result], name: str | None = None) -> Result:
-    """Call the library, whose failures are of any class; a panic of Rust is not even an Exception.
+    """Call the library. Its failures may have any class: a panic of Rust is not even an Exception.
 
     Args:
         name: The tokenizer, while it encodes or decodes; None while it is built.
 
     Raises:
-        UserError: If the library fails, with a name.
-        DamagedFileError: If it fails, without one.
+        UserError: If the library fails and there is a name.
+        DamagedFileError: If it fails and there is no name.
     """
     try:
         with without_panic_messages():
@@ -258,7 +258,7 @@ def _guarded(call: Callable[[], Result], name: str | None = None) -> Result:
 
 
 def _has_type(part: Any, kind: str) -> bool:
-    """Return whether a part of a tokenizer.json is of a type, or one of those in its sequence is."""
+    """Return whether a part of a tokenizer.json has a type, or is a sequence with a part of this type."""
     if not isinstance(part, dict):
         return False
     inner = [step for name in STEPS for step in part.get(name) or []]

@@ -1,7 +1,7 @@
-"""Read a tokenizer from the files in which programs keep it: of a folder, of a model on the hub, or a single file.
+"""Read a tokenizer from the files of other programs: in a folder, of a model on the hub, or a single file.
 
-Known are transformers' tokenizer.json, GPT-2's vocab.json with merges.txt, BERT's vocab.txt, and what stands beside them; ranks
-of tiktoken; SentencePiece's models; and nanoGPT's meta.pkl.
+The known formats are transformers' tokenizer.json, GPT-2's vocab.json with merges.txt, BERT's vocab.txt, each with the files
+beside it, tiktoken's ranks, SentencePiece's models, and nanoGPT's meta.pkl.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ TOKENIZER_JSON, VOCAB_JSON, MERGES, VOCAB_TXT = "tokenizer.json", "vocab.json", 
 TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 MODEL_CONFIG = "config.json"
 ALIASES = {VOCAB_JSON: "encoder.json", MERGES: "vocab.bpe"}  # OpenAI's names
-TABLE_JSON = "tokenizer_table.json"  # this program's own file for a table of nanoGPT's
+TABLE_JSON = "tokenizer_table.json"  # this program's own file for a nanoGPT table
 TIKTOKEN_ENDING = ".tiktoken"
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-MAX_FILE_BYTES = 64_000_000  # The largest known tokenizer.json has 33 million.
+MAX_FILE_BYTES = 64_000_000  # The largest known tokenizer.json has 33 million bytes.
 
 ReadFile = Callable[[str], bytes | None]
 
@@ -54,7 +54,7 @@ def read_folder_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def several_vocabularies(folder: Path) -> list[str]:
-    """Return the names of the files in a folder that may each be its vocabulary, if there are several."""
+    """Return the names of files in a folder if several of them could be its vocabulary."""
     for ending in (TIKTOKEN_ENDING, f"-{VOCAB_JSON}"):
         if len(found := sorted(path.name for path in folder.glob(f"*{ending}"))) > 1:
             return found
@@ -62,10 +62,10 @@ def several_vocabularies(folder: Path) -> list[str]:
 
 
 def read_tokenizer_file(path: Path) -> Tokenizer:
-    """Return the tokenizer in a file, with what its neighbors say of it.
+    """Return the tokenizer in a file. The files beside it also count.
 
     Raises:
-        UserError: If the file cannot be read or used, or is not one of a tokenizer.
+        UserError: If the file cannot be read or used, or is not a tokenizer's.
     """
     name, content, label = path.name, _read_file(path), path.parent.resolve().name
     prefix = next((name.removesuffix(ending) for ending in (VOCAB_JSON, MERGES) if name.endswith(f"-{ending}")), "")
@@ -96,12 +96,12 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
 
 
 def _folder_reader(folder: Path, *, prefix: str = "", hidden: Sequence[str] = (), typed: str = "") -> ReadFile:
-    """Return a function that reads a file of a folder by its name, under any name that programs give it.
+    """Return a function that reads a file of a folder by its name. It also finds the file by other programs' names for it.
 
     Args:
         prefix: The beginning of the names of a vocabulary and its merges.
         hidden: Files that are treated as if they were missing.
-        typed: The name of a file that the user has named, which may be a link to anywhere.
+        typed: The name of the file that the user has named. It may be a link to anywhere.
     """
 
     def read(name: str) -> bytes | None:
@@ -115,11 +115,11 @@ def _folder_reader(folder: Path, *, prefix: str = "", hidden: Sequence[str] = ()
 
 
 def read_tokenizer(read: ReadFile, *, label: str, location: str) -> Tokenizer | None:
-    """Return the tokenizer whose files a function reads, or None if there is none.
+    """Return the tokenizer in the files that a function reads, or None if there is none.
 
     Args:
         read: Returns the content of a file by its name, or None if there is no such file.
-        label: The name of the folder or repository, which becomes a part of the tokenizer's.
+        label: The name of the folder or repository. It becomes a part of the tokenizer's name.
         location: The folder or repository, for messages.
 
     Raises:
@@ -150,10 +150,10 @@ def _beside(read: ReadFile) -> FilesBeside:
 
 
 def _home(path: Path) -> Path:
-    """Return the folder that a file must be in after its links are followed: its own, or for a link the hub's cache.
+    """Return the folder that must contain a file after its links are followed: its own, or the hub's cache for a link.
 
-    A list of words is a vocabulary, whatever it says, and becomes a part of checkpoints and exports. So a link in a folder from
-    somebody else could lead to a private file.
+    Any list of words is a valid vocabulary, and becomes a part of checkpoints and exports. In a folder from somebody else, a link
+    could lead to a private file and thereby publish it.
     """
     is_cached = path.is_symlink() and path.parent.parent.name == "snapshots"
     return path.parent.parent.parent / "blobs" if is_cached else path.parent

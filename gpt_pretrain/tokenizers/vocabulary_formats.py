@@ -1,4 +1,4 @@
-"""Build a tokenizer from the content of the files that other programs keep vocabularies in."""
+"""Build a tokenizer from the content of other programs' vocabulary files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from gpt_pretrain.tokenizers.sentencepiece_model import sentencepiece_fields
 from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_merges, gpt2_vocabulary, load_tiktoken
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
-# Of a token in tiktoken's format, and the squares of all lengths: finding the merges of one takes quadratic time. All of GPT-2's
-# have 2.5 million.
+# The most bytes of a token in tiktoken's format, and the largest sum of the squares of all lengths. Finding the merges of a token
+# takes quadratic time. For GPT-2's tokens, the sum is 2.5 million.
 MAX_TOKEN_BYTES, MAX_SQUARES = 1000, 200_000_000
 GPT2_TOKENS = 50257
-# Tokens that end a text, the likeliest first, for vocabularies that do not say which one does.
+# Tokens that may end a text, the likeliest first, for vocabularies that do not name theirs.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "[SEP]")
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 
 
 def from_tokenizer_json(content: bytes, beside: FilesBeside, *, label: str) -> Tokenizer:
-    # Beside a tokenizer.json, the ids of added tokens say their order only. Some tables give them ids of its other tokens.
+    # Beside a tokenizer.json, the ids of added tokens only give their order. Some tables give them ids of other tokens.
     ordered = sorted(beside.tokens, key=lambda token: inf if token.token_id is None else token.token_id)
     without_ids = replace(beside, tokens=tuple(replace(token, token_id=None) for token in ordered))
     return _finish(parse_tokenizer_json(content), without_ids, label=label)
 
 
 def from_vocab_and_merges(content: bytes, merges: bytes | None, beside: FilesBeside, *, label: str) -> Tokenizer:
-    """Return the tokenizer of GPT-2's two files, with those added tokens that the files beside them name."""
+    """Return the tokenizer of GPT-2's two files, with the added tokens in the files beside them."""
     vocab = parse_json(content)
     if merges is None:
         raise DamagedFileError("the merges.txt that belongs to it is missing")
@@ -62,7 +62,7 @@ def from_vocab_and_merges(content: bytes, merges: bytes | None, beside: FilesBes
 
 
 def _pairs(merges: bytes) -> list[list[str]]:
-    """Return the merges of a merges.txt, whose first line may be a comment."""
+    """Return the merges of a merges.txt. Its first line may be a comment."""
     try:
         lines = merges.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
@@ -72,7 +72,7 @@ def _pairs(merges: bytes) -> list[list[str]]:
 
 
 def from_word_pieces(content: bytes, beside: FilesBeside, *, label: str) -> Tokenizer:
-    """Return the tokenizer of BERT's vocab.txt, which many Chinese GPTs have."""
+    """Return the tokenizer of BERT's vocab.txt, which many Chinese GPTs use."""
     try:
         tokens = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -104,7 +104,7 @@ def from_word_pieces(content: bytes, beside: FilesBeside, *, label: str) -> Toke
 
 
 def from_sentencepiece(content: bytes, beside: FilesBeside, *, label: str) -> Tokenizer:
-    """Return the tokenizer of a SentencePiece model, or of ranks, which newer models of Llama keep under the same name."""
+    """Return the tokenizer of a SentencePiece model, or of ranks. Newer models of Llama store ranks under the same name."""
     if not content.startswith(b"\n"):  # the number and type of the first field
         return from_ranks(content, label=label)
     fields, end = sentencepiece_fields(content)
@@ -112,7 +112,7 @@ def from_sentencepiece(content: bytes, beside: FilesBeside, *, label: str) -> To
 
 
 def from_ranks(content: bytes, *, label: str) -> Tokenizer:
-    """Return the tokenizer of a file in tiktoken's format, which states neither the pattern nor the special tokens.
+    """Return the tokenizer of a file in tiktoken's format. The file contains neither the pattern nor the special tokens.
 
     Raises:
         DamagedFileError: If the file is not in this format.
@@ -148,7 +148,7 @@ def from_ranks(content: bytes, *, label: str) -> Tokenizer:
 
 
 def _finish(fields: Mapping[str, Any], beside: FilesBeside, *, label: str) -> Tokenizer:
-    """Add the tokens that files beside the vocabulary name, find the end of text, and build the tokenizer.
+    """Add the tokens in the files beside the vocabulary, find the end of text, and build the tokenizer.
 
     Raises:
         DamagedFileError: If the files contradict each other or cannot be used.
@@ -178,7 +178,7 @@ def _finish(fields: Mapping[str, Any], beside: FilesBeside, *, label: str) -> To
 
 
 def as_known_tokenizer(label: str, fields: Mapping[str, Any], end_of_text: str | None) -> Tokenizer:
-    """Return the tokenizer of a canonical tokenizer.json; GPT-2's own one, which is faster, if it is that.
+    """Return the tokenizer of a canonical tokenizer.json. If it is GPT-2's, return GPT-2's own tokenizer, which is faster.
 
     Raises:
         DamagedFileError: If the fields cannot be used.
@@ -187,7 +187,7 @@ def as_known_tokenizer(label: str, fields: Mapping[str, Any], end_of_text: str |
 
 
 def _with_prefix_space(fields: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Let a configuration of GPT-2's tokenizer decide whether a text begins with a blank, as transformers does."""
+    """Let the configuration of GPT-2's tokenizer decide whether a text begins with a blank, as in transformers."""
     splitter, flag = fields.get("pre_tokenizer"), config.get("add_prefix_space")
     is_gpt2 = str(config.get("tokenizer_class")).startswith(("GPT2", "Roberta"))
     if not is_gpt2 or not isinstance(flag, bool) or not isinstance(splitter, dict) or splitter.get("type") != "ByteLevel":
@@ -196,7 +196,7 @@ def _with_prefix_space(fields: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def _is_gpt2(fields: Mapping[str, Any]) -> bool:
-    """Return whether the fields of a tokenizer.json are those of GPT-2, whose own tokenizer is faster."""
+    """Return whether a tokenizer.json has GPT-2's fields."""
     model, splitter = fields["model"], fields["pre_tokenizer"] or {}
     return (
         len(model["vocab"]) == GPT2_TOKENS
