@@ -1,6 +1,6 @@
 """Formulas for the costs of training on many devices: traffic, checkpoints and failures. They need no torch.
 
-Symbols: W devices. `costs` has the formulas for what each device computes and holds.
+Symbols: W devices. `costs` has the formulas for the work and the memory of each device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GPU_YEARS_PER_FAILURE = 5.8
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """Bytes that each device sends per optimizer step in a ring, where all devices send equally much.
+    """Bytes that each device sends per optimizer step in a ring. All devices send the same amount.
 
     Args:
         weights: Bytes sent to gather the weights.
@@ -38,9 +38,9 @@ class StepTraffic:
 def step_traffic(config: GPTConfig, *, precision: str, parallelism: Parallelism) -> StepTraffic:
     """Return the bytes that each device sends per optimizer step.
 
-    DDP sums all gradients once per step, however many batches it accumulates. FSDP gathers every block in the forward pass and
-    again in the backward pass, gathers the embeddings once, and sums all gradients for each batch; Lightning cannot skip this
-    while it accumulates. Autocast changes nothing, because weights and gradients stay in fp32.
+    DDP sums all gradients once per step, for any number of accumulated batches. FSDP gathers every block in the forward pass and
+    again in the backward pass, and gathers the embeddings once. It sums all gradients for each batch, since Lightning cannot skip
+    this during gradient accumulation. Autocast changes nothing, because weights and gradients stay in fp32.
 
     Source: Patarasu & Yuan 2009, "Bandwidth optimal all-reduce algorithms", for a ring's (W - 1) / W of the bytes to gather or to
         scatter, and twice that for both; Rajbhandari et al. 2020 (arXiv:1910.02054), section 7, for FSDP's 3 to DDP's 2.
@@ -61,7 +61,7 @@ class Cluster:
 
     Args:
         flops_per_second: Peak of one GPU.
-        mfu: Fraction of the peak that the model's own operations reach.
+        mfu: Fraction of the peak that the model's operations reach.
         memory: Bytes of one GPU.
         link: Bytes/s that a GPU sends to the others in its machine.
         network: Bytes/s that a GPU's own adapter sends to other machines.
@@ -85,19 +85,19 @@ class Cluster:
 
 
 def compute_seconds(config: GPTConfig, cluster: Cluster, *, tokens: float, activation_checkpointing: bool = False) -> float:
-    """Return the seconds that one device computes for this many tokens; recomputation counts as operations."""
+    """Return the seconds that one device computes for this many tokens. Recomputation counts as operations."""
     flops = tokens * costs.training_flops_per_token(config, activation_checkpointing=activation_checkpointing)
     return flops / (cluster.flops_per_second * cluster.mfu)
 
 
 def traffic_seconds(config: GPTConfig, cluster: Cluster, *, precision: str, parallelism: Parallelism) -> float:
-    """Return the seconds that the devices send per optimizer step, without the latency of messages, which also grows with W."""
+    """Return the seconds that the devices send per optimizer step. The latency of messages, which grows with W, is left out."""
     total = step_traffic(config, precision=precision, parallelism=parallelism).total
     return total / cluster.ring_bandwidth(parallelism.devices)
 
 
 def seconds_to_failure(devices: int) -> float:
-    """Return the mean time until one of this many GPUs interrupts the training, in seconds."""
+    """Return the mean time in seconds until one of this many GPUs interrupts the training."""
     return GPU_YEARS_PER_FAILURE * 365.25 * SECONDS_PER_DAY / devices
 
 

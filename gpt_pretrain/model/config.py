@@ -10,15 +10,15 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.shown_values import describe_value, short_repr
 
 GELU_FORMS = ("tanh", "none")
-CUSTOM_KIND = "custom"  # the user's own model, whose other fields mean nothing
+CUSTOM_KIND = "custom"  # the user's own model; other fields mean nothing for it
 KINDS = ("gpt2", "modern", CUSTOM_KIND)
 INITIALIZATIONS = {"gpt2": ("gpt2", "pytorch"), "modern": ("modern",)}  # by kind
-# Fields of GPT-2's that the modern model has one value for.
+# Fields of GPT-2 that have a single value in the modern model.
 MODERN_VALUES = {"qkv_bias": False, "tie_embeddings": False, "gelu_approximate": "tanh"}
 MODERN_LOGIT_CAP = 15.0
-# Fields that earlier versions did not have, with the values that mean the same.
+# Fields that earlier versions lacked, with the values that have the same meaning.
 ADDED_FIELDS: dict[str, Any] = {"kind": "gpt2", "n_kv_heads": None}
-MAX_UNKNOWN = 10  # Unknown fields that are listed.
+MAX_UNKNOWN = 10  # Unknown fields to list.
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class GPTConfig:
     """The fields that determine the kind of a model, its shapes and its initial weights.
 
     Args:
-        vocab_size: Number of token ids; it follows from the tokenizer.
+        vocab_size: Number of token ids. It follows from the tokenizer.
         context_length: Longest window that the model can read, in tokens.
         emb_dim: Width of the residual stream; a multiple of n_heads.
         n_heads: Attention heads per block.
@@ -35,14 +35,14 @@ class GPTConfig:
         qkv_bias: Add a bias to the query, key and value projections.
         tie_embeddings: Use the token embedding as the output head.
         gelu_approximate: "tanh" for GPT-2's form of GELU, "none" for the exact function, as in nanoGPT.
-        init: "gpt2" for normal with std 0.02 and smaller residual projections, "pytorch" for each layer's own default, "modern"
-            for the modern model's.
-        kind: "gpt2" for `GPTModel`; "modern" for `ModernModel`, which has no biases, an output head of its own, and no GELU;
-            "custom" for the user's own class, of which only vocab_size and context_length are known.
-        n_kv_heads: Heads of keys and values; groups of query heads share one. None means n_heads, which GPT-2 requires.
+        init: "gpt2" for normal with std 0.02 and smaller residual projections, "pytorch" for each layer's default, "modern" for
+            the modern model's initialization.
+        kind: "gpt2" for `GPTModel`; "modern" for `ModernModel`, which has no biases, its own output head, and no GELU; "custom"
+            for the user's own class, of which only vocab_size and context_length are known.
+        n_kv_heads: Heads of keys and values. Groups of query heads share one. None means n_heads, as GPT-2 requires.
 
     Raises:
-        UserError: If fields are invalid; it lists all of them.
+        UserError: If fields are invalid. It lists all of them.
     """
 
     vocab_size: int
@@ -85,7 +85,7 @@ class GPTConfig:
             raise UserError(problems)
 
     def _kind_problems(self) -> list[str]:
-        """List the values that this kind of model does not have."""
+        """List the values that this kind of model does not support."""
         problems: list[str] = []
         if self.kind == CUSTOM_KIND:
             return problems
@@ -129,7 +129,7 @@ class GPTConfig:
 
     @property
     def logit_cap(self) -> float | None:
-        """Bound of the logits' size; None for none."""
+        """Bound of the logits' size; None if there is none."""
         return MODERN_LOGIT_CAP if self.kind == "modern" else None
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ CHECKPOINT_OVERHEAD = 1 << 16  # Bytes of a checkpoint besides its tensors: sett
 
 
 def parameter_counts(config: GPTConfig) -> dict[str, int]:
-    """Return the number of trainable parameters of each component; a tied output head counts once."""
+    """Return the number of trainable parameters of each component. A tied output head counts once."""
     D, L, V = config.emb_dim, config.n_layers, config.vocab_size
     if config.kind == "modern":
         return {
@@ -50,7 +50,7 @@ def matmul_parameters(config: GPTConfig) -> int:
 
 
 def attention_weights(config: GPTConfig) -> int:
-    """Return the number of weights in the matrices of a block's attention; 4 D squared unless heads share keys and values."""
+    """Return the number of weights in the matrices of a block's attention: 4 D squared unless heads share keys and values."""
     return (sum(config.qkv_rows) + config.emb_dim) * config.emb_dim
 
 
@@ -79,7 +79,7 @@ def training_flops_per_token(config: GPTConfig, *, activation_checkpointing: boo
 
 
 def block_tensor_shapes(config: GPTConfig) -> list[TensorShape]:
-    """Return the shapes of the parameters of one block; a vector has one number per row."""
+    """Return the shapes of the parameters of one block. A vector has one number per row."""
     D = config.emb_dim
     if config.kind == "modern":
         return [(sum(config.qkv_rows), D), (D, D), (4 * D, D), (D, 4 * D)]
@@ -97,9 +97,10 @@ def root_tensor_shapes(config: GPTConfig) -> list[TensorShape]:
 
 
 def orthogonalization_flops(config: GPTConfig) -> float:
-    """Return the floating-point operations with which Muon orthogonalizes the blocks' matrices in one step.
+    """Return the floating-point operations of Muon's orthogonalization of the blocks' matrices in one step.
 
-    Each of the five iterations has two products with a matrix of M rows and K >= M columns, and one of M x M with itself.
+    Each of the five iterations has two products with a matrix of M rows and K >= M columns, and one product of an M x M matrix
+    with itself.
     """
     D = config.emb_dim
     rows = (*config.qkv_rows, D, 4 * D, 4 * D)  # the last one is transposed
@@ -151,8 +152,8 @@ class TrainingMemory:
         backward: Tensors that a block's backward pass holds besides the activations: the gradient of the output head, the
             recomputed block, and with FSDP the gathered weights of two blocks and the gradients of one.
         average: The moving average of the weights in fp32, if one is kept.
-        gathered: With FSDP, the gathered embeddings, which stay from the first forward pass on.
-        gradients_persist: The gradients also exist during the forward pass, as DDP's buckets or as accumulated sums.
+        gathered: With FSDP, the gathered embeddings. They stay from the first forward pass on.
+        gradients_persist: Whether the gradients also exist during the forward pass, as DDP's buckets or as accumulated sums.
     """
 
     weights: int
@@ -169,7 +170,7 @@ class TrainingMemory:
     def peak(self) -> int:
         """The largest sum at one time.
 
-        The loss and the start of the backward pass coincide with all activations, its end with all gradients.
+        All activations exist during the loss and at the start of the backward pass. All gradients exist at its end.
         """
         start = self.activations + max(self.loss, self.backward) + (self.gradients if self.gradients_persist else 0)
         return self.weights + self.moments + self.average + self.gathered + max(start, self.gradients + self.backward)
@@ -231,8 +232,9 @@ def block_activation_bytes(config: GPTConfig, *, batch_size: int, precision: str
     """Return the bytes that a block keeps of a batch for its backward pass.
 
     The block keeps the residual stream at its two norms. In the dtype of matrix products it keeps the input of each of its four
-    matrices (D, D, D, 4 D), the queries, keys and values (3 D) and the input of GELU (4 D); with autocast also a copy of the
-    matrices. Dropout keeps its masks. On a CPU the masks are numbers, and attention keeps its weights too if windows are short.
+    matrices (D, D, D, 4 D), the queries, keys and values (3 D) and the input of GELU (4 D). With autocast, it also keeps a copy
+    of the matrices. Dropout keeps its masks. On a CPU the masks are numbers, and attention also keeps its weights if windows are
+    short.
     """
     D, H = config.emb_dim, config.n_heads
     wide, narrow = dtype_bytes(precision)
@@ -244,7 +246,7 @@ def block_activation_bytes(config: GPTConfig, *, batch_size: int, precision: str
         uses_keep_mask = device == "cpu"  # PyTorch's own dropout keeps one byte per element.
         token += 2 * D * (narrow if uses_keep_mask else 1)
         if uses_keep_mask:
-            token -= 4 * H  # that the fused kernel keeps
+            token -= 4 * H  # kept by the fused kernel
         if uses_keep_mask and keeps_weights(config.context_length, config.drop_rate):
             token += round(2 * H * _mean_attended_keys(config.context_length)) * narrow
     return weight_copies + batch_size * config.context_length * token
@@ -253,9 +255,10 @@ def block_activation_bytes(config: GPTConfig, *, batch_size: int, precision: str
 def _modern_bytes_per_token(config: GPTConfig, *, precision: str, device: str) -> int:
     """Return the bytes that a modern block keeps of each token without dropout.
 
-    The block keeps the inputs of its two norms and of those of queries and keys. In the dtype of matrix products it keeps the
-    input of each matrix (D, D, D, 4 D), the output of ReLU (4 D), queries, keys and values. Shared keys and values are repeated
-    for each query head. Where nothing copies the values, they are a view that keeps the unrotated queries and keys as well.
+    The block keeps the inputs of its two norms, and of the norms of queries and keys. In the dtype of matrix products it keeps
+    the input of each matrix (D, D, D, 4 D), the output of ReLU (4 D), queries, keys and values. Shared keys and values are
+    repeated for each query head. If nothing copies the values, they are a view, and the view also keeps the unrotated queries and
+    keys.
     """
     D, H = config.emb_dim, config.n_heads
     wide, narrow = dtype_bytes(precision)
@@ -268,7 +271,7 @@ def _modern_bytes_per_token(config: GPTConfig, *, precision: str, device: str) -
 def activation_bytes(
     config: GPTConfig, *, batch_size: int, precision: str, device: str, activation_checkpointing: bool = False
 ) -> int:
-    """Return the bytes that a model keeps of a batch for the backward pass; compiled blocks may keep less."""
+    """Return the bytes that a model keeps of a batch for the backward pass. Compiled blocks may keep less."""
     D, tokens = config.emb_dim, batch_size * config.context_length
     wide, _ = dtype_bytes(precision)
     block = tokens * wide * D
@@ -284,27 +287,29 @@ def loss_bytes(config: GPTConfig, *, batch_size: int, precision: str, device: st
     wide, narrow = dtype_bytes(precision)
     tokens, head = batch_size * config.context_length, config.vocab_size * config.emb_dim
     rows = chunk_rows(tokens, config.vocab_size, device)
-    # The softmax is computed in fp32, so narrower logits are held twice. The derivative of a cap is held as well.
+    # The softmax is computed in fp32, so narrower logits are stored twice. The derivative of a cap is stored as well.
     copies_of_block = (narrow < 4) + (config.logit_cap is not None)
     block = loss_block_rows(rows, config.vocab_size, device) * config.vocab_size * 4 * copies_of_block
     logits = rows * config.vocab_size * narrow + block
     gradients = (head + 2 * tokens * config.emb_dim) * wide
-    # In half precision the weight is copied, and the gradient is summed in fp32 from products, which a CPU casts before it adds.
+    # In half precision the weight is copied, and the gradient is summed in fp32. A CPU casts each product before it adds it.
     product = gradient_rows(config.vocab_size, device) * config.emb_dim * (narrow + (4 if device == "cpu" else 0))
     copies = 0 if narrow == 4 else (head + tokens * config.emb_dim) * narrow + product
     return logits + gradients + copies
 
 
 def dtype_bytes(precision: str) -> tuple[int, int]:
-    """Return the bytes of a number in the residual stream and in a matrix product, by Lightning's name of the precision."""
+    """Return the bytes of a number in the residual stream and in a matrix product, for Lightning's name of a precision."""
     return {"32-true": (4, 4), "bf16-true": (2, 2)}.get(precision, (4, 2))
 
 
 def checkpoint_bytes(config: GPTConfig, *, precision: str, optimizer: str = "adamw", averages: bool = False) -> int:
-    """Return the size of a checkpoint in bytes: weights and the optimizer's averages, one for each matrix with Muon, else two.
+    """Return the size of a checkpoint in bytes: the weights and the optimizer's averages.
+
+    Muon has one average for each matrix in the blocks. All other parameters have two.
 
     Args:
-        averages: Whether it holds a moving average of the weights as well.
+        averages: Whether it also contains a moving average of the weights.
     """
     numbers = 3 * num_parameters(config) - (_matrix_numel(config, 1) if optimizer == "muon" else 0)
     average = 4 * num_parameters(config) if averages else 0
@@ -317,5 +322,5 @@ def _matrix_numel(config: GPTConfig, devices: int) -> int:
 
 
 def _mean_attended_keys(context_length: int) -> float:
-    """Return the mean number of keys per query if each block of queries attends to all keys up to the block's end."""
+    """Return the mean number of keys per query. Each block of queries attends to all keys up to the block's end."""
     return sum((end - start) * end for start, end in query_blocks(context_length)) / context_length

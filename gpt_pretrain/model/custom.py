@@ -1,4 +1,4 @@
-"""A model of the user's own: any module that maps token ids to logits, behind the interface of the built-in models.
+"""The user's own model: any module that maps token ids to logits, with the interface of the built-in models.
 
 Shapes: B batch, T time, V vocab_size.
 """
@@ -19,18 +19,18 @@ from gpt_pretrain.model.kernels.loss import IGNORED
 from gpt_pretrain.model.kv_cache import KVCache
 from gpt_pretrain.model.language_model import LanguageModel
 
-PROBED = 8  # tokens of the windows with which a model is tried
-PROBE_STD = 0.02  # of weights that start at zero, while a model is tried
-PROBABILITY_ERROR = 0.01  # of a sum of probabilities, also of those in bf16
-LEAK = 1e-4  # a change of a logit, relative to the largest one, that rounding does not explain
+PROBED = 8  # tokens of the windows in the trial of a model
+PROBE_STD = 0.02  # of weights that start at zero, during the trial
+PROBABILITY_ERROR = 0.01  # of a sum of probabilities, even in bf16
+LEAK = 1e-4  # change of a logit relative to the largest one; rounding does not explain it
 
 
 class CustomModel(LanguageModel):
-    """The user's module, with the architecture that this program knows of it: its vocabulary and its context.
+    """The user's module, with the known parts of its architecture: the vocabulary and the context.
 
     Args:
-        config: Of the kind "custom".
-        module: Maps token ids, int64, (B, T), to logits, (B, T, V), or to an object that has them as `logits`.
+        config: An architecture of the kind "custom".
+        module: Maps token ids, int64, (B, T), to logits, (B, T, V), or to an object with an attribute `logits`.
     """
 
     def __init__(self, config: GPTConfig, module: nn.Module) -> None:
@@ -42,7 +42,7 @@ class CustomModel(LanguageModel):
     def forward(self, token_ids: Tensor) -> Tensor:
         if not torch.is_inference_mode_enabled():
             return logits_of(self.custom(token_ids))
-        # A module may keep what it computes, such as rotations. In inference mode its next training step could not use it.
+        # A module may keep computed tensors, such as rotations. Its next training step could not use tensors of inference mode.
         with torch.inference_mode(False), torch.no_grad():
             return logits_of(self.custom(token_ids.clone()))
 
@@ -54,13 +54,13 @@ class CustomModel(LanguageModel):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the logits, (B, T, V): of what comes before them, this program knows nothing."""
+        """Return the logits, (B, T, V), since the hidden states of the module are unknown."""
         assert cache is None and positions is None and mask is None
         logits: Tensor = self(token_ids)
         return logits
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits as they are."""
+        """Return the logits unchanged."""
         return hidden
 
     @property
@@ -77,7 +77,7 @@ class CustomModel(LanguageModel):
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits of what a module has returned: a tensor, or an object of transformers that holds them."""
+    """Return the logits in the output of a module: a tensor, or an object of transformers that contains them."""
     logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output)
     return logits
 
@@ -91,7 +91,7 @@ def try_module(module: nn.Module, *, name: str, context_length: int, vocab_size:
         vocab_size: Number of token ids of the tokenizer.
 
     Raises:
-        UserError: If it has no weights, returns something else than logits, or sees tokens that it is to predict.
+        UserError: If it has no weights, returns something other than logits, or sees the tokens that it should predict.
     """
     problem = _state_problem(module)
     if problem is not None:
@@ -125,7 +125,7 @@ def try_module(module: nn.Module, *, name: str, context_length: int, vocab_size:
 
 
 def _state_problem(module: nn.Module) -> str | None:
-    """Return what is wrong with the weights of a module, as the end of a sentence."""
+    """Return the problem of a module's weights as the end of a sentence, or None."""
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return "has no weights to train."
     if lazy := [name for name, one in module.named_parameters() if isinstance(one, nn.parameter.UninitializedParameter)]:
@@ -171,10 +171,10 @@ def _checked_logits(module: nn.Module, token_ids: Tensor, vocab_size: int, name:
 
 
 def _check_values(logits: Tensor, name: str) -> None:
-    """Check that logits are numbers, and not probabilities, from which a model would hardly learn.
+    """Check that logits are neither NaN nor probabilities. A model that returns probabilities would hardly learn.
 
     Raises:
-        UserError: If they are not.
+        UserError: If they are NaN or probabilities.
     """
     values = logits.float()
     if values.isnan().any():
@@ -186,7 +186,7 @@ def _check_values(logits: Tensor, name: str) -> None:
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:
-    """Return whether logits differ by more than rounding explains; those of minus infinity are compared as such."""
+    """Return whether logits differ by more than rounding explains. Minus infinity equals minus infinity."""
     if not torch.equal(one.isinf(), other.isinf()):
         return True
     one, other = (values.float().masked_fill(values.isinf(), 0.0) for values in (one, other))
@@ -195,9 +195,9 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def _trial_state(module: nn.Module) -> Iterator[None]:
-    """Have a module in eval mode within the block, without weights of zero, which would hide what it sees.
+    """Put a module in eval mode within the block, and replace weights of zero, which would hide dependencies on tokens.
 
-    Weights, modes and random numbers are as before afterwards.
+    Weights, modes and random numbers are restored afterwards.
     """
     modes = [(part, part.training) for part in module.modules()]
     zeros = [parameter for parameter in module.parameters() if not parameter.any()]

@@ -1,4 +1,4 @@
-"""Costs of a model of the user's own, as far as its number of parameters tells them."""
+"""Costs of the user's own model, as far as they follow from its number of parameters."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from gpt_pretrain.model.cluster_costs import StepTraffic
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import CHECKPOINT_OVERHEAD, Parallelism, TrainingMemory, dtype_bytes
 
-FLOPS_PER_PARAMETER = 6.0  # and token: two in the forward pass, four in the backward pass
+FLOPS_PER_PARAMETER = 6.0  # per token: two in the forward pass, four in the backward pass
 
 
 def custom_costs(
     config: GPTConfig, parameters: int, *, batch_size: int, precision: str, parallelism: Parallelism, averages: bool
 ) -> dict[str, Any]:
-    """Return the costs of training a model that no formula describes, for a plan.
+    """Return the costs of training a model without formulas of its own, for a plan.
 
-    Weights, gradients and two averages of AdamW follow from the number of parameters, and the logits from the vocabulary. What
-    the layers keep for the backward pass is unknown.
+    Weights, gradients and two averages of AdamW follow from the number of parameters, and the logits from the vocabulary. The
+    activations that the layers keep for the backward pass are unknown.
 
     Args:
         parameters: Trainable parameters.

@@ -44,7 +44,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a hidden layer of four times the width."""
+    """Two linear layers, with a hidden layer four times as wide as the input."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -117,6 +117,6 @@ class GPTModel(LanguageModel):
                 nn.init.zeros_(parameter)
 
     def _init_pytorch(self) -> None:
-        """Initialize the embeddings with PyTorch's default; the linear layers already have theirs."""
+        """Initialize the embeddings with PyTorch's default. The linear layers already have theirs."""
         for embedding in (self.tok_emb, self.pos_emb):
             embedding.reset_parameters()

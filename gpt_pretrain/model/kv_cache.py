@@ -1,4 +1,4 @@
-"""Caches for the keys and values of the positions that a model has read so far.
+"""Key-value caches: the keys and values of the positions that a model has read so far.
 
 Shapes: B batch, T time (new positions), S cached positions, H heads of keys and values, K head_dim.
 """
@@ -15,7 +15,7 @@ from gpt_pretrain.model.kernels.attention import causal_attention, single_query_
 
 
 class KVCache:
-    """A key buffer and a value buffer for each block; attention sees only the filled part.
+    """A key buffer and a value buffer for each block. Attention sees only the filled part.
 
     Args:
         config: The model's architecture.
@@ -26,7 +26,7 @@ class KVCache:
 
     Attributes:
         length: Number of cached positions, S.
-        mask: Cached positions that each new position may see, bool, (T, S). None means all up to its own.
+        mask: Cached positions that each new position may see, bool, (T, S). None means all positions up to its own.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class KVCache:
         """Store a block's new keys and values, and compute attention over all cached ones.
 
         Args:
-            queries: (B, heads of queries, T, K); each head of keys and values serves as many of them.
+            queries: (B, heads of queries, T, K). Each head of keys and values serves the same number of them.
             keys: (B, H, T, K).
             values: (B, H, T, K).
 
@@ -83,7 +83,7 @@ class KVCache:
         return causal_attention(queries, keys, values, mask=self.mask)
 
     def copy(self) -> KVCache:
-        """Return a cache of its own with the same content."""
+        """Return a separate cache with the same content."""
         other = KVCache.__new__(KVCache)
         other.capacity, other.length, other.mask = self.capacity, self.length, None
         other.keys, other.values = self.keys.clone(), self.values.clone()
@@ -91,10 +91,10 @@ class KVCache:
 
 
 class StaticKVCache(KVCache):
-    """A cache that continues another one position at a time, with operations that are the same for each position.
+    """A cache that continues another cache, one position at a time, with the same operations for each position.
 
-    A decoding step can therefore be captured as a CUDA graph and replayed: the write position is a tensor, and attention sees
-    the whole buffers through a mask.
+    A decoding step can therefore be captured as a CUDA graph and replayed. The write position is a tensor, and attention sees the
+    whole buffers through a mask.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -127,9 +127,9 @@ class StaticKVCache(KVCache):
 
 
 class RowCaches(KVCache):
-    """Caches of single rows that are at different positions, which read one more token each in a common step.
+    """Caches of single rows at different positions. In a common step, each row reads one more token.
 
-    Each row attends to its own positions only, with the same operations as if it were alone. So its numbers do not depend on the
+    Each row attends only to its own positions, with the same operations as alone. Its numbers therefore do not depend on the
     other rows.
     """
 

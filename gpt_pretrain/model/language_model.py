@@ -60,10 +60,10 @@ class LanguageModel(nn.Module):
 
         Args:
             token_ids: int64, (B, T).
-            cache: Keys and values of the positions before token_ids; this call appends those of token_ids.
+            cache: Keys and values of the positions before token_ids. This call appends the keys and values of token_ids.
             positions: Position of each token in its document, int64, (B, T), starting at 0 in each document. Tokens attend only
                 to their own document. None treats each row as one document. Cannot be combined with a cache.
-            mask: With positions, the tokens that each token attends to instead, bool, (B, 1, T, T).
+            mask: Only with positions: the tokens that each token attends to, bool, (B, 1, T, T); None means its own document.
 
         Returns:
             (B, T, D).
@@ -94,13 +94,13 @@ class LanguageModel(nn.Module):
         return device
 
     def num_parameters(self) -> int:
-        """Return the number of trainable parameters; a tied output head counts once."""
+        """Return the number of trainable parameters. A tied output head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _positions_and_mask(
         self, token_ids: Tensor, cache: KVCache | None, positions: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the position of each token, (T,) or (B, T), and the mask, by default one that keeps documents apart."""
+        """Return the position of each token, (T,) or (B, T), and the mask. By default, the mask keeps documents apart."""
         if token_ids.ndim != 2:
             raise ValueError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T), such as token_ids[None].")
         T = token_ids.shape[1]
@@ -114,7 +114,7 @@ class LanguageModel(nn.Module):
         """Apply all blocks: (B, T, D) -> (B, T, D).
 
         Args:
-            arguments: What each block needs besides its input and the cache.
+            arguments: Further arguments of each block.
         """
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.trf_blocks:
@@ -123,7 +123,7 @@ class LanguageModel(nn.Module):
 
 
 def _document_mask(positions: Tensor) -> Tensor:
-    """Return the keys that each query sees, those of its own document up to its own position: bool, (B, 1, T, T)."""
+    """Return the keys that each query sees: the keys of its document up to its own position, bool, (B, 1, T, T)."""
     index = torch.arange(positions.shape[1], device=positions.device)
     distance = index[:, None] - index  # from query to key, (T, T)
     return ((distance >= 0) & (distance <= positions[:, :, None]))[:, None]

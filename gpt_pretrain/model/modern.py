@@ -1,7 +1,10 @@
-"""A GPT with what has been found since GPT-2, and that transformers' `nanochat` class computes too.
+"""A GPT with improvements found since GPT-2. transformers' `nanochat` class computes the same model.
 
-Rotary positions instead of learned ones; RMS norms without parameters, also after the embedding and on queries and keys; squared
-ReLU; no biases; an output head of its own; logits bounded by tanh; optionally fewer heads of keys and values than of queries.
+- Positions are rotary instead of learned.
+- RMS norms have no parameters. They also follow the embedding, and act on queries and keys.
+- The activation is squared ReLU. There are no biases.
+- The output head is not tied to the embedding, and tanh bounds the logits.
+- There may be fewer heads of keys and values than of queries.
 
 Shapes: B batch, T time (new positions), S positions attended to, D emb_dim, H heads, G heads of keys and values, K head_dim.
 
@@ -23,7 +26,7 @@ from gpt_pretrain.model.kv_cache import KVCache
 from gpt_pretrain.model.language_model import LanguageModel
 
 NORM_EPS = 1e-6
-ROPE_BASE = 10_000.0  # of the slowest rotation's period
+ROPE_BASE = 10_000.0  # of the rotations' periods
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of each pair's angle at each position
 
@@ -48,7 +51,7 @@ def rotation_at(positions: Tensor, head_dim: int) -> Rotation:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate each pair of numbers by its angle; a pair is a number of a head's first half and its counterpart in the second.
+    """Rotate each pair of numbers by its angle. A pair is a number in a head's first half and its counterpart in the second half.
 
     Args:
         x: (B, T, H, K).
@@ -59,7 +62,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal self-attention with rotary positions and normalized queries and keys, whose heads share keys and values."""
+    """Causal self-attention with rotary positions, normalized queries and keys, and heads that share keys and values."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -126,7 +129,7 @@ class ModernBlock(nn.Module):
 
 
 class ModernModel(LanguageModel):
-    """The modern model, which maps token ids to the logits of the next token at each position."""
+    """The modern model. It maps token ids to the logits of the next token at each position."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
@@ -150,7 +153,7 @@ class ModernModel(LanguageModel):
         return rms_norm(self._run_blocks(x, cache=cache, rotation=rotation, mask=mask))
 
     def _init_modern(self) -> None:
-        """Start with blocks and logits of zero: the projections back to the residual stream and the output head are 0.
+        """Initialize so that blocks and logits are zero: the output head and the projections to the residual stream are 0.
 
         The embedding is normal with std 1. The other matrices have PyTorch's default, uniform with std 0.58 / sqrt(columns).
         """

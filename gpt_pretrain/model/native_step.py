@@ -1,4 +1,4 @@
-"""A decoding step as one call of C code, which reads the weights at the speed of memory and starts no operators in between.
+"""A decoding step as one call of C code. It reads the weights at the speed of memory, and starts no PyTorch operators.
 
 Shapes: B batch, V vocab_size, L layers, G heads of keys and values, S capacity of a cache, K head_dim.
 """
@@ -24,7 +24,7 @@ ACTIVATIONS = {"tanh": 0, "none": 1}
 SQUARED_RELU = 2
 WIDTH = 64  # The code adds up this many inputs at a time,
 HEAD_WIDTH = 16  # and this many numbers of a head.
-FEWEST_POSITIONS = 256  # whose rotations are computed together
+FEWEST_POSITIONS = 256  # rotations to compute together
 
 
 class _Block(ctypes.Structure):
@@ -56,11 +56,11 @@ class _Row(ctypes.Structure):
 class NativeStep:
     """A model's decoding step in C.
 
-    A row's logits are the same to the last bit whatever other rows there are.
+    A row's logits do not depend on the other rows, to the last bit.
 
     Args:
         library: The compiled code.
-        model: A model for which `load_step_code` returns the code, with a `NativeLinear` for each linear layer.
+        model: A model supported by `load_step_code`, with a `NativeLinear` for each linear layer.
         head: Its output head.
         dtype: Dtype of the layers' weights.
     """
@@ -68,8 +68,8 @@ class NativeStep:
     def __init__(self, library: ctypes.CDLL, model: LanguageModel, head: NativeLinear, *, dtype: torch.dtype) -> None:
         self._library, self._config, self._dtype = library, model.config, dtype
         self._cache_dtype = torch.float32 if dtype == torch.int8 else dtype
-        self._tensors: list[object] = [model, head]  # whose memory the structures point to
-        self._rotation: list[Tensor] = []  # as well; of the positions so far
+        self._tensors: list[object] = [model, head]  # The structures point to their memory.
+        self._rotation: list[Tensor] = []  # rotations of the positions so far, kept for the same reason
         blocks: Any = model.trf_blocks
         self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
         self._model = self._describe(model, head)
@@ -79,7 +79,7 @@ class NativeStep:
 
         Args:
             token_ids: int64, (B, 1).
-            cache: The positions before.
+            cache: The cache of the previous positions.
         """
         ids = token_ids[:, 0].tolist()
         if not all(0 <= one < self._config.vocab_size for one in ids):
@@ -90,14 +90,14 @@ class NativeStep:
         self._rotate_up_to(longest)
         sizes = [ctypes.c_int64(size) for size in (len(ids), longest, torch.get_num_threads())]
         work = torch.empty(self._library.work_numbers(ctypes.byref(self._model), *sizes))
-        # Rows are multiplied in groups, and the logits of rows that fill up the last group are written as well.
+        # Rows are multiplied in groups. The last group is filled up with rows, and their logits are written as well.
         out = torch.empty(self._library.padded_rows(sizes[0]), self._config.vocab_size)
         pointers = (ctypes.c_void_p(one.data_ptr()) for one in (work, out))
         self._library.step(ctypes.byref(self._model), rows, *sizes, *pointers)
         return out[: len(ids)]
 
     def takes(self, token_ids: Tensor, cache: KVCache | None) -> bool:
-        """Return whether these tokens are one for each row of a cache that the code can read."""
+        """Return whether there is one token for each row, and the code can read the cache."""
         if token_ids.shape[1] != 1 or type(cache) not in (KVCache, RowCaches):
             return False
         parts = cache.rows if isinstance(cache, RowCaches) else [cache]
@@ -126,7 +126,7 @@ class NativeStep:
         )
 
     def _rotate_up_to(self, longest: int) -> None:
-        """Compute the rotations of at least this many positions; a file of weights may state a context of any length."""
+        """Compute the rotations of at least this many positions. Not all are computed at once: a file may state any context."""
         if self._config.kind != "modern" or (self._rotation and longest <= len(self._rotation[0])):
             return
         positions = torch.arange(min(max(2 * longest, FEWEST_POSITIONS), self._config.context_length))
@@ -148,7 +148,7 @@ class NativeStep:
 
 
 def load_step_code(model: LanguageModel, *, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """Load the code of the step if it computes this model with weights of this dtype, and this machine has a C compiler."""
+    """Load the code of the step if it supports this model and this dtype of weights, and this machine has a C compiler."""
     config = model.config
     fits = config.emb_dim % WIDTH == 0 and config.head_dim % HEAD_WIDTH == 0 and dtype in TYPES
     if not fits or any(one.device.type != "cpu" or one.dtype != torch.float32 for one in model.parameters()):
@@ -161,7 +161,7 @@ def load_step_code(model: LanguageModel, *, dtype: torch.dtype) -> ctypes.CDLL |
 
 
 def _rows(cache: KVCache, ids: Sequence[int]) -> list[_Row]:
-    """Describe each row of a cache; (L, B, G, S, K) is the shape of its keys and values."""
+    """Describe each row of a cache. Its keys and values have the shape (L, B, G, S, K)."""
     parts = [(one, 0) for one in cache.rows] if isinstance(cache, RowCaches) else [(cache, row) for row in range(len(ids))]
     rows = []
     for token_id, (one, row) in zip(ids, parts, strict=True):

@@ -1,4 +1,4 @@
-"""Name the role of each parameter of a model, by which optimizers choose its learning rate and update."""
+"""Name the role of each parameter of a model. Optimizers choose the learning rate and the update by the role."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ParameterRole:
     """The role of a parameter.
 
     Args:
-        name: "matrices" for those in the blocks, "embedding", "head" for the output head, also where it is the embedding as
-            well, or "vectors" for biases and norms.
-        parts: Rows of each matrix in the parameter: queries, keys and values are stacked in one.
+        name: "matrices" for the matrices in the blocks, "embedding", "head" for the output head (even if it is tied to the
+            embedding), or "vectors" for biases and norms.
+        parts: Rows of each matrix in the parameter. Queries, keys and values are stacked in one parameter.
     """
 
     name: str
@@ -27,7 +27,7 @@ class ParameterRole:
 
 
 def parameter_roles(model: LanguageModel) -> dict[str, ParameterRole]:
-    """Return the role of each parameter by its name, in the model's order."""
+    """Return the role of each parameter by the parameter's name, in the model's order."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     if isinstance(model, CustomModel):
         return _custom_roles(model, embeddings)
@@ -48,8 +48,8 @@ def parameter_roles(model: LanguageModel) -> dict[str, ParameterRole]:
 def _custom_roles(model: CustomModel, embeddings: set[int]) -> dict[str, ParameterRole]:
     """Return the roles of the parameters of the user's own model.
 
-    The head is the last linear layer with an output for each token, the embeddings are those of `nn.Embedding`, and the matrices
-    are all other parameters of two dimensions. Parameters of other dimensions are updated like vectors.
+    The head is the last linear layer with an output for each token. The embeddings are the weights of `nn.Embedding`. The
+    matrices are all other parameters of two dimensions. Parameters of other dimensions are updated like vectors.
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     head = [layer.weight for layer in linear if layer.out_features == model.config.vocab_size][-1:]

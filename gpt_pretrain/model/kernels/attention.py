@@ -45,11 +45,11 @@ def causal_attention(
 def single_query_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Compute softmax attention of one query per head over all keys, for decoding on a CPU.
 
-    For 16 bits, PyTorch's fused kernel takes three times as long with a single query. Heads that share keys and values need no
-    copies of them.
+    For 16 bits, PyTorch's fused kernel takes three times as long with a single query. Shared keys and values are not copied for
+    each query head.
 
     Args:
-        queries: (B, heads of queries, 1, K); each head of keys and values serves as many of them.
+        queries: (B, heads of queries, 1, K). Each head of keys and values serves the same number of them.
         keys: (B, H, S, K).
         values: (B, H, S, K).
 
@@ -67,7 +67,7 @@ def single_query_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Ten
 def _use_blocks(queries: Tensor, keys: Tensor, drop_rate: float) -> bool:
     """Return whether `_BlockAttention` is faster than PyTorch's kernels.
 
-    On a CPU these have no fused dropout, and the backward pass of the fused kernel is slow in bf16.
+    On a CPU, PyTorch has no fused dropout, and the backward pass of its fused kernel is slow in bf16.
     """
     if queries.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -97,10 +97,10 @@ def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, *, start: int,
 def _weights_by_block(
     q: Tensor, k: Tensor, mask: Tensor | None, drop_rate: float, *, random_state: Tensor | None = None
 ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-    """Yield the start and end of each block of queries, its weights, and the mask that dropout multiplies them with.
+    """Yield the start and end of each block of queries, its weights, and the dropout mask to multiply them with.
 
     Args:
-        random_state: State of the random generator to draw the masks from; it is restored at the end. None means the present one.
+        random_state: State of the random generator for the masks. It is restored at the end. None means the current state.
     """
     with torch.random.fork_rng(devices=[], enabled=random_state is not None):
         if random_state is not None:
@@ -111,10 +111,10 @@ def _weights_by_block(
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Causal attention for T = S, one block of queries at a time, each with the keys up to its end.
+    """Causal attention for T = S, one block of queries at a time. Each block sees the keys up to its end.
 
-    The weights are computed again in the backward pass, since keeping them would take memory in proportion to T squared. Dropout
-    draws the same numbers again. With dropout and short windows, weights and masks are kept, which is faster.
+    The weights are recomputed in the backward pass, since the memory to keep them would grow with T squared. Dropout draws the
+    same numbers again. With dropout and short windows, weights and masks are kept instead, which is faster.
     """
 
     @staticmethod
@@ -123,7 +123,7 @@ class _BlockAttention(torch.autograd.Function):
         context = torch.empty_like(q)
         ctx.drop_rate, ctx.random_state = drop_rate, torch.get_rng_state() if drop_rate > 0 else None
         kept = []
-        with torch.autocast("cpu", enabled=False):  # as in the backward pass, whose weights must be the same
+        with torch.autocast("cpu", enabled=False):  # The weights must be the same as in the backward pass.
             for start, end, weights, dropout in _weights_by_block(q, k, mask, drop_rate):
                 context[:, start:end] = torch.bmm(weights if dropout is None else weights * dropout, v[:, :end])
                 if keeps_weights(q.shape[1], drop_rate):

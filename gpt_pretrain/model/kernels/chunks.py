@@ -4,15 +4,15 @@ from __future__ import annotations
 
 # Bytes of fp32 logits that the loss holds at a time, by device type. Larger chunks are not faster.
 LOGITS_BYTES = {"cpu": 1 << 26, "cuda": 1 << 31}
-BLOCK_BYTES = 1 << 21  # of fp32 logits that a CPU passes over several times; more would not stay in its cache
-GRADIENT_ROWS = 4096  # of the output head's gradient that a CPU computes at a time in half precision
+BLOCK_BYTES = 1 << 21  # of fp32 logits for several passes of a CPU; more would not stay in its cache
+GRADIENT_ROWS = 4096  # rows of the output head's gradient that a CPU computes at a time in half precision
 # Queries in a block of attention on a CPU. Smaller blocks skip more of the masked half but launch more kernels.
 QUERY_BLOCK = 128
-KEPT_QUERIES = 1024  # the longest window whose attention weights are kept with dropout: their memory grows with its square
+KEPT_QUERIES = 1024  # longest window to keep attention weights of with dropout; their memory grows with its square
 
 
 def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
-    """Return the number of positions whose logits are held at a time.
+    """Return the number of positions with logits in memory at a time.
 
     All chunks have about the same size.
 
@@ -25,12 +25,12 @@ def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
 
 
 def loss_block_rows(rows: int, vocab_size: int, device: str) -> int:
-    """Return the number of a chunk's rows that are worked on at a time."""
+    """Return the number of a chunk's rows to process at a time."""
     return min(rows, max(1, BLOCK_BYTES // (4 * vocab_size))) if device == "cpu" else rows
 
 
 def gradient_rows(vocab_size: int, device: str) -> int:
-    """Return the number of rows of the output head's gradient that are computed at a time in half precision."""
+    """Return the number of rows of the output head's gradient to compute at a time in half precision."""
     return min(vocab_size, GRADIENT_ROWS) if device == "cpu" else vocab_size
 
 

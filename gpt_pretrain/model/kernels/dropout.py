@@ -1,4 +1,4 @@
-"""Dropout with cheap masks on a CPU, where PyTorch's own takes up to a quarter of a training step."""
+"""Dropout with cheap masks on a CPU. There, PyTorch's own dropout takes up to a quarter of a training step."""
 
 from __future__ import annotations
 

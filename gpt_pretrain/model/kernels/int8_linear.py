@@ -1,4 +1,4 @@
-"""Linear layers for decoding with weights of 8 bits, which take half the time of 16 bits where reading them is the limit.
+"""Linear layers for decoding with weights of 8 bits. If reading the weights is the limit, they take half the time of 16 bits.
 
 Shapes: N rows, I in_features, O out_features.
 """
@@ -11,20 +11,21 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-PART_BITS = 7  # of an input's number; it has two parts
+PART_BITS = 7  # of each of the two parts of an input's number
 PART_ZERO = 1 << (PART_BITS - 1)
 LEVELS = (1 << (2 * PART_BITS - 1)) - PART_ZERO - 1  # steps from 0 to the largest number of a row
 MIN_SCALE = torch.finfo(torch.float32).tiny
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are rounded to 8 bits, with a scale for each output.
+    """A linear layer with weights rounded to 8 bits, and a scale for each output.
 
-    Inputs keep 14 bits: each is the sum of a high and a low part of 7 bits, which are two rows of one product of integers. The
-    weights are read once for both, so the second row takes little time. Products of integers are exact, so a row's result
-    does not depend on other rows.
+    Inputs keep 14 bits. Each input is the sum of a high and a low part of 7 bits, and both parts are rows of one product of
+    integers. The weights are read once for both, so the second row takes little time. Products of integers are exact, so a row's
+    result does not depend on other rows.
 
-    With parts of 8 bits, sums of two products would overflow 16 bits on processors without VNNI, and oneDNN does not say so.
+    Parts of 8 bits are not possible: on processors without VNNI, sums of two products would overflow 16 bits, and oneDNN would
+    not report it.
 
     Args:
         weight: (O, I).
@@ -51,7 +52,7 @@ class Int8Linear(nn.Module):
         """Apply the layer: (..., I) -> (..., O), in fp32."""
         rows = x.reshape(-1, x.shape[-1]).float()  # (N, I)
         step = torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True).div_(LEVELS).clamp_(min=MIN_SCALE)  # (N, 1)
-        numbers = torch.addcdiv(self._middle, rows, step).to(torch.int32)  # positive, so that cutting off is rounding
+        numbers = torch.addcdiv(self._middle, rows, step).to(torch.int32)  # positive, so that truncation rounds
         parts = (numbers >> self._shifts).bitwise_and_((1 << PART_BITS) - 1).to(torch.uint8)  # (2, N, I)
         high, low = _integer_product(parts.flatten(0, 1), self.weight, self.scale, self._zeros).chunk(2)  # each (N, O)
         sums = low.add_(high, alpha=1 << PART_BITS)
@@ -61,7 +62,7 @@ class Int8Linear(nn.Module):
 
 @cache
 def has_int8_products() -> bool:
-    """Return whether this processor and PyTorch compute products of 7-bit and 8-bit integers exactly, also the largest."""
+    """Return whether this processor and PyTorch compute products of 7-bit and 8-bit integers exactly, even the largest."""
     inputs = torch.arange(4 * 768).view(4, 768) % (1 << PART_BITS)
     inputs[:2] = (1 << PART_BITS) - 1
     weights = torch.arange(40 * 768).view(40, 768) % 255 - 127
@@ -75,7 +76,7 @@ def has_int8_products() -> bool:
 
 
 def _integer_product(inputs: Tensor, weight: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
-    """Multiply inputs of uint8, whose zero is PART_ZERO, by packed weights and their scales: (N, I) -> (N, O), fp32."""
+    """Multiply inputs of uint8 by packed weights and their scales: (N, I) -> (N, O), fp32. An input of PART_ZERO means 0."""
     out: Tensor = torch.ops.onednn.qlinear_pointwise(
         inputs, 1.0, PART_ZERO, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )

@@ -1,4 +1,4 @@
-"""Next-token loss computed from hidden states, without ever holding the logits of all positions.
+"""Next-token loss, computed from hidden states without the logits of all positions in memory at once.
 
 Shapes: N positions, D emb_dim, V vocab_size.
 """
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from gpt_pretrain.model.kernels.chunks import chunk_rows, gradient_rows, loss_block_rows
 
 IGNORED = -100  # The target id of a position that does not count, as in PyTorch's own losses.
-# Columns of the logits buffer are padded to a multiple of this. Vector units and tensor cores read rows of an odd length, such as
-# GPT-2's 50,257, slowly.
+# The columns of the logits buffer are padded to a multiple of this number. Vector units and tensor cores are slow at reading rows
+# of an odd length, such as GPT-2's 50,257.
 COLUMN_ALIGNMENT = 64
 LOG2_E = math.log2(math.e)
-LARGEST_CAP = 30.0  # of logits: exp(2 * cap), summed over any vocabulary, is far below the largest number of fp32
+LARGEST_CAP = 30.0  # of logits; exp(2 * cap), summed over any vocabulary, is far below fp32's largest number
 
 SoftmaxGradient = Callable[[Tensor, int, Tensor, Tensor, float | None], Tensor]
 
@@ -33,13 +33,13 @@ def linear_cross_entropy(
     """Compute the mean cross-entropy of an output head without bias, in nats.
 
     The result equals `F.cross_entropy(hidden @ weight.T, target_ids)`. The forward pass also computes the gradients, chunk by
-    chunk, because the softmax is available there; under `torch.no_grad` it computes the loss alone. Matrix products use
-    autocast's dtype if autocast is on; softmax and sums use fp32.
+    chunk, because the softmax is available there. Under `torch.no_grad` it computes only the loss. Matrix products use autocast's
+    dtype if autocast is on. Softmax and sums use fp32.
 
     Args:
         hidden: (N, D).
         weight: (V, D).
-        target_ids: int64, (N,). Positions whose target is IGNORED do not count.
+        target_ids: int64, (N,). Positions with the target IGNORED do not count.
         cap: Bend the logits to cap * tanh(logits / cap) before the softmax; None leaves them.
         compiled: Fuse all operations on the logits between the matrix products into one kernel.
 
@@ -57,7 +57,7 @@ def linear_cross_entropy(
 def token_losses(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, cap: float | None = None) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy of each position of an output head without bias, without gradients.
 
-    Matrix products use autocast's dtype if autocast is on; the softmax uses fp32 or wider.
+    Matrix products use autocast's dtype if autocast is on. The softmax uses fp32 or wider.
 
     Args:
         hidden: (N, D).
@@ -94,7 +94,7 @@ def logit_losses(logits: Tensor, target_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean_loss(hidden: Tensor, weight: Tensor, target_ids: Tensor, cap: float | None) -> Tensor:
-    """Compute `linear_cross_entropy` without gradients, with few passes over the logits and in blocks that fit into a cache."""
+    """Compute `linear_cross_entropy` without gradients, in blocks that fit into a cache and with few passes over the logits."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -116,7 +116,7 @@ def _mean_loss(hidden: Tensor, weight: Tensor, target_ids: Tensor, cap: float | 
 
 
 def _loss_sum(logits: Tensor, target_ids: Tensor, cap: float | None) -> Tensor:
-    """Return the sum of the losses of all rows with a target, and overwrite logits, (rows, V), in fp32 or wider."""
+    """Return the sum of the losses of all rows with a target. Overwrite logits, (rows, V), in fp32 or wider."""
     index = target_ids.clamp(min=0)[:, None]
     losses = _row_losses(logits, index) if cap is None else _capped_row_losses(logits, index, cap)
     return losses[:, 0].where(target_ids != IGNORED, 0.0).sum()
@@ -130,9 +130,10 @@ def _row_losses(logits: Tensor, index: Tensor) -> Tensor:
 
 
 def _capped_row_losses(logits: Tensor, index: Tensor, cap: float) -> Tensor:
-    """Return the loss of each row, (rows, 1), in six passes over the logits in place of eleven.
+    """Return the loss of each row, (rows, 1), in six passes over the logits instead of eleven.
 
-    The softmax of cap * tanh(x / cap) is that of 2 * cap * sigmoid(2 * x / cap), from 0 to 2 * cap, which cannot overflow.
+    The softmax of cap * tanh(x / cap) equals the softmax of 2 * cap * sigmoid(2 * x / cap). The latter's values lie between 0 and
+    2 * cap and cannot overflow.
     """
     assert cap <= LARGEST_CAP
     ratios = logits.mul_(2 / cap).sigmoid_()
@@ -154,7 +155,7 @@ def _tanh_of_ratio(x: Tensor, cap: float) -> Tensor:
 def _exp_in_place(x: Tensor) -> Tensor:
     """Replace x in place by exp(x), where x is at most 0.
 
-    PyTorch's exp calls MKL on a CPU (2.13), which takes four times as long on an AMD EPYC as PyTorch's own exp2.
+    On a CPU, PyTorch's exp calls MKL (2.13). On an AMD EPYC, MKL takes four times as long as PyTorch's own exp2.
     """
     return x.exp_() if x.device.type != "cpu" else x.mul_(LOG2_E).exp2_()
 
@@ -168,9 +169,9 @@ def _logits_buffer(rows: int, vocab_size: int, *, dtype: torch.dtype, device: to
 
 
 def _aligned_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weight in a dtype; on a GPU with rows of zeros up to the alignment, since its products are fast only with them.
+    """Return the weight in a dtype. On a GPU, add rows of zeros up to the alignment, since only aligned products are fast.
 
-    Such a row gives a logit of 0, which no softmax reads, so that it adds nothing to any gradient.
+    A row of zeros gives a logit of 0. No softmax reads that logit, so it adds nothing to any gradient.
     """
     V, D = weight.shape
     if weight.device.type == "cpu" or _aligned(V) == V:
@@ -227,14 +228,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 class _Gradients:
     """The gradients of the hidden states and of the head's weight, summed chunk by chunk.
 
-    Half-precision gradients are summed in fp32. In fp16 the small gradients of a mean would underflow, so each chunk adds the
-    gradients of a sum; and the sums over the rows of a chunk could overflow, so x is scaled down before.
+    Half-precision gradients are summed in fp32. In fp16, the small gradients of a mean would underflow, so each chunk adds the
+    gradients of a sum. The sums over the rows of a chunk could overflow, so x is scaled down first.
 
     Args:
         x: Hidden states, (N, D).
-        w: Weight, (V, D), or more rows of zeros.
+        w: Weight, (V, D), possibly with more rows of zeros.
         rows: Rows of a chunk.
-        count: Number of positions that the mean is over.
+        count: Number of positions in the mean.
     """
 
     def __init__(self, x: Tensor, w: Tensor, rows: int, count: Tensor) -> None:
@@ -253,7 +254,7 @@ class _Gradients:
             self._add_in_fp32(d_logits.T, x)
 
     def _add_in_fp32(self, d_logits_t: Tensor, x: Tensor) -> None:
-        """Add a product in half precision by blocks: a CPU holds each product, and a copy of it in fp32, beside the sum."""
+        """Add a product in half precision by blocks. A CPU needs memory for each product and its copy in fp32 beside the sum."""
         is_first = self.d_weight is None
         if self.d_weight is None:
             self.d_weight = torch.empty(self.w.shape, dtype=torch.float32, device=x.device)
@@ -263,7 +264,7 @@ class _Gradients:
             total.copy_(product) if is_first else total.add_(product)
 
     def finish(self, hidden_dtype: torch.dtype, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of the hidden states and of the weight, which has no rows beyond the vocabulary."""
+        """Return the gradients of the hidden states and of the weight, without rows beyond the vocabulary."""
         assert self.d_weight is not None
         d_hidden = self.d_hidden.to(hidden_dtype)
         if self.fp16:
@@ -276,7 +277,7 @@ def _softmax_gradient(logits: Tensor, vocab_size: int, target_ids: Tensor, row_w
     """Replace logits in place by the gradient of the weighted sum of losses.
 
     Args:
-        logits: (rows, V or more). Columns from V on are 0 and stay so.
+        logits: (rows, V or more). Columns from V on are 0 and stay 0.
         vocab_size: V.
         target_ids: int64, (rows,).
         row_weights: (rows,).
@@ -309,9 +310,9 @@ def _softmax_gradient(logits: Tensor, vocab_size: int, target_ids: Tensor, row_w
 def _fused_softmax_gradient(
     logits: Tensor, vocab_size: int, target_ids: Tensor, row_weights: Tensor, cap: float | None
 ) -> Tensor:
-    """Compute `_softmax_gradient` in operations that a compiler fuses into two passes over whole, aligned rows.
+    """Compute `_softmax_gradient` with operations that a compiler fuses into two passes over whole, aligned rows.
 
-    A scatter would make it write all probabilities in fp32 and read them again.
+    A scatter would make the compiled code write all probabilities in fp32 and read them again.
     """
     index, row_weights = target_ids.clamp(min=0)[:, None], row_weights[:, None]  # (rows, 1)
     columns = torch.arange(logits.shape[1], device=logits.device)

@@ -1,4 +1,4 @@
-"""Measurements of this machine's matrix multiplication speed, which the processor's feature flags do not reveal."""
+"""Measure this machine's matrix multiplication speed. The processor's feature flags do not show it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIN_BF16_SPEEDUP = 1.3  # A smaller speedup of bf16 products does not pay for th
 
 
 def cpu_bf16_speedup() -> float:
-    """Return how many times as fast as in fp32 this CPU computes a layer of GPT-2 small for 512 tokens in bf16."""
+    """Return this CPU's speedup of bf16 over fp32 for a layer of GPT-2 small and 512 tokens."""
 
     def measure() -> float:
         with torch.random.fork_rng(devices=[]):
@@ -26,7 +26,7 @@ def cpu_bf16_speedup() -> float:
 
 
 def speedup(fast: Callable[[], object], slow: Callable[[], object]) -> float:
-    """Return how many times as fast the first computation is, with two decimals, which messages show too."""
+    """Return the speedup of the first computation over the second, with two decimals, as in messages."""
     fast_seconds, slow_seconds = best_seconds([fast, slow], repeats=25)
     return round(slow_seconds / max(fast_seconds, 1e-9), 2)
 

@@ -1,4 +1,4 @@
-"""Linear layers whose few rows are multiplied by C code, at the speed at which memory is read.
+"""Linear layers with C code for few rows. It runs at the speed of reading memory.
 
 Shapes: N rows, I in_features, O out_features.
 """
@@ -18,7 +18,7 @@ MAX_ROWS = 8  # More rows are faster as a product of matrices.
 
 
 class LayerPointers(ctypes.Structure):
-    """A layer as the C code reads it."""
+    """A layer in the form for the C code."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale")),
@@ -27,11 +27,11 @@ class LayerPointers(ctypes.Structure):
 
 
 class NativeLinear(nn.Module):
-    """A linear layer that leaves up to MAX_ROWS rows to C code, and more of them to another layer.
+    """A linear layer that leaves up to MAX_ROWS rows to C code, and more rows to another layer.
 
     Args:
         library: The compiled code.
-        layer: The layer for more rows, with weights in their own order. Their memory is shared.
+        layer: The layer for more rows, with weights in plain order. Their memory is shared.
     """
 
     def __init__(self, library: ctypes.CDLL, layer: PackedLinear | Int8Linear) -> None:
@@ -40,7 +40,7 @@ class NativeLinear(nn.Module):
         self._library = library
         weight, scale = (layer.rounded, layer.scale) if isinstance(layer, Int8Linear) else (layer.weight, None)
         bias = None if layer.bias is None else layer.bias.float()
-        # The structure points to the memory of these.
+        # The structure points to the memory of these tensors.
         self._tensors = [None if one is None else one.contiguous() for one in (weight, bias, scale)]
         self.pointers = LayerPointers(*(None if one is None else one.data_ptr() for one in self._tensors), *weight.shape)
         self._type, self._dtype = TYPES[weight.dtype], torch.float32 if scale is not None else weight.dtype

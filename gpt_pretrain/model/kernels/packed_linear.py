@@ -1,4 +1,4 @@
-"""Linear layers for decoding, which read each weight once per token and are limited by memory bandwidth.
+"""Linear layers for decoding. They read each weight once per token, so memory bandwidth is the limit.
 
 Shapes: N rows, I in_features, O out_features.
 """
@@ -15,19 +15,19 @@ from torch.nn import functional as F
 class PackedLinear(nn.Module):
     """A linear layer for few rows at a time, computed in its own dtype.
 
-    On an x86 CPU the weights are stored in oneDNN's blocked layout, as torch.compile does. For GPT-2's shapes this layout is
-    up to twice as fast as `F.linear` in bf16, and in fp32 for eight rows.
+    On an x86 CPU the weights are stored in oneDNN's blocked layout, like in torch.compile. For GPT-2's shapes this layout is up
+    to twice as fast as `F.linear` in bf16, and also in fp32 for eight rows.
 
-    A row's result in this layout is the same to the last bit whatever other rows there are, from two rows on. For some shapes
-    a single row is computed in another order; it is then computed twice, which takes little longer, since the weights are read
-    once. A text is therefore the same alone and among others that are decoded with it. `F.linear` has no such order.
+    With two or more rows, a row's result in this layout does not depend on the other rows, to the last bit. For some shapes, a
+    single row is added up in another order. It is then computed twice, which takes little longer, since the weights are read
+    once. A text is therefore the same whether it is decoded alone or with others. `F.linear` does not guarantee this.
 
     Args:
         weight: (O, I).
         bias: (O,).
         dtype: Dtype of the matrix product and of the output.
-        n_rows: Expected number of rows. Other numbers work but may be slower. None leaves the weights in their own order, which
-            is slower for less than about 64 rows; in the same dtype, they are shared.
+        n_rows: Expected number of rows. Other numbers work but may be slower. None leaves the weights in plain order, which is
+            slower for less than about 64 rows. In the same dtype, they are then shared.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int | None) -> None:
@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
         self.packed = self._has_onednn and n_rows is not None
         self._doubles_single_row = False
         if self.packed and n_rows is not None:
-            # A layout for one row is slower than one for two, even for one row.
+            # Even for one row, a layout for one row is slower than a layout for two.
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, max(n_rows, 2))
             shape = (*weight.shape, dtype, max(n_rows, 2), torch.get_num_threads())
             self._doubles_single_row = not _adds_single_rows_alike(*shape)
@@ -59,11 +59,11 @@ class PackedLinear(nn.Module):
 def _adds_single_rows_alike(n_outputs: int, n_inputs: int, dtype: torch.dtype, n_rows: int, n_threads: int) -> bool:
     """Return whether a packed layer adds up a row in the same order alone and beside another one.
 
-    The sums that are compared are zero except for their rounding errors, which differ between any two orders.
+    The compared sums are zero except for their rounding errors. Rounding errors differ between any two orders.
 
     Args:
-        n_rows: Number of rows that the layer is packed for.
-        n_threads: Number of threads that compute it.
+        n_rows: Number of rows to pack the layer for.
+        n_threads: Number of threads for computing it.
     """
     random, half = torch.Generator().manual_seed(0), n_inputs // 2
     inputs, weights = (torch.randn(half, generator=random) for _ in range(2))
@@ -71,7 +71,7 @@ def _adds_single_rows_alike(n_outputs: int, n_inputs: int, dtype: torch.dtype, n
     order = torch.randperm(half, generator=random)
     row = torch.cat([inputs, inputs[order], torch.zeros(n_inputs % 2)]).to(dtype)
     weight_row = torch.cat([weights, -weights[order], torch.zeros(n_inputs % 2)]).to(dtype)
-    n_outputs = min(n_outputs, max(4096, 256 * n_threads))  # More of them only add blocks, each computed as these are.
+    n_outputs = min(n_outputs, max(4096, 256 * n_threads))  # More outputs only add blocks that are computed alike.
     packed = torch.ops.mkldnn._reorder_linear_weight(weight_row.expand(n_outputs, -1).contiguous(), n_rows)
     alone, beside = (_packed_product(row.expand(count, -1).contiguous(), packed, None)[0] for count in (1, 2))
     return torch.equal(alone, beside)
@@ -83,7 +83,7 @@ def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether oneDNN can pack weights of this dtype here; it needs a CPU, and not every CPU supports bf16."""
+    """Return whether oneDNN can pack weights of this dtype here. It needs a CPU, and not every CPU supports bf16."""
     if device.type != "cpu" or not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if dtype == torch.bfloat16:
