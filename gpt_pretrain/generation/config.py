@@ -10,7 +10,7 @@ from gpt_pretrain.system.shown_values import short_repr
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1000  # texts that end a continuation, and characters of each
 MAX_LOGPROBS = 100  # alternatives of each token
-LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0  # of repetitions; beyond them, logits of usual sizes leave float32
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0  # of repetitions; beyond these, usual logits exceed float32
 COUNTS, NUMBERS = ("max_new_tokens", "top_k"), ("temperature", "top_p", "min_p", "repetition_penalty", "window_step")
 CAN_BE_NONE = ("top_k", "top_p", "min_p", "window_step")
 
@@ -25,13 +25,13 @@ class SamplerConfig:
         top_k: Keep only the k most likely tokens. None keeps all.
         top_p: Then keep only the most likely tokens that together reach this probability, in (0, 1]. None keeps all.
         min_p: Then keep only tokens with at least this fraction of the most likely one's probability, in [0, 1]. None keeps all.
-        repetition_penalty: Divisor of the positive logits, and factor of the negative ones, of all tokens that the text has
-            so far, its prompt included. 1 changes nothing. It acts before everything else, also at a temperature of 0.
-        window_step: Share of the model's context that is dropped at once, the oldest tokens first, when a text has filled it.
-            None drops one token for each new one.
+        repetition_penalty: For all tokens in the text so far, including the prompt: divisor of positive logits, and factor of
+            negative ones. 1 changes nothing. It acts before all other settings, even at a temperature of 0.
+        window_step: Share of the model's context to drop at once, the oldest tokens first, when a text has filled it. None drops
+            one token for each new one.
 
     Raises:
-        UserError: If fields are invalid; it lists all of them.
+        UserError: If fields are invalid. It lists all of them.
     """
 
     max_new_tokens: int
@@ -77,13 +77,13 @@ class SamplerConfig:
             raise UserError(problems)
 
     def kept_tokens(self, context_length: int) -> int:
-        """Return how many tokens of a full window stay in view, together with a new one, at most context_length."""
+        """Return the number of tokens that remain of a full window, including a new one; at most context_length."""
         if self.window_step is None:
             return context_length
         return max(1, context_length - max(1, round(self.window_step * context_length)))
 
     def unused_settings(self) -> str | None:
-        """Return a sentence about settings that have no effect together with a temperature of 0; None if there are none."""
+        """Return a sentence about settings without effect at a temperature of 0; None if there are none."""
         unused = [f"sampler.{name}={value}" for name in ("top_k", "top_p", "min_p") if (value := getattr(self, name)) is not None]
         if self.temperature > 0 or not unused:
             return None

@@ -1,4 +1,4 @@
-"""A model prepared for decoding, which generates one token at a time.
+"""A model prepared for decoding: the generation of one token at a time.
 
 Shapes: B batch, T time, D emb_dim, V vocab_size.
 """
@@ -27,22 +27,22 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.model.native_step import NativeStep, load_step_code
 from gpt_pretrain.system.measurements import measured_once
 
-# Lightning's names, and int8, with the dtypes of weights in matrix products.
+# Lightning's names of precisions, and int8, each with the dtype of weights in matrix products.
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "int8": torch.int8}
 MIN_DECODING_SPEEDUP = 1.2  # A smaller speedup of bf16 decoding is not worth its rounding.
 ATTENTION_FOR_ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-PROMPT_ROWS = 128  # positions of a prompt whose logits are in memory at once
+PROMPT_ROWS = 128  # positions of a prompt with logits in memory at once
 _DecodingLayer = PackedLinear | Int8Linear | NativeLinear
 GRAPH_MIN_TOKENS = 32  # For fewer tokens, capturing a CUDA graph takes longer than it saves.
 
 
 class DecodingModel:
-    """A read-only copy of a model whose matrices are laid out in memory for fast decoding.
+    """A read-only copy of a model. Its matrices are laid out in memory for fast decoding.
 
     Args:
-        model: The model to decode with. Weights that need no other layout or dtype are shared with it, so make a new decoding
-            model after changing them.
-        dtype: Dtype of matrix products and of cached keys and values. None means the model's own; int8 rounds the weights of
+        model: The model to decode with. Weights that need no other layout or dtype are shared with it. After changing them, make
+            a new decoding model.
+        dtype: Dtype of matrix products and of cached keys and values. None means the model's own. int8 rounds the weights of
             matrix products, and everything else stays in fp32.
         batch_size: Expected number of rows. Other numbers work but may be slower.
 
@@ -72,7 +72,7 @@ class DecodingModel:
 
         Args:
             token_ids: int64, (B, T).
-            cache: Keys and values of the positions before token_ids; this call appends those of token_ids.
+            cache: Keys and values of the positions before token_ids. This call appends the keys and values of token_ids.
 
         Returns:
             (B, V), fp32 or wider.
@@ -84,11 +84,11 @@ class DecodingModel:
         return self._logits(hidden[:, -1])
 
     def prompt_logits(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Iterator[Tensor]:
-        """Yield the logits after each token of a single row, (up to PROMPT_ROWS, V), in their order; the last one by itself.
+        """Yield the logits after each token of a single row, in order, (up to PROMPT_ROWS, V). The last logits come alone.
 
         Args:
             token_ids: int64, (1, T).
-            cache: As for `next_logits`.
+            cache: As in `next_logits`.
         """
         with _attention_for_any_length(self.device):
             hidden = self._blocks.hidden_states(token_ids, cache=cache)[0]  # (T, D)
@@ -106,11 +106,11 @@ class DecodingModel:
 
 
 class WindowDecodingModel(DecodingModel):
-    """The user's own model for decoding: it has no cache, and reads the whole window for each token.
+    """The user's own model, prepared for decoding. It has no cache, and reads the whole window for each token.
 
     Args:
         model: The model.
-        dtype: bf16 for autocast; None and others leave it as it is.
+        dtype: bf16 for autocast; None and other dtypes have no effect.
     """
 
     has_cache = False
@@ -147,11 +147,11 @@ def decoding_model(model: LanguageModel, *, dtype: torch.dtype | None = None, ba
 def pick_decoding_precision(precision: str, model: LanguageModel) -> tuple[str, str]:
     """Return the precision to decode in, one of `PRECISIONS`, and the reason.
 
-    "auto" chooses bf16 if it is clearly faster: on a GPU that supports it, and on a CPU if a short measurement with an
-    output head of this size says so, which is made at the first start.
+    "auto" chooses bf16 if it is clearly faster. On a GPU, this is the case if the GPU supports it. On a CPU, a short measurement
+    with an output head of this size decides. It is made at the first start.
 
     Raises:
-        UserError: If int8 is configured where it cannot be computed.
+        UserError: If int8 is configured but cannot be computed here.
     """
     if precision == "int8":
         _check_int8(model)
@@ -183,7 +183,7 @@ def _check_int8(model: LanguageModel) -> None:
 
 
 def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Tensor]:
-    """Capture one decoding step as a CUDA graph, so that each token replays it and Python launches no kernels.
+    """Capture one decoding step as a CUDA graph. Each token replays it, so that Python launches no kernels.
 
     Returns:
         A function from token ids, int64, (B, 1), to the logits after them, (B, V). The next call overwrites the logits.
@@ -214,29 +214,29 @@ def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Ten
 
 
 def _attention_for_any_length(device: torch.device) -> AbstractContextManager[None]:
-    """Keep attention from cuDNN, which PyTorch (2.11) prefers on an H100 and which takes 40 ms to plan each new length."""
+    """Keep attention from using cuDNN. PyTorch (2.11) prefers it on an H100, but it takes 40 ms to plan each new length."""
     return sdpa_kernel(ATTENTION_FOR_ANY_LENGTH) if device.type == "cuda" else nullcontext()
 
 
 def _replace_linear_layers(model: LanguageModel, layer: Callable[[Tensor, Tensor | None], nn.Module]) -> LanguageModel:
-    """Copy a model in eval mode, without its output head and hooks, sharing all weights except those of linear layers.
+    """Copy a model in eval mode, without its output head and hooks. Share all weights except the weights of linear layers.
 
     Args:
-        layer: Function that makes a layer for decoding from a weight and a bias.
+        layer: Makes a layer for decoding from a weight and a bias.
     """
     replacements: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             replacements[id(module)] = None if name == "out_head" else layer(module.weight, module.bias)
-        # A compiled block would be compiled anew for each length of the text.
+        # Torch would recompile a compiled block for each length of the text.
         replacements[id(module._compiled_call_impl)] = None
-        # A profiler's hooks hold records that cannot be copied.
+        # A profiler's hooks contain records that cannot be copied.
         replacements |= {id(hooks): OrderedDict() for hooks in (module._forward_pre_hooks, module._forward_hooks)}
     return copy.deepcopy(model, replacements).eval()
 
 
 def _decoding_layer(weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int, code: CDLL | None) -> _DecodingLayer:
-    """Prepare a linear layer for this number of rows; with the code of a step, it is for prompts, as the step has its own."""
+    """Prepare a linear layer for this number of rows. If C code computes the steps, the layer serves prompts only."""
     if dtype == torch.int8:
         rounded = Int8Linear(weight, bias, n_rows=n_rows)
         return rounded if code is None else NativeLinear(code, rounded)
@@ -246,7 +246,7 @@ def _decoding_layer(weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, 
 
 
 def _bf16_row_speedup(model: LanguageModel) -> float:
-    """Return how many times as fast as in fp32 one row's product with the output head is in bf16."""
+    """Return the speedup of bf16 over fp32 for the product of one row with the output head."""
     weight = model.head_weight
 
     def product(dtype: torch.dtype) -> Callable[[], Tensor]:

@@ -1,4 +1,4 @@
-"""Files with a prompt on each line, and the lines of JSON that answer them."""
+"""Read files with a prompt on each line, and write answers as lines of JSON."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
 from gpt_pretrain.system.shown_values import describe_value
 
-# Of an answer, besides the prompt; of the same names, the prompt's own are left out.
+# The fields of an answer besides the prompt. Fields of the prompt with the same names are left out.
 ANSWER_FIELDS = ("line", "sample", "text", "finish_reason", "prompt_tokens", "new_tokens")
 MAX_LINE_BYTES = 20_000_000  # Longer than the context of any model.
-PROMPT_FIELD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"prompt"\s*:')  # What the first line of a text file begins with by mistake.
+PROMPT_FIELD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"prompt"\s*:')  # The start of a JSON line in a file named like a text.
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class NumberedPrompt:
     Args:
         line: Its line, counted from 1.
         text: The prompt.
-        fields: What else its JSON object holds.
+        fields: The other fields of its JSON object.
     """
 
     line: int
@@ -47,7 +47,7 @@ def check_prompts(path: Path, *, name: str) -> int:
         name: The setting with its value, for messages.
 
     Raises:
-        UserError: As `read_prompts` does, and if there is no prompt.
+        UserError: As in `read_prompts`, and if there is no prompt.
     """
     count = sum(1 for _ in read_prompts(path, name=name))
     if not count:
@@ -56,12 +56,12 @@ def check_prompts(path: Path, *, name: str) -> int:
 
 
 def read_prompts(path: Path, *, name: str) -> Iterator[NumberedPrompt]:
-    """Yield the prompts of a file: JSON lines by its name, and otherwise a prompt on each line; empty lines are left out.
+    """Yield the prompts of a file. By its name, it has JSON lines or a prompt on each line. Empty lines are left out.
 
     A line of JSON is an object with the field "prompt", or a string. Only one line at a time is in memory.
 
     Raises:
-        UserError: If the file cannot be read, or a line is no prompt.
+        UserError: If the file cannot be read, or a line is not a prompt.
     """
     try:
         with open_regular(path) as stream:
@@ -76,7 +76,7 @@ def read_prompts(path: Path, *, name: str) -> Iterator[NumberedPrompt]:
 
 
 def answer_line(prompt: NumberedPrompt, made: Continuation, *, sample: int) -> str:
-    """Return a line of JSON with a continuation, after the fields that came with its prompt."""
+    """Return a line of JSON with the fields of a prompt, followed by a continuation."""
     answer: dict[str, Any] = prompt.fields | {
         "line": prompt.line,
         "sample": sample,
@@ -92,15 +92,15 @@ def answer_line(prompt: NumberedPrompt, made: Continuation, *, sample: int) -> s
 
 
 def check_prompt_text(path: Path, head: bytes, *, name: str, as_text: bool = False) -> FileKind:
-    """Return the kind of a file, which must be text in UTF-8; what its name calls a table or JSON may be either.
+    """Return the kind of a file. It must be text in UTF-8. A file with the name of a table or JSON may also be one.
 
     Args:
         head: Its first HEAD bytes, or all of them.
         name: The setting with its value, for messages.
-        as_text: Take JSON, tables and markup for text, whatever the name says.
+        as_text: Accept JSON, tables and markup as text, whatever the file's name.
 
     Raises:
-        UserError: If it is something else, which is named.
+        UserError: If it is of another kind. The message names the kind.
     """
     kind = recognize(path.name, head)
     if kind.advice.endswith(AS_TEXT_ADVICE) and (as_text or not is_text_kind(path.suffix.lower())):
@@ -118,7 +118,7 @@ def _holds_json(path: Path, head: bytes, *, name: str) -> bool:
     """Return whether a file has JSON on each line instead of text.
 
     Raises:
-        UserError: If it holds prompts in another way than one on each line.
+        UserError: If it does not have one prompt on each line.
     """
     kind = check_prompt_text(path, head, name=name)
     if kind.form in (ARRAY, OBJECTS):
@@ -137,7 +137,7 @@ def _holds_json(path: Path, head: bytes, *, name: str) -> bool:
 
 
 def _lines(stream: BufferedReader, *, name: str) -> Iterator[bytes]:
-    """Yield the lines of a file without their ends, which are a line feed, a carriage return, or both.
+    """Yield the lines of a file without their ends. An end is a line feed, a carriage return, or both.
 
     Raises:
         UserError: If a line is too long.
@@ -147,7 +147,7 @@ def _lines(stream: BufferedReader, *, name: str) -> Iterator[bytes]:
         if len(line) > MAX_LINE_BYTES:
             raise UserError(f"{name}: line {number + 1} has more than {MAX_LINE_BYTES:,} bytes. Shorten it.")
         line, start = line.removesuffix(b"\n").removesuffix(b"\r"), 0
-        while start <= len(line):  # One at a time, since twenty megabytes may hold millions.
+        while start <= len(line):  # One at a time: twenty megabytes may contain millions.
             end = line.find(b"\r", start)
             end = len(line) if end < 0 else end
             number += 1

@@ -29,9 +29,9 @@ class Continuation:
     Args:
         text: The prompt followed by the new text.
         prompt_ids: Token ids of the prompt.
-        new_ids: Token ids of the continuation, without the end of text and without those of a stop string.
+        new_ids: Token ids of the continuation, without the end of text and without a stop string.
         finish_reason: "stop" after the end of text or a stop string, otherwise "length".
-        logprobs: The new tokens with their log-probabilities, as in OpenAI's completions; None if they were not asked for.
+        logprobs: The new tokens with their log-probabilities, as in OpenAI's completions; None if not requested.
     """
 
     text: str
@@ -61,7 +61,7 @@ class TextModel:
 
     @cached_property
     def banned_ids(self) -> list[int]:
-        """The ids that stand for no token, and so are never generated."""
+        """The ids without a token. They are never generated."""
         return missing_ids(self.tokenizer, self.decoder.config.vocab_size)
 
     @cached_property
@@ -72,11 +72,11 @@ class TextModel:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """The settings that prompts are continued with, besides those that choose each token.
+    """The settings for continuing prompts, besides the sampler's.
 
     Args:
         n_samples: Continuations of each prompt.
-        seed: Seed of the random choices; each prompt begins with it, so its texts do not depend on other prompts.
+        seed: Seed of the random choices. Each prompt begins with it, so its texts do not depend on other prompts.
         stop: Texts that end a continuation.
         logprobs: Number of alternatives of each token to keep with its log-probability; None keeps neither.
     """
@@ -97,11 +97,11 @@ def continue_prompt(
 ) -> list[Continuation]:
     """Print a prompt and its continuations while they are generated, and return them.
 
-    A file or a pipe gets the text exactly as it is. On a terminal, control characters in it are escaped, since the weights of
-    somebody else can generate any text.
+    A file or a pipe gets the exact text. On a terminal, control characters are escaped, since somebody else's weights can
+    generate any text.
 
     Args:
-        needs_output: Stop when the output cannot be written any longer, as after head has read enough.
+        needs_output: Stop when the output can no longer be written, for example after head has read enough.
 
     Raises:
         UserError: If the prompt has no tokens.
@@ -129,7 +129,7 @@ def continue_prompt(
 
 
 def continue_quietly(model: TextModel, prompt: str, sampler: SamplerConfig, options: PromptOptions) -> list[Continuation]:
-    """Return the continuations of a prompt, the same as `continue_prompt` prints.
+    """Return the same continuations of a prompt as `continue_prompt`, without printing them.
 
     Raises:
         UserError: If the prompt has no tokens.
@@ -165,10 +165,10 @@ def continue_ids(
     """Continue the token ids of a prompt once.
 
     Args:
-        show: Takes each piece of text as soon as it is certain; after it returns False, no more tokens are generated.
+        show: Called with each piece of text as soon as it is certain. After it returns False, no more tokens are generated.
 
     Returns:
-        The continuation, whose text lacks the prompt.
+        The continuation, with a text without the prompt.
     """
     tokenizer = model.tokenizer
     made = ContinuedText(tokenizer, max_new_tokens=sampler.max_new_tokens, stop=options.stop)

@@ -19,8 +19,8 @@ from gpt_pretrain.generation.decoding import GRAPH_MIN_TOKENS, DecodingModel, ca
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.argument_types import check_type
 
-SORTED_FIRST = 2048  # tokens that top_p sorts before it sorts all
-LEAST_TEMPERATURE = 1e-30  # a smaller one is 0 in float32, or nearly so: the most likely token is certain
+SORTED_FIRST = 2048  # likeliest tokens that top_p tries before it sorts all
+LEAST_TEMPERATURE = 1e-30  # A smaller one is nearly 0 in float32, so the most likely token is certain.
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ def generate(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> Tensor:
-    """Continue each row of token_ids without dropout, whatever mode the model is in.
+    """Continue each row of token_ids without dropout, in any mode of the model.
 
     Args:
-        model: The model, which stays unchanged. A `DecodingModel` saves packing the weights in each call.
+        model: The model. It stays unchanged. A `DecodingModel` saves packing the weights in each call.
         token_ids: int64, (B, T), T at least 1.
         max_new_tokens: As in `SamplerConfig`.
         temperature: As in `SamplerConfig`.
@@ -55,7 +55,7 @@ def generate(
         min_p: As in `SamplerConfig`.
         repetition_penalty: As in `SamplerConfig`.
         eos_id: A row ends with this token and is then padded with it. Generation stops when all rows have ended.
-        banned_ids: Ids that are never generated, such as the rows of a model for which its tokenizer has no token.
+        banned_ids: Ids that are never generated, such as rows of the model without a token.
         generator: Source of randomness, on the model's device.
         use_cache: Cache keys and values. False computes the whole window for each token and gives the same result.
 
@@ -82,7 +82,7 @@ def generate_stream(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> Iterator[Tensor]:
-    """Yield the tokens that `generate` adds, int64, (B,), one position at a time, as `generate_steps` does."""
+    """Yield the tokens that `generate` adds, int64, (B,), one position at a time."""
     steps = generate_steps(
         model, token_ids, sampler, eos_id=eos_id, banned_ids=banned_ids, generator=generator, use_cache=use_cache
     )
@@ -101,12 +101,13 @@ def generate_steps(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the next token of each row, int64, (B,), with the model's logits for it, (B, V), one position at a time.
 
-    The model sees the last context_length tokens, and keys and values are cached. Once the text is longer, a token that is
-    dropped shifts all others by one position, so the window is computed again: for each token, or with the sampler's window_step
-    whenever that share of it has been dropped. In between, the model sees as many tokens fewer.
+    The model sees the last context_length tokens, and keys and values are cached. Once the text is longer, old tokens are
+    dropped. A dropped token shifts all others by one position, so the window is computed again. By default this happens for each
+    token. With the sampler's window_step, that share of the window is dropped at once. The model then sees fewer tokens until the
+    window is full again.
 
     Raises:
-        UserError: If the model or token_ids cannot be used; raised at the first token.
+        UserError: If the model or token_ids cannot be used. It is raised at the first token.
     """
     _check_prompt(model, token_ids)
     batch_size, context_length = token_ids.shape[0], model.config.context_length
@@ -152,10 +153,10 @@ def _check_prompt(model: LanguageModel | DecodingModel, token_ids: Tensor) -> No
 
 
 def check_logits(values: Tensor) -> None:
-    """Check that the highest logits, or what was computed from them, are finite.
+    """Check that the highest logits, or values computed from them, are finite.
 
     Raises:
-        UserError: If one is not.
+        UserError: If one is not finite.
     """
     if not bool(values.isfinite().all()):
         raise UserError(
@@ -164,7 +165,7 @@ def check_logits(values: Tensor) -> None:
 
 
 def tokens_seen(token_ids: Tensor, vocab_size: int) -> Tensor:
-    """Return which tokens of the vocabulary are in each row of token_ids, (B, T): bool, (B, V)."""
+    """Return whether each token of the vocabulary is in each row of token_ids, (B, T): bool, (B, V)."""
     seen = torch.zeros(token_ids.shape[0], vocab_size, dtype=torch.bool, device=token_ids.device)
     return seen.scatter_(1, token_ids, True)
 
@@ -176,7 +177,7 @@ def sample_next(
 
     Args:
         logits: (B, V).
-        seen: The tokens that repetition_penalty concerns, bool, (B, V). None means none.
+        seen: The tokens for repetition_penalty to act on, bool, (B, V). None means none.
         generator: Source of randomness, on the logits' device.
 
     Returns:
@@ -192,7 +193,7 @@ def sample_next(
         penalty = sampler.repetition_penalty
         logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
     if sampler.temperature < LEAST_TEMPERATURE:
-        likeliest = logits.argmax(dim=-1, keepdim=True)  # (B, 1); NaN is the highest of all
+        likeliest = logits.argmax(dim=-1, keepdim=True)  # (B, 1); NaN counts as the highest
         check_logits(logits.gather(-1, likeliest))
         return likeliest.squeeze(-1)
     scores, ids = logits.float(), None
@@ -207,7 +208,7 @@ def sample_next(
             probabilities, ids = _sort_likeliest(probabilities, sampler.top_p)
         before = probabilities.cumsum(dim=-1) - probabilities
         dropped = before >= sampler.top_p
-        dropped[..., 0] = False  # where a tiny top_p is 0 in float32, the most likely token stays
+        dropped[..., 0] = False  # Even if top_p is 0 in float32, the most likely token stays.
         probabilities = probabilities.masked_fill(dropped, 0.0)
     if sampler.min_p is not None:
         least = sampler.min_p * probabilities.max(dim=-1, keepdim=True).values
@@ -217,10 +218,10 @@ def sample_next(
 
 
 def _sort_likeliest(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Sort probabilities in descending order, as many as make up top_p, which is seldom more than a few.
+    """Sort the highest probabilities in descending order until their sum reaches top_p. Usually these are only a few.
 
     Returns:
-        The probabilities, (B, V), with zeros for those that are not sorted, and the ids of the sorted ones.
+        The probabilities, (B, V), with zeros for unsorted ones, and the ids of the sorted ones.
     """
     vocab_size = probabilities.shape[-1]
     values, ids = probabilities.topk(min(SORTED_FIRST, vocab_size), dim=-1)
@@ -232,7 +233,7 @@ def _sort_likeliest(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor
 def _next_logits_function(model: DecodingModel, prompt: Tensor, *, n_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:
     """Return a function from a window, (B, T), to the logits after its last token, (B, V).
 
-    With a cache, each call reads only the new tokens, and the whole window when its oldest tokens have been dropped.
+    With a cache, each call reads only the new tokens. It reads the whole window after the oldest tokens have been dropped.
     """
     if not (use_cache and model.has_cache):
         return torch.inference_mode()(model.next_logits)
@@ -245,7 +246,7 @@ def _next_logits_function(model: DecodingModel, prompt: Tensor, *, n_tokens: int
         nonlocal graph, use_graph
         if window.shape[1] <= cache.length:
             if window.shape[1] == model.config.context_length:
-                return model.next_logits(window)  # The next token drops another one, so a cache would be of no use.
+                return model.next_logits(window)  # The next token drops another one, so a cache would not help.
             cache.length, graph = 0, None
         if use_graph and cache.length > 0 and graph is None:
             try:

@@ -1,4 +1,4 @@
-"""The log-probabilities of tokens, and of the most likely tokens in their places.
+"""Compute the log-probabilities of tokens, and of the most likely tokens in their places.
 
 Shapes: T time (positions), A alternatives, V vocab_size.
 """
@@ -16,16 +16,16 @@ from torch import Tensor
 from gpt_pretrain.generation.sampling import check_logits
 from gpt_pretrain.tokenizers.base import Tokenizer
 
-LEAST_LOGPROB = -9999.0  # as OpenAI writes what is impossible, since JSON has no infinity
+LEAST_LOGPROB = -9999.0  # OpenAI's value for the impossible, since JSON has no infinity
 
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token with what the model expected in its place, in nats, before temperature and filters.
+    """A token with the model's expectations in its place, in nats, before temperature and filters.
 
     Args:
         token_id: The token.
-        logprob: Its log-probability; None for the first token of a text, which nothing precedes.
+        logprob: Its log-probability; None for the first token of a text.
         likely_ids: The most likely tokens in its place, the likeliest first.
         likely_logprobs: Their log-probabilities.
     """
@@ -43,7 +43,7 @@ def score_tokens(logits: Tensor, token_ids: Sequence[int], *, count: int, banned
         logits: (T, V).
         token_ids: The token in each place.
         count: Alternatives of each token, A; at most V.
-        banned: Ids that are no alternatives, since they stand for no token.
+        banned: Ids that must not be alternatives, since they have no token.
 
     Raises:
         UserError: If the logits are not finite.
@@ -63,13 +63,13 @@ def score_tokens(logits: Tensor, token_ids: Sequence[int], *, count: int, banned
 
 
 def _possible(ids: Sequence[int], values: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return the alternatives without those that are impossible, which are the last ones."""
+    """Return the alternatives without the impossible ones, which are at the end."""
     count = sum(value > -math.inf for value in values)
     return tuple(ids[:count]), tuple(values[:count])
 
 
 def token_name(tokenizer: Tokenizer, token_id: int) -> str:
-    """Return a token as text; one that is not UTF-8 by itself as its bytes, such as bytes:\\xe4\\xbd, as OpenAI does."""
+    """Return a token as text. If it is not valid UTF-8 by itself, return its bytes in OpenAI's form, such as bytes:\\xe4\\xbd."""
     content = tokenizer.token_bytes(token_id)
     try:
         return content.decode()
@@ -81,7 +81,7 @@ def scores_as_json(scores: Iterable[TokenScore], offsets: Iterable[int], tokeniz
     """Return scores as the `logprobs` of OpenAI's completions.
 
     Args:
-        offsets: Where the text of each token begins, in characters.
+        offsets: Start of each token's text, in characters.
     """
     result: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": list(offsets)}
     for score in scores:
