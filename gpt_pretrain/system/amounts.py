@@ -1,4 +1,4 @@
-"""Read durations and amounts as people type them: 90s, 1h30m, 1:30:00, 1e9, 100M, 50 GB."""
+"""Read durations and amounts in the usual notations: 90s, 1h30m, 1:30:00, 1e9, 100M, 50 GB."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse_duration(text: str) -> float | None:
     """Return the seconds of a duration: numbers with units, the largest first, or HH:MM:SS with or without days before it.
 
     Returns:
-        The seconds, infinite if there are too many; None if the text is no duration, or has a number without a unit.
+        The seconds; infinity if there are too many; None if the text is not a duration, or has a number without a unit.
     """
     text = text.strip()
     if len(text) > MAX_LENGTH:
@@ -61,8 +61,8 @@ def parse_amount(text: str, noun: str, *, needs_noun: bool = False) -> Decimal |
     """Return the exact number of an amount, such as 1e9, 100M, 1.5 billion tokens or 50 GiB; None if it is not one.
 
     Args:
-        noun: "tokens", "steps", "bytes" or "flops"; it may stand after the number.
-        needs_noun: Whether it must.
+        noun: "tokens", "steps", "bytes" or "flops". It may follow the number.
+        needs_noun: Whether it must follow.
     """
     text = text.strip()
     form = FORMS[noun].fullmatch(text) if len(text) <= MAX_LENGTH else None

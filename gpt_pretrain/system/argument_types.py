@@ -1,4 +1,4 @@
-"""Check the types of the arguments of public functions, which a notebook calls without a type checker."""
+"""Check the types of arguments of public functions. A notebook calls these without a type checker."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from gpt_pretrain.system.shown_values import short_repr
 
 
 def check_type(name: str, value: Any, kind: type | tuple[type, ...], takes: str) -> None:
-    """Check that an argument has a type that the function takes.
+    """Check that an argument has a type that the function accepts.
 
     Args:
-        takes: What it takes, for the message: "a text, such as 'gpt2'".
+        takes: A description of the accepted values, for the message: "a text, such as 'gpt2'".
 
     Raises:
         UserError: If it has another type.

@@ -1,4 +1,4 @@
-"""The folder that has the entry scripts and conf/: the source folder, or in an installed program a copy within the package."""
+"""Find the folder of the entry scripts and conf/: the source folder, or a copy within the package of an installed program."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _COPIES = Path(__file__).parents[1] / "scripts"  # made by gpt_pretrain/system/p
 IS_INSTALLED = (_COPIES / "train.py").is_file()  # without its source folder
 SCRIPTS = _COPIES if IS_INSTALLED else CHECKOUT
 CONF = SCRIPTS / "conf"
-_TYPED = Path(next(iter(sys.argv), ""))  # what the user has started, before run_script replaces it
+_TYPED = Path(next(iter(sys.argv), ""))  # the program that the user has started, before run_script replaces it
 IS_COMMAND = IS_INSTALLED or _TYPED.name == "gpt-pretrain" or _TYPED.parts[-2:] == ("gpt_pretrain", "__main__.py")
 
 
 def script_command(script: str) -> str:
-    """Return what starts an entry script such as train.py in the way in which the user has started this program.
+    """Return the command for an entry script, in the form in which the user has started this program.
 
-    That is `gpt-pretrain train`, or `python train.py`, with the path of the script if the user has typed one.
+    It is `gpt-pretrain train` or `python train.py`, with the path of the script if the user has typed one.
     """
     if IS_COMMAND:
         return f"gpt-pretrain {script.removesuffix('.py')}"
@@ -32,13 +32,13 @@ def script_command(script: str) -> str:
 
 
 def run_script(script: str, arguments: list[str]) -> None:
-    """Run an entry script in this process, as `python SCRIPT ARGUMENTS` does."""
+    """Run an entry script in this process, like `python SCRIPT ARGUMENTS`."""
     sys.argv[:] = [str(SCRIPTS / script), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def completion_hint(script: str) -> str:
-    """Return how the shell completes the settings of an entry script; Hydra cannot do it for a command of two words."""
+    """Return a hint on shell completion for an entry script. Hydra cannot complete a command of two words."""
     if IS_INSTALLED:
         return ""
     if IS_COMMAND:

@@ -1,6 +1,6 @@
-"""Tell by the beginning of a text in UTF-8 whether an earlier conversion has damaged its letters.
+"""Recognize by the beginning of a UTF-8 text that an earlier conversion has damaged its letters.
 
-Such a text is valid, so nothing else stops a model from learning to write it.
+A damaged text is still valid UTF-8, so nothing else keeps a model from learning the damage.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import re
 from gpt_pretrain.system.old_encodings import iconv_name
 
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-# Encodings that UTF-8 is mistaken for.
+# Encodings that programs often mistake UTF-8 for.
 MISTAKEN = ("cp1252", "cp1251", "cp1250", "mac_roman", "cp850", "cp437")
-MAX_RUNS = 300  # Groups of letters besides ASCII that are looked at.
-FEWEST_RUNS, ENOUGH = 10, 0.8  # Fewer groups may be valid by chance; and the share that must be UTF-8 in the other encoding.
-# The most characters of each kind that a whole text has, as shares.
+MAX_RUNS = 300  # Groups of non-ASCII letters to examine.
+FEWEST_RUNS, ENOUGH = 10, 0.8  # Fewer groups may be valid by chance. This share must be UTF-8 in the other encoding.
+# The largest shares of characters of each kind in an undamaged text.
 MANY_REPLACED, MANY_CONTROLS, MANY_QUESTIONS = 0.001, 0.001, 0.2
 FEWEST_CHARACTERS = 100
-# Ways to write letters in ASCII: how they look, and what a Python program writes in their place.
+# Ways to write letters in ASCII: their patterns, and Python code that converts them back.
 ESCAPES = (
     (re.compile(r"&(?:#\d{2,7}|#x[0-9a-fA-F]{2,6}|[A-Za-z]{2,8});"), "html.unescape(data.decode()).encode()"),
     (re.compile(r"\\u[0-9a-fA-F]{4}"), ""),
@@ -29,14 +29,14 @@ ESCAPES = (
 MANY_ESCAPED = 0.02
 JSON_ESCAPE = re.compile(r"\\\\|\\u([0-9a-fA-F]{4})")
 UNDO = " (to undo that: "
-CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")  # Without the line end of mainframes.
+CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")  # without the line end of mainframes
 
 
 def conversion_damage(head: bytes) -> str:
-    """Return what an earlier conversion has done to a text, as the rest of a sentence with {path} for its file, or nothing.
+    """Describe the damage of an earlier conversion to a text, as the rest of a sentence with {path} for its file, or nothing.
 
     Args:
-        head: The beginning of the text. If it is not UTF-8, whoever reads it says so.
+        head: The beginning of the text. Text that is not UTF-8 is left to the code that reads it.
     """
     try:
         start = codecs.getincrementaldecoder("utf-8")().decode(head)
@@ -63,7 +63,7 @@ def conversion_damage(head: bytes) -> str:
 
 
 def escapes_left(head: bytes) -> str:
-    """Return which escapes a plain text has in place of letters, as the rest of a sentence with {path} for its file, or nothing.
+    """Describe escapes in place of letters in a plain text, as the rest of a sentence with {path} for its file, or nothing.
 
     Args:
         head: The beginning of the text.
@@ -79,12 +79,12 @@ def escapes_left(head: bytes) -> str:
 
 
 def damage_in_records(start: str) -> str:
-    """Return what is wrong with the texts in JSON or in a table, as the rest of a sentence, or nothing.
+    """Describe the damage to the texts in JSON or in a table, as the rest of a sentence, or nothing.
 
-    It names no command, which would change what divides the records too.
+    It names no command, since a command would also change the characters between the records.
 
     Args:
-        start: The beginning of the file, whose texts may have the escapes of JSON.
+        start: The beginning of the file. Its texts may have JSON's escapes.
     """
     plain = JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else "\\", start)
     data = plain.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="ignore").encode()
@@ -92,7 +92,7 @@ def damage_in_records(start: str) -> str:
 
 
 def _mistaken_for(start: str) -> str | None:
-    """Return which encoding UTF-8 was taken for before it was written as UTF-8 again, or None if it was not."""
+    """Return the encoding that UTF-8 was mistaken for before it was written as UTF-8 again, or None."""
     runs = [match[0] for match in itertools.islice(NOT_ASCII.finditer(start), MAX_RUNS)]
     if len(runs) < FEWEST_RUNS:
         return None
@@ -107,7 +107,7 @@ def _mistaken_for(start: str) -> str | None:
 
 
 def _undo(run: str, encoding: str) -> str | None:
-    """Return the characters that some others stand for, or None if they are not UTF-8 that was taken for an encoding."""
+    """Return the original characters of some damaged ones, or None if they are not UTF-8 mistaken for this encoding."""
     try:
         return run.translate(_bytes_of(encoding)).encode("latin-1").decode()
     except UnicodeError:
@@ -116,13 +116,13 @@ def _undo(run: str, encoding: str) -> str | None:
 
 @functools.cache
 def _bytes_of(encoding: str) -> dict[int, int]:
-    """Return the bytes of characters in an encoding; a control character stands for a byte that means nothing in it."""
+    """Return the bytes of characters in an encoding. A control character stands for a byte that is undefined in it."""
     meanings = {byte: bytes([byte]).decode(encoding, errors="ignore") for byte in range(0x80, 0x100)}
     return {ord(character or chr(byte)): byte for byte, character in meanings.items()}
 
 
 def _command(encoding: str, start: str) -> str:
-    """Return the command that undoes the mistake, or nothing if the program iconv cannot."""
+    """Return the command that undoes the mistake, or nothing if the program iconv cannot undo it."""
     for name in (encoding, "latin_1"):
         try:
             codecs.getincrementaldecoder("utf-8")().decode(start.encode(name))

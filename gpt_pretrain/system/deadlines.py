@@ -11,9 +11,9 @@ Result = TypeVar("Result")
 
 
 def run_with_timeout(job: Callable[[], Result], *, seconds: float, setting: str = "") -> Result:
-    """Return the result of a job.
+    """Return the result of a job, but stop waiting for it after some seconds.
 
-    Time limits of network libraries count anew with each byte that arrives, so a server may send one a minute for ever.
+    Time limits of network libraries start anew with each byte, so a server could send one byte per minute forever.
 
     Args:
         setting: The setting by which users change the limit, for the message.
@@ -33,6 +33,6 @@ def run_with_timeout(job: Callable[[], Result], *, seconds: float, setting: str 
     try:
         return done.result(seconds)
     except TimeoutError:
-        if done.done():  # the job has raised this error itself
+        if done.done():  # the job itself has raised this error
             raise
         raise TimeoutError(f"no answer within {seconds:g} seconds{f' ({setting})' if setting else ''}") from None

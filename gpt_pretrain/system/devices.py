@@ -1,4 +1,4 @@
-"""The choice of the device, and how its memory is managed."""
+"""Choose the device, and manage its memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from gpt_pretrain.system.shared_cores import share_cores, use_own_cores
 
 
 def prepare_computing() -> None:
-    """Set up this process's memory and threads for computing on a CPU. The thread that computes calls this once."""
+    """Set up this process's memory and threads for computing on a CPU. Call this once, from the computing thread."""
     keep_freed_memory()
     use_own_cores()
     share_cores()
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next step, instead of returning it to the system and requesting zeroed pages again.
+    """Make glibc keep freed memory for the next step, instead of returning it to the system.
 
-    Without this, page faults take a third of a training step on a CPU. Allocator settings in the environment take precedence.
+    Otherwise each step requests zeroed pages again, and page faults take a third of a training step on a CPU. Allocator settings
+    in the environment take precedence.
 
     Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
     """
@@ -38,7 +39,7 @@ def keep_freed_memory() -> None:
 
 
 def release_memory() -> None:
-    """Return unused memory to the system, between two trainings in one process."""
+    """Return unused memory to the system between two trainings in one process."""
     gc.collect()  # a Trainer and its callbacks are reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -46,7 +47,7 @@ def release_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device with this name; "auto" chooses a GPU if there is one.
+    """Return the device with this name. "auto" chooses a GPU if there is one.
 
     Raises:
         UserError: If this machine has no such device.

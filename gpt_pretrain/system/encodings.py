@@ -1,4 +1,4 @@
-"""Recognize the encoding of a text by its first bytes: by a byte order mark, or else by the characters it would consist of."""
+"""Recognize the encoding of a text by its first bytes: by a byte order mark, or by the characters that they would mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from gpt_pretrain.system.formatting import format_rounded
 from gpt_pretrain.system.old_encodings import ALPHABETS, SEVERAL_BYTES
 
-# A mark of UTF-32 begins with that of UTF-16.
+# UTF-32's mark begins with UTF-16's mark.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -25,8 +25,8 @@ MARKS = (
 WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # In this order: UTF-32 is also valid UTF-16 with many NULs.
 # NUL and the control characters, without tab, line feed, vertical tab, form feed and carriage return.
 CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r") + b"\x7f"
-MANY_CONTROLS = 0.05  # A text with a larger share of them in its first bytes is in another encoding, or not a text.
-MANY_IN_TEXT = 0.001  # A text with a larger share of them is worth a warning.
+MANY_CONTROLS = 0.05  # With a larger share in the first bytes, a text has another encoding, or is not a text.
+MANY_IN_TEXT = 0.001  # A larger share of them is worth a warning.
 # Ranges of characters that occur in a text of one script, besides ASCII, Latin-1 and punctuation.
 LATIN, CHINESE = ((0x0100, 0x02FF), (0x1E00, 0x1EFF)), ((0x3040, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
 SCRIPTS = (
@@ -40,21 +40,22 @@ COMMON = (
     *((0x1F000, 0x1FAFF), (0x0009, 0x000A), (0x000C, 0x000D)),
 )
 ENOUGH = 0.95  # Share of the characters that belong to one script or are common to all.
-# In a text of several scripts: share of the neighbors of a character, besides common ones, that belong to the same script.
+# In a text of several scripts, the share of neighboring characters of the same script. Common characters do not count.
 ENOUGH_TOGETHER, FEW = 0.9, 0.2
-# Line ends, spaces and full stops. Text in 8-bit encodings, taken for UTF-16, contains none of them.
+# Line ends, spaces and full stops. Text in 8-bit encodings that is read as UTF-16 contains none of them.
 TELLING, ENOUGH_TELLING = (*"\n\r ", *"\u3000\u3001\u3002\uff0c\uff01\uff1f"), 0.005
-SAMPLE = 1 << 14  # Characters that are looked at.
+SAMPLE = 1 << 14  # Characters to examine.
 # Scripts that are often written without spaces: Thai, Lao, Tibetan, Burmese and Khmer; Chinese with Japanese, and Korean.
 SPACELESS = [index for index, ranges in enumerate(SCRIPTS) if ranges[0][0] in (0x0E00, 0x0E80, 0x0F00, 0x1000, 0x1780)]
 IDEOGRAPHS = [index for index, ranges in enumerate(SCRIPTS) if ranges[0][0] in (0x3040, 0xAC00)]
-# Characters that make up a third of a Chinese, Japanese or Korean text, and hardly any of other bytes that are taken for one.
+# Characters that make up a third of a Chinese, Japanese or Korean text. In other bytes that are read as such a text, they are
+# rare.
 FREQUENT = frozenset("".join(f"{often}{others}" for names, often, others in ALPHABETS if names[0] in SEVERAL_BYTES))
 ENOUGH_FREQUENT = 0.05
-# Such a text has this share of control characters among its bytes, and one in an 8-bit encoding has none; or it has this share
-# of kana, whose first byte is always the same.
+# Such a text has at least this share of control characters among its bytes, while a text in an 8-bit encoding has none. Or it has
+# at least this share of kana, which all have the same first byte.
 LEAST_CONTROLS, ENOUGH_KANA = 0.01, 0.3
-LEAST_BEFORE_NULS = 256  # Bytes of a text in UTF-16 that NULs follow.
+LEAST_BEFORE_NULS = 256  # Bytes of a UTF-16 text before a padding of NULs.
 SEPARATING = 0.25  # A text has at most this share of NULs between its parts.
 
 
@@ -63,7 +64,7 @@ class TextEncoding:
     """The encoding of a text.
 
     Args:
-        name: Python's name of it.
+        name: Python's name of the encoding.
         has_mark: Whether the text begins with a byte order mark.
     """
 
@@ -74,8 +75,8 @@ class TextEncoding:
 def detect_encoding(head: bytes) -> TextEncoding | None:
     """Return the encoding of a text by its first bytes, or None if they are not text.
 
-    A text with bytes that are not UTF-8 but with few control characters counts as UTF-8, so that whoever reads it says where the
-    first such byte is. So does a text that is padded with NULs or divided by them.
+    A text with invalid bytes but few control characters counts as UTF-8. The code that reads it then reports the first invalid
+    byte. A text that is padded with NULs or divided by them also counts as UTF-8.
     """
     for mark, name in MARKS:
         if head.startswith(mark):
@@ -93,12 +94,12 @@ def count_controls(data: bytes) -> int:
 
 
 def control_share(data: bytes) -> float:
-    """Return the share of the bytes that are NUL or a control character, besides those of terminals and between JSON records."""
+    """Return the share of NUL and control characters, without those used in terminals and between JSON records."""
     return (count_controls(data) - data.count(b"\x1b") - data.count(b"\b") - data.count(b"\x1e{")) / max(len(data), 1)
 
 
 def _is_utf8(head: bytes) -> bool:
-    """Return whether the first bytes of a text are UTF-8; the last character may be incomplete."""
+    """Return whether the first bytes of a text are UTF-8. The last character may be incomplete."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
@@ -109,8 +110,8 @@ def _is_utf8(head: bytes) -> bool:
 def _is_text_in(head: bytes, encoding: str) -> bool:
     """Return whether the characters of the first bytes, if they are in this encoding, look like text.
 
-    They look like text if almost all are common ones or those of one script, or of several scripts that do not change within a
-    word. Numbers, such as token ids, belong to all scripts at random.
+    They look like text if almost all are common characters or belong to one script. Several scripts are possible if they do not
+    change within a word. Numbers, such as token ids, would be characters of random scripts.
     """
     filled = head.rstrip(b"\0")
     head = filled if len(filled) >= LEAST_BEFORE_NULS else head
@@ -140,14 +141,14 @@ def _is_spaceless(head: bytes, codes: Counter[str], counts: Counter[int | None])
     """Return whether a text without spaces is in a script that needs none.
 
     Args:
-        head: Its bytes.
-        codes: How often it has each character.
-        counts: How often it has characters of each script.
+        head: The bytes of the text.
+        codes: The number of occurrences of each character.
+        counts: The number of characters of each script.
     """
     script, count = counts.most_common(1)[0] if counts else (None, 0)
     if script not in (*SPACELESS, *IDEOGRAPHS) or count < ENOUGH * ENOUGH * counts.total():
         return False
-    if script not in IDEOGRAPHS:  # These scripts are so small that other bytes are hardly ever all in one.
+    if script not in IDEOGRAPHS:  # These scripts are so small that other bytes rarely all fall into one of them.
         return True
     n_kana = sum(number for character, number in codes.items() if "\u3040" <= character <= "\u30ff")
     if control_share(head) < LEAST_CONTROLS and n_kana < ENOUGH_KANA * counts.total():
@@ -156,7 +157,7 @@ def _is_spaceless(head: bytes, codes: Counter[str], counts: Counter[int | None])
 
 
 def _has_only_nuls_besides_text(head: bytes) -> bool:
-    """Return whether bytes are UTF-8 text of two words or more apart from NULs before, after or singly in it."""
+    """Return whether bytes are UTF-8 text of at least two words, except for NULs before, after or singly within it."""
     text = head.strip(b"\0")
     n_nuls = text.count(b"\0")
     if b"\0\0" in text or n_nuls > SEPARATING * len(text) or (text.isascii() and len(re.split(rb"[\0\s]", text, maxsplit=1)) < 2):
@@ -165,14 +166,14 @@ def _has_only_nuls_besides_text(head: bytes) -> bool:
 
 
 def script_index(code: int) -> int | None:
-    """Return the index of the script that a character belongs to, -1 for one that is common to all, and None for others."""
+    """Return the index of a character's script; -1 for a character common to all scripts, and None for others."""
     starts, scripts = _script_table()
     return scripts[bisect_right(starts, code) - 1]
 
 
 @functools.cache
 def _script_table() -> tuple[list[int], list[int | None]]:
-    """Return the first character of each range, in ascending order, and what all characters of the range belong to."""
+    """Return the first character of each range, in ascending order, and the script of the range."""
     scripts = [(-1, COMMON), *enumerate(SCRIPTS)]
     starts = sorted({0, *(code for _, ranges in scripts for first, last in ranges for code in (first, last + 1))})
 
@@ -198,20 +199,20 @@ def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 class ControlCount:
-    """Counts NUL and control characters in a text, of which a text has hardly any."""
+    """Count NUL and control characters in a text. A normal text has hardly any."""
 
     def __init__(self, total: int = 0, controls: int = 0, nuls: int = 0) -> None:
         self.total, self.controls, self.nuls = total, controls, nuls
 
     def add(self, data: bytes) -> None:
-        """Count those in UTF-8 text."""
+        """Count the NUL and control characters in UTF-8 text."""
         self.total += len(data)
         self.controls += count_controls(data)
         self.nuls += data.count(b"\0")
 
     @property
     def are_many(self) -> bool:
-        """Return whether there are more than a text has."""
+        """Return whether there are more than in a normal text."""
         return self.controls > MANY_IN_TEXT * self.total
 
     def described(self) -> str:

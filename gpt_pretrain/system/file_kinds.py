@@ -1,7 +1,7 @@
-"""The kinds of files: what people call them, how they are read or why they are not, and what tells them.
+"""The kinds of files: their usual names, the way to read them or the reason for refusing them, and their marks.
 
-Each kind stands once in this file. Whoever adds one adds a FileKind and, if its first bytes tell it, a line in SIGNATURES, or
-else one in SUFFIXES. `file_recognition` looks at them.
+To add a kind, add a FileKind, and a line in SIGNATURES if its first bytes identify it, otherwise in SUFFIXES. `file_recognition`
+uses these tables.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from gpt_pretrain.system.encodings import TextEncoding
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.old_encodings import quote_path
 
-HEAD = 1 << 16  # Bytes from the start of a file that are looked at.
-# The forms of a file that can be read: how its content becomes documents, or which files it contains.
+HEAD = 1 << 16  # Bytes from the start of a file to examine.
+# The forms of a readable file. They decide how its content becomes documents, or which files it contains.
 TEXT, LINES, ARRAY, OBJECTS, ROWS, PARQUET = "text", "JSON lines", "JSON array", "JSON objects", "rows", "Parquet"
 COMPRESSED, ARCHIVES = ("gz", "bz2", "xz", "zst"), ("tar", "zip")
 EMPTY, REFUSED = "empty", "refused"
@@ -28,13 +28,13 @@ class FileKind:
     """A kind of file.
 
     Args:
-        name: What people call it, in the singular and without an article.
-        form: How it is read; REFUSED if it is not.
-        advice: For a refused kind, how to get its text or what it is for; {path} stands for the file.
-        encoding: Of a text.
-        warning: What is odd about a file that is read nevertheless, as the rest of a sentence that begins with its name; {path}
+        name: Its usual name, in the singular and without an article.
+        form: The form in which it is read; REFUSED if it is not read.
+        advice: For a refused kind, the way to get its text, or its purpose; {path} stands for the file.
+        encoding: The encoding of a text.
+        warning: The problem of a file that is read nevertheless, as the rest of a sentence that begins with its name; {path}
             stands for the file in a command.
-        content: Of a compressed file on disk, the form of what is in it.
+        content: The form of the content of a compressed file on disk.
     """
 
     name: str
@@ -59,7 +59,7 @@ class FileKind:
         return format_count(number, noun) + "".join(rest)
 
     def refusal(self, path: str) -> str:
-        """Return the message for a file that is not read: what it is, and what to do with it."""
+        """Return the message for a refused file: its kind and the advice."""
         advice = self.advice.replace("{path}", quote_path(path)) or "Only text is read."
         is_text = self.name.startswith("text ")
         return f"{path} is {self.described()}{', not text' * (not is_text)}. {advice}"
@@ -124,7 +124,7 @@ CPIO = FileKind("cpio archive", advice=convert_advice("cpio -idm < {path}", "Unp
 LFS_POINTER = FileKind(
     "Git LFS pointer", advice="It stands for a file that was not downloaded. Fetch that, for example with: git lfs pull"
 )
-# Their first bytes are letters, and what follows may be, too: more of what they begin with.
+# More of the first bytes of kinds that begin with letters, since plain text may begin with the same letters.
 TEXTUAL = {
     PDF: re.compile(rb"%PDF-\d\.\d[^\S\r\n]*+[\r\n].{0,1000}?(?:\d \d obj|[\x80-\xff]{4})", re.DOTALL),
     POSTSCRIPT: re.compile(rb"%!PS(?:-Adobe-\d[^\r\n]*|\s*)[\r\n]"),
@@ -170,7 +170,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"BZh", FileKind("bzip2 file", "bz2")),
     (0, b"\xfd7zXZ\0", FileKind("xz file", "xz")),
     (0, b"\x28\xb5\x2f\xfd", FileKind("zstandard file", "zst")),
-    (1, b"\x2a\x4d\x18", FileKind("zstandard file", "zst")),  # A frame to skip; the first byte is 0x50 to 0x5f.
+    (1, b"\x2a\x4d\x18", FileKind("zstandard file", "zst")),  # a frame to skip; its first byte is 0x50 to 0x5f
     (0, b"PK\x03\x04", ZIP),
     (0, b"PK\x05\x06", ZIP),
     (257, b"ustar", TAR),
@@ -216,7 +216,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
         b"GGUF",
         FileKind("GGUF file of weights", advice=NO_WEIGHTS),
     ),
-    *((0, magic, GGML) for magic in (b"lmgg", b"fmgg", b"tjgg")),  # "ggml", "ggmf" and "ggjt" in the other order of bytes.
+    *((0, magic, GGML) for magic in (b"lmgg", b"fmgg", b"tjgg")),  # "ggml", "ggmf" and "ggjt" with reversed bytes
     # After the version and the length of the name.
     *(
         (6, name, CTRANSLATE2)
@@ -269,7 +269,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"wOF2", FileKind("font")),
     (0, b"OTTO", FileKind("font")),
 )
-# Kinds that the name tells where the bytes do not.
+# Kinds that are recognized by the name, since the bytes do not identify them.
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lzma", ".gzip", ".zstd", ".z")
 TOKEN_SUFFIXES = (".bin", ".npy", ".idx", ".ds", ".tok", ".tokens", ".u16", ".uint16")
 SUFFIXES: dict[str, FileKind] = {

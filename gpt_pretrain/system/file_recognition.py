@@ -59,9 +59,9 @@ from gpt_pretrain.system.text_forms import other_form
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 PARQUET_SUMMARIES = ("_metadata", "_common_metadata")  # Their names in a folder of many parts.
 NOTEBOOK_START = re.compile(r'\{\s*"(cells|metadata|nbformat\w*)"\s*:.{0,40000}?"(cell_type|nbformat)"\s*:', re.DOTALL)
-# Each part matches in one way only. With \r?\n after .*, which may take the \r too, each line would double the time.
+# Each part matches in one way only. With \r?\n after .*, each line would double the time, since .* may match the \r too.
 _HEADER = r"[A-Za-z][\w-]*+: [^\n]*+\n(?:[ \t][^\n]*+\n)*+"
-# The line that begins an e-mail in a mailbox, or a header that e-mails have and no other text.
+# The first line of an e-mail in a mailbox, or a header that occurs only in e-mails.
 MAIL_START = re.compile(
     rf"From \S++ (?=[^\n]*\d\d:\d\d)[^\n]*+\n{_HEADER}"
     rf"|(?:{_HEADER})*?(?:message-id|mime-version|received|return-path|delivered-to): ",
@@ -75,15 +75,15 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     """Return the kind of a file.
 
     Args:
-        name: Its name or path, whose suffix counts where the bytes leave a choice; without the suffix of a compressed file.
+        name: Its name or path, without the suffix of a compressed file. The suffix counts if the bytes leave a choice.
         head: Its first HEAD bytes, or all of them.
-        as_text: Take everything for plain text that is text at all, also tables, JSON and HTML.
+        as_text: Treat every text as plain text, even tables, JSON and HTML.
     """
     if not head:
         return EMPTY_FILE
     suffix = PurePath(name).suffix.lower()
     if suffix in COMPRESSED_SUFFIXES and suffix not in SUFFIXES:
-        inner = PurePath(content_name(name)).suffix.lower()  # A browser decompresses some files and leaves their names.
+        inner = PurePath(content_name(name)).suffix.lower()  # Browsers decompress some files but keep their names.
         suffix = inner if is_text_kind(inner) or inner in TEXT_SUFFIXES else suffix
     signed = _by_signature(head, suffix, as_text=as_text)
     if signed is not None:
@@ -100,9 +100,9 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
             return SUFFIXES[suffix]
         return BINARY if head.strip(b"\0") else NULS
     if suffix in SUFFIXES and not is_text_kind(suffix) and encoding.name == "utf-8" and b"\0" in head:
-        return SUFFIXES[suffix]  # A program, for example, most of which is the text in it.
+        return SUFFIXES[suffix]  # A program, for example, may consist mostly of text.
     if SUFFIXES.get(suffix) is PICKLE and not as_text:
-        return PICKLE  # The oldest protocol writes nothing but ASCII.
+        return PICKLE  # The oldest protocol writes only ASCII.
     start = _decode(head, encoding)
     kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in TEXT_SUFFIXES)
     if encoding.name == "utf-8" or not kind.is_read:
@@ -113,26 +113,26 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
 
 
 def _damage(kind: FileKind, head: bytes, start: str, *, as_text: bool) -> str:
-    """Return what is wrong with a text in UTF-8, as the rest of a sentence, or nothing."""
+    """Describe the damage to a UTF-8 text, as the rest of a sentence, or nothing."""
     if as_text or kind is not PLAIN:
         return conversion_damage(head) or ("" if as_text else damage_in_records(start))
     return conversion_damage(head) or escapes_left(head) or other_form(start)
 
 
 def _begins_with_offsets(head: bytes) -> bool:
-    """Return whether a file begins as a chunk of LitData: the number n of its items, and the n + 1 offsets of their bytes."""
+    """Return whether a file begins like a chunk of LitData: the number n of its items, and the n + 1 offsets of their bytes."""
     count, first = (int.from_bytes(head[at : at + 4], "little") for at in (0, 4))
     return count > 0 and first == 4 * (count + 2)
 
 
 def is_text_kind(suffix: str) -> bool:
-    """Return whether a known suffix is that of text."""
+    """Return whether a suffix is known to mean text."""
     kind = SUFFIXES.get(suffix)
     return kind in (JSON_LINES, CSV, HTML, XML, MHTML, NOTEBOOK)
 
 
 def content_name(name: str) -> str:
-    """Return the name that a compressed file's content has: `a.jsonl` for `a.jsonl.gz`, `a.tar` for `a.tgz`."""
+    """Return the name of a compressed file's content: `a.jsonl` for `a.jsonl.gz`, `a.tar` for `a.tgz`."""
     stem, suffix = name[: len(name) - len(PurePath(name).suffix)], PurePath(name).suffix.lower()
     if suffix in COMPRESSED_SUFFIXES:
         return stem
@@ -140,13 +140,13 @@ def content_name(name: str) -> str:
 
 
 def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None:
-    """Return the kind that the first bytes tell by themselves, or None."""
+    """Return the kind by the first bytes alone, or None."""
     is_text = not _has_controls(head[:512])
     for offset, magic, kind in SIGNATURES:
         if head.startswith(magic, offset):
             is_named = suffix[1:] in kind.name.lower().split()
             if is_text and _is_word(magic) and not is_named and not (kind in TEXTUAL and TEXTUAL[kind].match(head)):
-                continue  # A text that begins with these letters.
+                continue  # It is a text that begins with these letters.
             if kind is ZIP:
                 return _zip_kind(head, suffix)
             if kind is ARROW and suffix == ".feather":
@@ -192,7 +192,7 @@ def _has_controls(data: bytes) -> bool:
 
 
 def _zip_kind(head: bytes, suffix: str) -> FileKind:
-    """Return which kind of file a zip archive is: many programs write their documents as one."""
+    """Return the kind of a zip archive. Many programs write their documents as zip archives."""
     by_name = SUFFIXES.get(suffix)
     if by_name in (WORD, SHEET, SLIDES, EPUB, JAR, NPZ, TORCH, SUFFIXES[".keras"]):
         return by_name
@@ -213,21 +213,21 @@ def _zip_kind(head: bytes, suffix: str) -> FileKind:
 
 
 def _zip_names(head: bytes) -> list[bytes]:
-    """Return the names of the first files in a zip archive, as far as its beginning tells where the next one is."""
+    """Return the names of the first files in a zip archive, as far as its beginning shows the position of the next one."""
     names, at = list[bytes](), 0
     while head.startswith(b"PK\x03\x04", at) and len(head) >= at + 30:
         size, length, extra = (
             int.from_bytes(head[at + start : at + end], "little") for start, end in ((18, 22), (26, 28), (28, 30))
         )
         names.append(head[at + 30 : at + 30 + length])
-        if not size and head[at + 6] & 8:  # Its size follows its content.
+        if not size and head[at + 6] & 8:  # The file's size follows its content.
             break
         at += 30 + length + extra + size
     return names
 
 
 def _is_old_tar(head: bytes) -> bool:
-    """Return whether a file begins with a tar header of the time before it had a signature, by its checksum."""
+    """Return whether a file begins with an old tar header without a signature, judged by the checksum."""
     if len(head) < 512 or not re.fullmatch(rb" *[0-7]{1,7}[ \0]*", head[148:156]) or not head[0]:
         return False
     return int(head[148:156].strip(b" \0"), 8) == sum(head[:148]) + 8 * 32 + sum(head[156:512])
@@ -238,13 +238,13 @@ def _is_clean(head: bytes, encoding: TextEncoding) -> bool:
 
 
 def _decode(head: bytes, encoding: TextEncoding) -> str:
-    """Return the text of the first bytes, whose last character may be incomplete."""
+    """Return the text of the first bytes. Their last character may be incomplete."""
     return head.decode(encoding.name, errors="ignore").removeprefix("\ufeff")
 
 
 def _by_text(start: str, by_name: FileKind | None, *, is_text_named: bool) -> FileKind:
-    """Return the kind of a text by how it begins, and by what its name says."""
-    begins = start.lstrip()  # This takes record separators away, too.
+    """Return the kind of a text by its beginning and its name."""
+    begins = start.lstrip()  # also removes record separators
     markup = _markup_kind(begins)
     if markup is not None:
         return markup
@@ -269,7 +269,7 @@ def _by_text(start: str, by_name: FileKind | None, *, is_text_named: bool) -> Fi
 
 
 def _markup_kind(begins: str) -> FileKind | None:
-    """Return HTML or XML if a text begins so, after comments."""
+    """Return HTML or XML if a text begins like one, after comments."""
     begins = re.sub(r"\A(?:<!--.{0,4000}?-->\s*)+", "", begins, flags=re.DOTALL)
     if re.match(r"<(!doctype\s+html|html|head|body)\b", begins, re.IGNORECASE):
         return HTML

@@ -68,7 +68,7 @@ def short_message(text: str) -> str:
 
 
 def format_number(value: object, spec: str) -> str:
-    """Format a finite number, for a whole number without its fraction; anything else becomes "-"."""
+    """Format a finite number. A whole number has no fraction. Any other value becomes "-"."""
     if not is_finite_number(value):
         return "-"
     return format(int(value) if spec.endswith("d") else value, spec)

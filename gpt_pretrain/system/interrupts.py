@@ -1,7 +1,8 @@
-"""The signals that ask a program to stop. Ctrl-C while libraries load waits until the module is complete; a second one does not.
+"""The signals that ask a program to stop. While libraries load, a first Ctrl-C waits until the current module is complete.
 
-An import that is broken off in the middle cannot be repeated: NumPy, for example, then refuses to load at all, and the summary of
-an interrupted sweep needs it. Some modules take many seconds to load, after which nobody waits for a summary.
+An interrupted import cannot be repeated. NumPy, for example, then refuses to load at all, but the summary of an interrupted sweep
+needs it. Some modules take many seconds to load, and nobody waits that long for a summary. A second Ctrl-C therefore ends the
+process at once.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from types import FrameType
 
 IMPORT_MACHINERY = "<frozen importlib"
 RETRY_SECONDS = 0.05
-PATIENCE = 20  # repetitions after which the user is told what is waited for
+PATIENCE = 20  # repetitions after which the user learns the reason for waiting
 WAITING = b"\nStopping as soon as the libraries are loaded. Press Ctrl-C again to end at once.\n"
 
-_is_waiting = False  # for a module to be complete
+_is_waiting = False  # whether a module is still loading
 _repetitions = 0
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals that ask a run to stop: Ctrl-C, a scheduler's, and a closed terminal's, unless nohup has it ignored."""
+    """Return the signals that ask a run to stop: Ctrl-C, a scheduler's, and a closed terminal's unless nohup ignores it."""
     found = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
     return [one for one in found if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]
 
 
 def handle_interrupts() -> None:
-    """Have Ctrl-C raise KeyboardInterrupt, but never in the middle of an import."""
+    """Make Ctrl-C raise KeyboardInterrupt, but never in the middle of an import."""
     signal.signal(signal.SIGINT, _interrupt)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, or ask for the same again later; end the process if the user asks again first.
+    """Raise KeyboardInterrupt, or try again later during an import. End the process if the user asks again before that.
 
     Raises:
         KeyboardInterrupt: If no module is being imported.

@@ -1,4 +1,4 @@
-"""Recognize by its beginning whether a text is JSON, and how its values follow one another."""
+"""Recognize JSON by the beginning of a text, and the way in which its values follow one another."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from gpt_pretrain.system.file_kinds import JSON_ARRAY, JSON_LINES, JSON_OBJECTS, FileKind
 
 SEPARATORS = " \t\r\n,\x1e"  # Between values: some programs write a comma, or the record separator of RFC 7464.
-# What the end of JSON may lack: the rest of a word, of a number or of an escape.
+# Possible ends of incomplete JSON: a part of a word, of a number or of an escape.
 UNFINISHED = re.compile(r"-?[a-z]*|\\?u?[0-9a-fA-F]*")
-MAX_EMPTY = 100  # Values without content that are looked at.
+MAX_EMPTY = 100  # Values without content to examine.
 _DECODER = json.JSONDecoder(strict=False, parse_int=float)
 
 
@@ -21,11 +21,11 @@ def ends_early(text: str, error: json.JSONDecodeError) -> bool:
 
 
 def json_kind(start: str, *, is_named: bool) -> FileKind | None:
-    """Return the kind of JSON if a text begins so: with an object, or with an array of objects, arrays or strings.
+    """Return the kind of JSON if a text begins with an object, or with an array of objects, arrays or strings.
 
     Args:
         start: The beginning of the text, without white space before it.
-        is_named: Whether the name says that it is JSON, so that other text after the first value, or in it, is damage.
+        is_named: Whether the file's name means JSON. Other text after the first value, or in it, is then damage.
     """
     if re.match(r'\{\s*["}]|\[\s*[\[{"\]]', start) is None or not (is_named or _begins_with_json(start)):
         return None
@@ -37,12 +37,12 @@ def json_kind(start: str, *, is_named: bool) -> FileKind | None:
         is_alone = not re.search(r"[\r\n]", start[:end]) and "," not in between
         return JSON_LINES if is_alone and (re.search(r"[\r\n]", between) or end + len(between) == len(start)) else JSON_OBJECTS
     _, line_end, rest = start.partition("\n")
-    # A single long line is one record. A line that ends too early is the first of a value over several lines, or damaged.
+    # A single long line is one record. A line that ends too early is damaged, or begins a value over several lines.
     return JSON_LINES if not line_end or _is_object(rest.partition("\n")[0]) else JSON_OBJECTS
 
 
 def _begins_with_json(start: str) -> bool:
-    """Return whether a text begins with a value of JSON and goes on with another one, if it goes on."""
+    """Return whether a text begins with a JSON value, and has another JSON value after it if it continues."""
     for _ in range(MAX_EMPTY):  # Many plain texts contain empty brackets.
         value, end = _first_value(start)
         rest = "" if end is None else start[end:].lstrip(SEPARATORS)
@@ -51,13 +51,13 @@ def _begins_with_json(start: str) -> bool:
         start = rest
     if end is not None:
         return not rest or rest.startswith(("{", "["))
-    if value is not None:  # It ends early, and so may be longer than what is known of it.
+    if value is not None:  # It ends early, so it may continue beyond the known part.
         return not re.match(r'[\[\s]*"', start)
     return _is_object(start.partition("\n")[2].partition("\n")[0])  # The first line is damaged.
 
 
 def _first_value(start: str) -> tuple[Any, int | None]:
-    """Return the value that a text begins with and its end; True and None if it may lack its end, and None if it is no value."""
+    """Return the first value of a text and its end; True and None if its end may be missing, and None if it is not a value."""
     try:
         return _DECODER.raw_decode(start)
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""One form for line ends: \\r\\n and \\r become \\n, so that a text has the same tokens wherever it was saved."""
+"""Unify line ends: \\r\\n and \\r become \\n, so that a text has the same tokens wherever it was saved."""
 
 from __future__ import annotations
 

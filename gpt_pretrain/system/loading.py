@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading_libraries() -> Iterator[None]:
-    """Import PyTorch and what needs it in a block, without looking for garbage among their objects.
+    """Import PyTorch and modules that need it in a block, without garbage collection of their objects.
 
-    There are a million of them, and all stay to the end. Python would go through them again and again while their number
-    grows, then during the training, and once more when the program ends. Where PyTorch is loaded already, as in a notebook or in
+    There are a million of these objects, and all of them stay to the end. Python's collector would go through them many times:
+    while their number grows, during the training, and when the program ends. If PyTorch is already loaded, as in a notebook or in
     a later job of a sweep, nothing is changed, since other objects may become garbage.
     """
     if "torch" in sys.modules or not gc.isenabled():

@@ -1,4 +1,4 @@
-"""Locks between processes; the operating system releases them when their process ends."""
+"""Locks between processes. The operating system releases a lock when its process ends."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from filelock import FileLock, Timeout
 
 from gpt_pretrain.errors import UserError
 
-# Errors of file systems that have no locks, such as network drives without a lock service.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524)  # 524 is ENOTSUPP, which Linux's NFS lets through
+# Errors of file systems without locks, such as network drives without a lock service.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524)  # 524 is ENOTSUPP, from Linux's NFS
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock file during the block, and yield whether this process holds it; False if another process does.
+    """Try to hold a lock file during the block. Yield whether this process holds it; False if another process does.
 
-    On a file system without locks, every process holds it, and a warning says so. filelock's soft locks are not used there,
-    because a process that was killed on another machine would hold its soft lock forever.
+    On a file system without locks, every process appears to hold it, and a warning reports this. filelock's soft locks are not
+    used there: a process that was killed on another machine would hold its soft lock forever.
 
     Raises:
         OSError: If the path is a link, or cannot be opened.
     """
-    if path.is_symlink():  # filelock empties the file that it locks, and before version 3.20.1 it followed links
+    if path.is_symlink():  # filelock empties the locked file, and before version 3.20.1 it followed links
         raise OSError(errno.ELOOP, "it is a link, and nothing is written through a link", str(path))
     file_lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:

@@ -1,4 +1,4 @@
-"""Characters that cannot be seen, or that look like those of a keyboard, in words copied from a page or a document."""
+"""Replace characters in copied words that are invisible, or that look like characters of a keyboard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MINUS_SIGNS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212"), "-
 
 
 def plain_characters(text: str) -> str:
-    """Return a text with the characters of a keyboard in place of those that look like them, and without invisible ones."""
+    """Replace lookalikes in a text by characters of a keyboard, and remove invisible characters."""
     visible = "".join(letter for letter in text.translate(MINUS_SIGNS) if unicodedata.category(letter) != "Cf")
     return "".join(str(unicodedata.digit(letter, letter)) for letter in unicodedata.normalize("NFKC", visible))
 

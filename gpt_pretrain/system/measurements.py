@@ -1,4 +1,4 @@
-"""Measurements of this machine's speed, made once and kept in the user's cache, so that equal commands do the same."""
+"""Measure this machine's speed once, and keep the result in the user's cache, so that equal commands give equal results."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from gpt_pretrain.system.resources import cores, cpu_name
 
 MEASUREMENTS = "measurements.json"
 MAX_BYTES = 100_000
-MAX_KEPT = 200  # the newest
+MAX_KEPT = 200  # the newest are kept
 
 log = logging.getLogger(__name__)
 
 
 def measured_once(name: str, measure: Callable[[], float]) -> float:
-    """Return a positive number that describes this machine; measure it if this version has not done so on such a machine.
+    """Return a positive number that describes this machine. Measure it if this version has not done so on such a machine.
 
     Args:
-        name: What is measured.
+        name: The name of the measured quantity.
     """
     machine = f"{cpu_name()}, {cores()} cores, {_threads()} threads"
     key = f"{name}; {machine}; torch {version('torch')}, gpt-pretrain {gpt_pretrain.__version__}"
@@ -43,7 +43,7 @@ def measured_once(name: str, measure: Callable[[], float]) -> float:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(file, dict([*_read(file).items(), (key, value)][-MAX_KEPT:]))
     except OSError as error:
-        log.debug("%s: %s", file, error)  # the next start measures again
+        log.debug("%s: %s", file, error)  # The next start measures again.
     return value
 
 

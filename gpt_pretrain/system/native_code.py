@@ -16,7 +16,7 @@ from pathlib import Path
 from gpt_pretrain.system.environment import user_cache_folder
 from gpt_pretrain.system.resources import cpu_features
 
-COMPILER = "gcc"  # It links the OpenMP library of PyTorch, so that both share their threads.
+COMPILER = "gcc"  # It links the same OpenMP library as PyTorch, so that both share their threads.
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
 COMPILE_SECONDS = 120
 
@@ -28,7 +28,7 @@ def load_native_code(source: Path) -> ctypes.CDLL | None:
     """Compile a C file for this processor, unless the user's cache has it, and load it.
 
     Returns:
-        The library, or None without a compiler that can do it. Programs must work without.
+        The library, or None if no compiler can build it. Callers must work without it.
     """
     compiler = shutil.which(COMPILER)
     if sys.platform != "linux" or compiler is None:

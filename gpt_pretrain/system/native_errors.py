@@ -1,6 +1,6 @@
-"""Keep from the screen what libraries written in Rust print about a failure before they raise an exception that says the same.
+"""Hide messages of Rust libraries about a failure. The libraries also raise an exception with the same content.
 
-They write to the process's standard error itself, past `sys.stderr`, and have no setting for it.
+They write directly to the process's standard error instead of `sys.stderr`, and have no setting for it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PANIC = re.compile(rb"\n?thread '[^\n]*panicked at .*", re.DOTALL)
 
 @contextmanager
 def without_panic_messages() -> Iterator[None]:
-    """Hold back what is written to standard error, and write it afterwards, up to the message of a panic.
+    """Hold back the output to standard error during the block. Afterwards, write it up to the message of a panic.
 
-    The calls of several threads may overlap; the last one writes what has been held back.
+    The calls of several threads may overlap. The last one writes the held-back output.
     """
     _errors.hold()
     try:
@@ -65,7 +65,7 @@ class _HeldErrors:
                     terminal.write(text)
 
     def forget(self) -> None:
-        """Give a forked process, in which no other thread goes on, its standard error back."""
+        """Restore standard error in a forked process. No other thread continues there."""
         if self._holders and self._terminal is not None:
             os.dup2(self._terminal, STANDARD_ERROR)
         self._lock, self._holders, self._terminal, self._held = threading.Lock(), 0, None, None

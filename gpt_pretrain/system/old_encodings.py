@@ -1,4 +1,4 @@
-"""Guess the older encoding of a text that is not in Unicode, and find the command that converts it."""
+"""Guess the old encoding of a text that is not in Unicode, and find the command to convert it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from gpt_pretrain.system.ebcdic import ebcdic_encoding
 from gpt_pretrain.system.shell import quote_word
 
-# For each group of encodings, in the order of preference: letters that are frequent besides ASCII, and letters that also occur.
+# For each group of encodings, in order of preference: frequent non-ASCII letters, and other letters that occur.
 ALPHABETS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("cp1252", "iso8859_15", "mac_roman", "cp850"), "éèàêçâîôäöüßáíóúñãåøæìòù", "õûëïðýþœÿ"),
     (("iso8859_3",), "ĉĝĥĵŝŭ", ""),
@@ -33,15 +33,15 @@ ALPHABETS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )  # fmt: skip
 PUNCTUATION = frozenset("«»¿¡°§€£©®™·•ªº½¼…\u00a0–—‘’‚“”„‹›、。，．・！？；：（）「」『』《》〈〉　")  # noqa: RUF001
 SEVERAL_BYTES = ("euc_jp", "cp932", "gb18030", "cp950", "big5hkscs", "cp949")
-# A text is rarely valid in an encoding with characters of several bytes by chance; other letters of such a script are many.
+# Encodings with characters of several bytes. A text is rarely valid in one by chance, and their scripts have many letters.
 BONUS, OTHER_IDEOGRAPH = 0.3, 0.3
-SURE = 0.65  # The least score of a guess without the help of charset-normalizer.
-# Encodings that charset-normalizer recognizes, and those that are meant nearly always, if the text is valid in them.
+SURE = 0.65  # The least score for a guess without charset-normalizer.
+# Encodings that charset-normalizer reports, and the encodings nearly always meant instead, if the text is valid in them.
 USUAL = {
     **{"euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932", "shift_jisx0213": "cp932"},
     **{"shift_jis": "cp932", "big5hkscs": "cp950", "johab": "cp949", "gb2312": "gb18030", "gbk": "gb18030"},
 }
-# How the program iconv calls them, where it is not Python's name in capital letters; None where it has none.
+# iconv's names, if they are not Python's names in capital letters; None if iconv lacks the encoding.
 ICONV: dict[str, str | None] = {
     **{"latin_1": "ISO-8859-1", "mac_roman": "MACINTOSH", "mac_latin2": "MAC-CENTRALEUROPE", "mac_iceland": "MAC-IS"},
     **{"kz1048": "RK1048", "ptcp154": "PT154", "euc_jp": "EUC-JP", "euc_kr": "EUC-KR", "koi8_r": "KOI8-R", "koi8_u": "KOI8-U"},
@@ -50,19 +50,19 @@ ICONV: dict[str, str | None] = {
     **{"tis_620": "TIS-620", "hp_roman8": "HP-ROMAN8", "mac_cyrillic": "MAC-CYRILLIC"},
     **dict.fromkeys(("mac_greek", "mac_turkish", "koi8_t", "cp720", "hz", "cp864")),
 }
-# Encodings of the shapes that letters have within words, of which the form NFKC of Unicode makes letters.
+# Encodings of the shapes of letters within words. Unicode's form NFKC turns these shapes into letters.
 OF_SHAPES = ("cp864",)
-# What such an encoding scores less than another one: nearly all letters of ISO-8859-6 are letters of CP864 too.
+# The deduction from such an encoding's score: nearly all letters of ISO-8859-6 are also letters of CP864.
 SHAPES_PENALTY = 0.05
-# In one of two encodings of Greek, capital alpha with an accent is the other's apostrophe or pilcrow.
+# In one of the two Greek encodings, capital alpha with an accent has the code of the other's apostrophe or pilcrow.
 SYMBOL_BEFORE_WORD = re.compile("(?<!\\S)[\u2019\u00b6](?=[\u03ac-\u03ce])")
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
 LATIN_END = "\u0250"  # The first character after the letters of Latin script.
-SAMPLE = 1 << 14  # Bytes that are looked at.
+SAMPLE = 1 << 14  # Bytes to examine.
 
 
 def likely_encodings(data: bytes) -> Iterator[str]:
-    """Yield Python's names of the encodings that a text may have, the most likely one first."""
+    """Yield Python's names of the possible encodings of a text, the most likely one first."""
     sample = data[:SAMPLE]
     if (mainframe := ebcdic_encoding(sample)) is not None:
         yield mainframe
@@ -76,19 +76,19 @@ def likely_encodings(data: bytes) -> Iterator[str]:
 
 
 def best_of_alphabet(encodings: Sequence[str], data: bytes) -> str:
-    """Return the first of some encodings, or another one of its alphabet that suits a longer part of the text better.
+    """Return the first of some encodings, or another one of the same alphabet that suits a longer part of the text better.
 
-    Encodings of one alphabet may differ in a few letters only, which a short sample need not have.
+    Encodings of one alphabet may differ in only a few letters. A short sample may lack these.
     """
     first = encodings[0]
     group = next((names for names, _, _ in ALPHABETS if first in names), (first,))
-    if len(group) == 1 or not set(group).isdisjoint(SEVERAL_BYTES):  # the part may begin in the middle of a character
+    if len(group) == 1 or not set(group).isdisjoint(SEVERAL_BYTES):  # The part may begin within a character.
         return first
     return max((name for name in encodings if name in group), key=lambda name: _score(data, group, name))
 
 
 def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
-    """Return the mean weight of the characters besides ASCII, if a text has this encoding; frequent letters weigh most."""
+    """Return the mean weight of the non-ASCII characters if a text has this encoding. Frequent letters weigh most."""
     if (text := _decode(sample, encoding)) is None:
         return -1
     if encoding in OF_SHAPES:
@@ -99,7 +99,7 @@ def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
     several = OTHER_IDEOGRAPH if encoding in SEVERAL_BYTES else 0.0
     counts = Counter(character for character in text if character > "\x7f" and character not in PUNCTUATION)
     if frequent < LATIN_END and counts.total() > sum(character.isascii() and character.isalpha() for character in text):
-        return 0  # In Latin script, most letters are those of ASCII.
+        return 0  # In Latin script, most letters are ASCII letters.
     total = sum(
         count * weights.get(character, several if "\u3400" <= character <= "\ud7a3" else 0.0)
         for character, count in counts.items()
@@ -138,14 +138,14 @@ def conversion(encoding: str) -> str:
 
 
 def iconv_name(encoding: str) -> str | None:
-    """Return what the program iconv calls an encoding that Python calls so; None if it does not know it."""
+    """Convert Python's name of an encoding to iconv's name; None if iconv does not know it."""
     if encoding in ICONV:
         return ICONV[encoding]
     return encoding.upper().replace("ISO8859_", "ISO-8859-").replace("ISO2022_", "ISO-2022-").replace("_", "-")
 
 
 def quote_path(path: str) -> str:
-    """Return a path as a command takes it, also one that begins like an option."""
+    """Quote a path for a command, even one that begins like an option."""
     return quote_word(f"./{path}" if path.startswith("-") else path)
 
 
@@ -162,6 +162,6 @@ def decodes(blocks: Iterable[bytes], encoding: str) -> bool:
 
 
 def _mistakes(text: str) -> int:
-    """Return how many characters are hardly where they are: capitals and symbols in words, apostrophes and symbols before."""
+    """Return the number of implausible characters: capitals and symbols within words, apostrophes and symbols before words."""
     inside = [text[at] for at in range(1, len(text) - 1) if text[at - 1].islower() and text[at] > "\x7f"]
     return sum(not character.islower() for character in inside) + len(SYMBOL_BEFORE_WORD.findall(text))

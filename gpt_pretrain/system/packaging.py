@@ -1,6 +1,6 @@
-"""Build the package for an installation without the source folder: with copies of the entry scripts and of conf/.
+"""Build the package for an installation without the source folder. It includes copies of the entry scripts and of conf/.
 
-Only setuptools uses this module, which pyproject.toml names; an editable installation uses the source folder itself.
+Only setuptools uses this module; pyproject.toml names it. An editable installation uses the source folder itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 from setuptools.command.build_py import build_py
 
 ENTRY_SCRIPTS = ("train.py", "generate.py", "evaluate.py", "serve.py")
-COPIES = Path("gpt_pretrain", "scripts")  # where gpt_pretrain/system/checkout.py looks for them
+COPIES = Path("gpt_pretrain", "scripts")  # found there by gpt_pretrain/system/checkout.py
 
 
 class BuildWithScripts(build_py):  # type: ignore[misc]
-    """Build the Python modules and data files of the package, and copy what stands beside it."""
+    """Build the Python modules and data files of the package, and copy the scripts and conf/ beside it."""
 
     def run(self) -> None:
         super().run()
@@ -24,7 +24,7 @@ class BuildWithScripts(build_py):  # type: ignore[misc]
                 self.copy_file(str(source), str(copy), preserve_mode=False)
 
     def get_source_files(self) -> list[str]:
-        """Return the files that a source distribution needs to build the package."""
+        """Return the files in a source distribution that are needed to build the package."""
         return [*super().get_source_files(), *map(str, _sources())]
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:

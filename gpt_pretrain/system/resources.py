@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-PROCESSES_PER_CORE = 4  # more processes only wait for each other
+PROCESSES_PER_CORE = 4  # More processes would only wait for each other.
 CPU_INFO = Path("/proc/cpuinfo")
 CLEAR_REFS, STATUS, STATM = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/self/statm")
 STACK = 1 << 23  # Bytes that a thread reserves.
@@ -33,13 +33,13 @@ def usable_cpus() -> int:
 
 
 def cores() -> int:
-    """Return the number of CPU cores that this process may use: those on which it may run, or its container's quota."""
+    """Return the number of CPU cores that this process may use. A container's quota may lower it."""
     quota = cpu_quota()
     return usable_cpus() if quota is None else min(usable_cpus(), max(1, math.ceil(quota)))
 
 
 def cpu_quota() -> float | None:
-    """Return how many cores' time the groups of this process may use, such as 1.5 for a container; None without such a limit.
+    """Return the processor time in cores that this process's control groups allow, such as 1.5; None without a limit.
 
     Source: cgroups(7); the kernel's documentation of cgroup v2, cpu.max, and of CFS bandwidth control for v1.
     """
@@ -53,7 +53,7 @@ def cpu_quota() -> float | None:
             continue
         root = CGROUPS / controllers if controllers else CGROUPS
         group = root / path.lstrip("/")
-        for folder in (group, *group.parents):  # a limit above holds below; a container sees its own group at the root
+        for folder in (group, *group.parents):  # Limits of parents count. A container sees its own group at the root.
             if folder.is_relative_to(root) and (quota := _group_quota(folder)) is not None:
                 quotas.append(quota)
     return min(quotas, default=None)
@@ -69,11 +69,11 @@ def _group_quota(folder: Path) -> float | None:
         cores = int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file
         return None
-    return cores if cores > 0 else None  # -1 stands for no limit in v1
+    return cores if cores > 0 else None  # -1 means no limit in v1
 
 
 def cpu_name() -> str:
-    """Return the product name of the CPU, or its architecture; empty if the system does not tell."""
+    """Return the product name of the CPU, or its architecture; empty if the system does not show it."""
     try:
         lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def cpu_name() -> str:
 
 
 def cpu_features() -> str:
-    """Return the instructions that the CPU has, as the system lists them; empty if it does not."""
+    """Return the system's list of the CPU's instruction sets; empty if there is none."""
     try:
         lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -91,7 +91,7 @@ def cpu_features() -> str:
 
 
 def max_processes() -> int:
-    """Return how many processes one training may have on this machine: PROCESSES_PER_CORE for each core, or one for each GPU."""
+    """Return the most processes of one training on this machine: PROCESSES_PER_CORE for each core, or one for each GPU."""
     per_cores = PROCESSES_PER_CORE * cores()
     if not shutil.which("nvidia-smi") and not shutil.which("rocm-smi"):  # importing torch takes seconds
         return per_cores
@@ -108,7 +108,7 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_limit(device: torch.device) -> int | None:
-    """Return the bytes that training may use: a GPU's free memory, or the machine's or container's memory; None if unknown."""
+    """Return the bytes that training may use: a GPU's free memory, or the memory of machine or container; None if unknown."""
     import torch
 
     if device.type == "cuda":
@@ -124,9 +124,9 @@ def memory_limit(device: torch.device) -> int | None:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory that this machine, or this container, still has for programs; None if unknown.
+    """Return the bytes of memory that this machine or container can still give to programs; None if unknown.
 
-    A container's files in memory count as used, although they could be dropped.
+    A container's cached files count as used, although they could be dropped.
 
     Source: proc_meminfo(5), MemAvailable; the kernel's documentation of cgroup v2.
     """
@@ -158,7 +158,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the peak memory of this process in bytes: of its tensors on a GPU, of the whole process on a CPU; None if unknown.
+    """Return the peak memory in bytes: of this process's tensors on a GPU, or of the whole process on a CPU; None if unknown.
 
     Source: proc(5), VmHWM. Systems without it use getrusage(2), which counts from the start of the process.
     """
@@ -179,7 +179,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def resident_memory() -> int | None:
-    """Return the memory that this process has in RAM now, in bytes; None if the system does not tell.
+    """Return the bytes of RAM that this process uses now; None if the system does not show it.
 
     Source: proc(5), statm.
     """
@@ -191,12 +191,12 @@ def resident_memory() -> int | None:
 
 @contextmanager
 def bounded_memory(n_bytes: int) -> Iterator[None]:
-    """Have what runs in the block fail if it needs more than this much further memory, where the system has such limits.
+    """Make the block fail if it needs more than this much additional memory, if the system has such limits.
 
     Raises:
-        MemoryError: If it does, or whatever a library raises then.
+        MemoryError: If it needs more. A library may raise another error instead.
 
-    Source: setrlimit(2), RLIMIT_DATA, which Linux has; unlike RLIMIT_AS, it counts no address space that is only reserved.
+    Source: setrlimit(2), RLIMIT_DATA, on Linux. Unlike RLIMIT_AS, it does not count address space that is only reserved.
     """
     try:
         before = int(STATM.read_bytes().split()[5]) * os.sysconf("SC_PAGE_SIZE")
@@ -206,7 +206,7 @@ def bounded_memory(n_bytes: int) -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    threads = cores() * STACK  # that a library may start for its work
+    threads = cores() * STACK  # a library may start these threads
     limits = [before + n_bytes + threads, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:
@@ -216,7 +216,7 @@ def bounded_memory(n_bytes: int) -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Have glibc return freed memory to the system, which it may otherwise keep for this process.
+    """Make glibc return freed memory to the system. Otherwise it may keep the memory for this process.
 
     Source: malloc_trim(3).
     """
@@ -225,20 +225,20 @@ def return_freed_memory() -> None:
 
 
 def free_disk(path: Path) -> int:
-    """Return the free bytes on the file system of a path, which need not exist."""
+    """Return the free bytes on the file system of a path. The path need not exist."""
     return shutil.disk_usage(nearest_folder(path)).free
 
 
 def nearest_folder(path: Path) -> Path:
-    """Return the path if it is a folder, else the nearest parent folder that exists."""
+    """Return the path if it is a folder, otherwise the nearest existing parent folder."""
     path = path.resolve()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def process_start(pid: int | None = None) -> float:
-    """Return the moment at which a process began, by default this one, on the clock of time.monotonic.
+    """Return the start time of a process, by default this one, on the clock of time.monotonic.
 
-    Systems other than Linux do not tell; there it is estimated by this process's work so far.
+    Only Linux shows it. On other systems, it is estimated by this process's work so far.
 
     Source: proc(5), stat, field 22.
     """

@@ -1,4 +1,4 @@
-"""Recognize encodings that write other characters in ASCII bytes: after a code that switches to them, or Hebrew in EBCDIC."""
+"""Recognize encodings that write non-ASCII characters with ASCII bytes: after a switching code, or Hebrew in EBCDIC."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ESCAPES = (
     ("iso2022_jp_3", re.compile(rb"\x1b\$\([OPQ]")),
     ("iso2022_jp", re.compile(rb"\x1b\$[@B]")),
 )
-# A part of a text in HZ, or the beginning of one in UTF-7. What else begins like this is hardly ever valid in all its places.
+# A part of a text in HZ, or the beginning of a part in UTF-7. Other text that begins like this is rarely valid in all its parts.
 HZ = re.compile(rb"~\{((?:[\x21-\x77][\x21-\x7e])+?)(?:~\}|\n|.?\Z)")
 HEBREW, FEWEST_HEBREW = "cp424", 30  # Characters; fewer may be Hebrew by chance.
-OFTEN = 0.1  # Share of the most frequent ones among Chinese or Korean characters.
+OFTEN = 0.1  # Share of the most frequent characters among Chinese or Korean ones.
 UTF7 = re.compile(rb"\+([A-Za-z0-9+/]*)")
 
 
 def seven_bit_encoding(head: bytes) -> str | None:
-    """Return Python's name of the encoding of a text by its first bytes, or None if it is ASCII or its bytes are not."""
+    """Return Python's name of the encoding of a text by its first bytes; None if it is plain ASCII, or has other bytes."""
     if not head.isascii():
         return None
     escaped = next((name for name, code in ESCAPES if code.search(head) is not None), None)
@@ -34,12 +34,12 @@ def seven_bit_encoding(head: bytes) -> str | None:
 
 
 def _is_hebrew(head: bytes) -> bool:
-    """Return whether a text is Hebrew in EBCDIC, all of whose letters are ASCII characters."""
+    """Return whether a text is Hebrew in EBCDIC. All letters of this encoding are ASCII characters."""
     return len(head) >= FEWEST_HEBREW and ebcdic_encoding(head) == HEBREW
 
 
 def _is_hz(head: bytes) -> bool:
-    """Return whether all that stands between the braces of HZ are pairs of bytes for Chinese characters."""
+    """Return whether all content between HZ's braces consists of pairs of bytes for Chinese characters."""
     parts = HZ.findall(head)
     if not parts or len(parts) < head.count(b"~{") - head.count(b"~{~}"):
         return False
@@ -51,7 +51,7 @@ def _is_hz(head: bytes) -> bool:
 
 
 def _is_utf7(head: bytes) -> bool:
-    """Return whether each plus sign begins a valid part of UTF-7, and these parts are letters besides ASCII."""
+    """Return whether each plus sign begins a valid part of UTF-7, and these parts are non-ASCII letters."""
     complete = head[: head.rfind(b"\n") + 1 or len(head)]  # The last part may lack its end.
     parts = [match[1] for match in UTF7.finditer(complete) if match[1] or complete[match.end() : match.end() + 1] != b"-"]
     texts = [_decode_utf7(part) for part in parts]
@@ -69,7 +69,7 @@ def _decode_utf7(part: bytes) -> str | None:
 
 
 def _is_foreign(text: str) -> bool:
-    """Return whether two or more characters are those of one script besides ASCII."""
+    """Return whether at least two non-ASCII characters belong to one script."""
     scripts = Counter(script_index(ord(character)) for character in text)
     script, count = max(
         ((found, number) for found, number in scripts.items() if found not in (None, -1)),

@@ -1,9 +1,11 @@
-"""Keep the threads of PyTorch from holding a core while they wait for each other and other programs need it.
+"""Keep waiting threads of PyTorch from holding a core that other programs need.
 
-A thread that reaches the end of a parallel operation waits for the others. libgomp, the OpenMP library in PyTorch's packages for
-Linux, has it look 300,000 times before it sleeps, about 7 ms. Beside another program, the thread that it waits for often waits
-for the same core: two trainings with two threads each on two cores took 14 times as long as one alone. Where a process has more
-OpenMP threads than cores, libgomp looks 100 times only. Idle threads are enough for that, and they change no result.
+A thread that reaches the end of a parallel operation waits for the others. In libgomp, the OpenMP library in PyTorch's packages
+for Linux, it spins for 300,000 rounds, about 7 ms, before it sleeps. Beside another program, the awaited thread often needs the
+same core. Two trainings with two threads each on two cores took 14 times as long as one alone.
+
+If a process has more OpenMP threads than cores, libgomp spins for only 100 rounds. Idle threads are enough for that, and they
+change no result.
 
 Source: libgomp/env.c and libgomp/config/linux/wait.h of GCC 14, gomp_throttled_spin_count_var.
 """
@@ -21,23 +23,23 @@ from pathlib import Path
 
 from gpt_pretrain.system.resources import cores, usable_cpus
 
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # environment variables by which users choose how many threads compute
-WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # environment variables by which users choose how threads wait
-LOOK_SECONDS = 0.5  # between two looks at how long the computing thread has waited for a core
-PROBE_SECONDS = 0.1  # for which threads wait actively again, to see whether a core is free for each of them
-FIRST_PAUSE, LONGEST_PAUSE = 4.0, 60.0  # seconds between two probes; each pause is twice as long as the one before
-BUSY_SHARE = 0.1  # of its time: a thread that waits longer than that for a core shares it with other programs
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # environment variables for the number of computing threads
+WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # environment variables for the way in which threads wait
+LOOK_SECONDS = 0.5  # between two readings of the computing thread's waiting time for a core
+PROBE_SECONDS = 0.1  # of a probe: threads spin again, to see whether a core is free for each of them
+FIRST_PAUSE, LONGEST_PAUSE = 4.0, 60.0  # seconds between two probes; each pause is twice as long as the previous one
+BUSY_SHARE = 0.1  # of a thread's time; if it waits longer for a core, it shares the core with other programs
 MAPS, TASKS, OWN_USAGE = Path("/proc/self/maps"), Path("/proc/self/task"), Path("/proc/thread-self/schedstat")
-SOFT_PAUSE = 1  # of OpenMP's omp_pause_resource_t
-_started = threading.Lock()  # held from the first start of the watching thread on
+SOFT_PAUSE = 1  # value of OpenMP's omp_pause_resource_t
+_started = threading.Lock()  # held once the watching thread has started
 
-Usage = tuple[int, int]  # how long a thread has run on a core and has waited for one, in nanoseconds
+Usage = tuple[int, int]  # a thread's time on a core, and its waiting time for one, in nanoseconds
 
 
 def use_own_cores() -> None:
-    """Have PyTorch compute with no more threads than its container's quota of processor time has cores.
+    """Limit PyTorch's threads to the cores in its container's quota of processor time.
 
-    More threads would use the quota up by waiting for each other. A number of threads in the environment takes precedence.
+    More threads would use up the quota by waiting for each other. A number of threads in the environment takes precedence.
     """
     import torch
 
@@ -46,10 +48,10 @@ def use_own_cores() -> None:
 
 
 def share_cores() -> None:
-    """Have PyTorch's threads sleep while they wait for each other, whenever other programs need the cores.
+    """Make PyTorch's threads sleep while they wait for each other, whenever other programs need the cores.
 
-    Call this from the thread that computes. A second thread checks twice a second whether the first waits for a core.
-    Environment variables that say how threads wait take precedence.
+    Call this from the computing thread. A second thread checks twice a second whether the first waits for a core. Environment
+    variables for the way in which threads wait take precedence.
     """
     import torch
 
@@ -63,13 +65,13 @@ def share_cores() -> None:
 
 
 class IdleThreads:
-    """OpenMP threads that do nothing, one more than the cores. They belong to the thread that starts them."""
+    """OpenMP threads that do nothing, one more than there are cores. They belong to the thread that starts them."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
     def start(self) -> None:
-        function = ctypes.cast(self._library.omp_get_thread_num, ctypes.c_void_p)  # any without arguments and effects
+        function = ctypes.cast(self._library.omp_get_thread_num, ctypes.c_void_p)  # any function without arguments or effects
         self._library.GOMP_parallel(function, None, ctypes.c_uint(usable_cpus() + 1), ctypes.c_uint(0))
 
     def stop(self) -> None:
@@ -77,10 +79,10 @@ class IdleThreads:
 
 
 def watch_cores(idle: IdleThreads, read: Callable[[], Usage], wait: Callable[[float], object]) -> None:
-    """Start the idle threads while the cores are shared, and stop them afterwards, until the process ends.
+    """Start the idle threads whenever the cores are shared, and stop them when they are not, until the process ends.
 
-    Each look takes this thread's turn in Python only twice: where threads wait actively beside other programs, the computing
-    thread keeps its turn for long.
+    If threads spin beside other programs, the computing thread holds Python's interpreter lock for long. Each check therefore
+    needs the lock only twice.
     """
     is_sharing = _is_busy((0, 0), read())
     while True:
@@ -108,7 +110,7 @@ def _is_busy(before: Usage, after: Usage) -> bool:
 
 
 def usage_reader(thread: int) -> Callable[[], Usage] | None:
-    """Return a function that reads how long a thread of this process has run and has waited; None if the system does not tell.
+    """Return a function that reads a thread's running and waiting time; None if the system does not show them.
 
     Source: the kernel's documentation, scheduler/sched-stats.
     """
@@ -125,9 +127,9 @@ def usage_reader(thread: int) -> Callable[[], Usage] | None:
 
 
 def thread_usage() -> Usage:
-    """Return how long the calling thread has run and has waited for a core.
+    """Return the calling thread's running time, and its waiting time for a core.
 
-    Where the system does not tell, all the time that it has not run counts as waiting.
+    If the system does not show the latter, all time without running counts as waiting.
     """
     try:
         ran, waited, _ = map(int, OWN_USAGE.read_bytes().split())
@@ -140,9 +142,9 @@ def thread_usage() -> Usage:
 
 
 def load_libgomp() -> ctypes.CDLL | None:
-    """Return the libgomp that PyTorch computes with; None if it computes with another library for OpenMP.
+    """Return PyTorch's libgomp; None if PyTorch uses another OpenMP library.
 
-    Other packages, such as sentencepiece, bring a libgomp of their own, whose threads PyTorch's libgomp does not count.
+    Other packages, such as sentencepiece, bring their own libgomp. PyTorch's libgomp does not count its threads.
     """
     try:
         maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape")
@@ -151,15 +153,15 @@ def load_libgomp() -> ctypes.CDLL | None:
     torch_file = re.search(r"^\S+ \S*x\S* .*?(/\S.*/libtorch_cpu\.so)$", maps, re.MULTILINE)
     if torch_file is None:
         return None
-    found = ctypes.CDLL(torch_file[1])  # which also finds the functions of the libraries that it was linked with
+    found = ctypes.CDLL(torch_file[1])  # also finds functions of its linked libraries
     if not hasattr(found, "GOMP_parallel") or not hasattr(found, "omp_pause_resource"):
         return None
     return found if "libgomp" in _file_of(ctypes.cast(found.GOMP_parallel, ctypes.c_void_p).value or 0, maps) else None
 
 
 def _file_of(address: int, maps: str) -> str:
-    """Return the name of the file from which the system has mapped an address; empty if it is none."""
-    for line in maps.rstrip("\n").split("\n"):  # a name may hold what else ends a line for splitlines
+    """Return the name of the file that is mapped at an address; empty if there is none."""
+    for line in maps.rstrip("\n").split("\n"):  # splitlines would also split at other characters in names
         start, _, end = line.split(maxsplit=1)[0].partition("-")
         if int(start, 16) <= address < int(end, 16):
             return Path(line.split(maxsplit=5)[-1]).name

@@ -6,17 +6,17 @@ import re
 import shlex
 from collections.abc import Iterable
 
-SPECIAL_IN_DOUBLE_QUOTES = frozenset('"$`\\!\u201c\u201d\u201e')  # PowerShell takes curly quotation marks for straight ones
+SPECIAL_IN_DOUBLE_QUOTES = frozenset('"$`\\!\u201c\u201d\u201e')  # In PowerShell, curly marks act like straight ones.
 APOSTROPHES = frozenset("'\u2018\u2019\u201a\u201b")
-EXPANDED_AT_START = ("=", "%")  # zsh takes =name for the path of a program, fish %self for its own process id
+EXPANDED_AT_START = ("=", "%")  # zsh expands =name to the path of a program, fish %self to its process id
 ESCAPE_OF_FISH = re.compile(r"\\(?=['\\]|$)")  # fish knows two escapes in single quotes
 
 
 def quote_word(word: str) -> str:
-    """Quote a word so that bash, zsh, fish and PowerShell read it as one, if that is possible.
+    """Quote a word so that bash, zsh, fish and PowerShell read it as a single word, if that is possible.
 
-    Single quotes keep everything but themselves. A word with an apostrophe is put into double quotes, unless it also has a
-    character that they do not protect; it is then quoted for the shells of POSIX.
+    Single quotes protect every character except themselves. A word with an apostrophe is put into double quotes. If it also has a
+    character that double quotes do not protect, it is quoted for POSIX shells only.
     """
     if ESCAPE_OF_FISH.search(word):
         return "".join(f"\\{part}" if part in ("\\", "'") else f"'{part}'" for part in re.split(r"(['\\])", word) if part)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def describe_value(value: Any) -> str:
-    """Return what a value of a file is called in JSON, such as "an array", or "null"."""
+    """Return the JSON name of a value from a file, such as "an array", or "null"."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     names = ((dict, "an object"), (list, "an array"), (str, "a string"), (int | float, "a number"))
@@ -15,14 +15,14 @@ def describe_value(value: Any) -> str:
 
 
 def short_repr(value: object) -> str:
-    """Return what `repr` does, but in a few hundred characters however large the value is, for a message."""
+    """Return a `repr` of at most a few hundred characters for a value of any size, for a message."""
     if value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | dict | set | frozenset):
         return _SHORT.repr(value)
     return f"<a {type(value).__name__}>"
 
 
 class _ShortRepr(reprlib.Repr):
-    """Shows three levels of containers, six parts of each, and eighty characters of each text."""
+    """Show three levels of containers, six parts of each, and eighty characters of each text."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Standard input and output that any terminal, pipe or redirect can take.
+"""Standard input and output that work with any terminal, pipe or redirect.
 
-A character that the output's encoding lacks is written as an escape such as \\u4eca. Output that can no longer be written, since
-its reader has gone or its disk is full, is dropped, so that no work ends because of it.
+A character that the output's encoding lacks is written as an escape such as \\u4eca. Output may become impossible, because its
+reader has gone or its disk is full. It is then dropped, so that no work ends because of it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class LossyStream(io.TextIOWrapper):
     """A text stream that drops its output once it cannot be written any longer.
 
     Args:
-        stream: The stream that it writes for, with the same buffer, encoding and way of flushing.
-        notice: A sentence to print to standard error when that happens; None prints nothing.
+        stream: The stream to replace. The buffer, the encoding and the way of flushing stay the same.
+        notice: A sentence to print to standard error when output is dropped; None prints nothing.
 
     Attributes:
         error: The reason that output was dropped; None if everything was written.
@@ -36,7 +36,7 @@ class LossyStream(io.TextIOWrapper):
             write_through=stream.write_through,
         )
         self.error: OSError | None = None
-        self._stream = stream  # which would close the buffer when it is deleted
+        self._stream = stream  # If it were deleted, it would close the buffer.
         self._notice = notice
 
     def write(self, text: str) -> int:
@@ -68,18 +68,18 @@ _closed: set[str] = set()  # The standard streams that were closed when the prog
 
 
 def prepare_streams(*, notice: str | None = None) -> None:
-    """Replace standard output and standard error by streams that take any text, and open those that are closed.
+    """Replace standard output and standard error by streams that accept any text, and open closed ones.
 
     Args:
-        notice: What to say when standard output cannot be written any longer, with {reason} in it.
+        notice: The sentence to print when standard output can no longer be written, with {reason} in it.
     """
     _open_closed_streams()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if type(stream) is not io.TextIOWrapper:  # a notebook's or a test's
+        if type(stream) is not io.TextIOWrapper:  # a notebook's or a test's stream
             continue
         with suppress(OSError):
-            os.set_blocking(stream.fileno(), True)  # another program may share the terminal and have changed that
+            os.set_blocking(stream.fileno(), True)  # Another program on the same terminal may have changed this.
         stream.flush()
         setattr(sys, name, LossyStream(stream, notice=notice if name == "stdout" else None))
 
@@ -95,10 +95,10 @@ def lost_output() -> OSError | None:
 
 
 def read_input() -> str:
-    """Return all of standard input, which is UTF-8 whatever the locale says.
+    """Return all of standard input. It must be UTF-8, whatever the locale.
 
     Raises:
-        UnicodeDecodeError: If it is not.
+        UnicodeDecodeError: If it is not UTF-8.
     """
     buffer = getattr(sys.stdin, "buffer", None)
     return sys.stdin.read() if buffer is None else buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
@@ -107,7 +107,7 @@ def read_input() -> str:
 def _open_closed_streams() -> None:
     """Open each closed standard stream on the null device.
 
-    Without this, the next file that is opened takes the stream's number, and gets what child processes print.
+    Otherwise the next opened file would take the stream's number and receive the output of child processes.
     """
     for number, name in enumerate(STANDARD_STREAMS):
         try:
@@ -121,7 +121,7 @@ def _open_closed_streams() -> None:
 
 
 def _tolerant_errors(errors: str | None) -> str:
-    """Return the error handler that takes the place of one that refuses some characters."""
+    """Return the error handler that replaces a handler that refuses some characters."""
     if errors in (None, "strict"):
         return "backslashreplace"
     return ENCODING_ERRORS if errors == "surrogateescape" else str(errors)

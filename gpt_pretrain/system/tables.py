@@ -11,9 +11,9 @@ MAX_CELL = 1000  # characters
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as aligned columns without borders; columns of numbers are aligned to the right.
+    """Return rows of text as aligned columns without borders. Columns of numbers are aligned to the right.
 
-    No cell is wrapped, however narrow the terminal is. Control characters in cells are escaped, and far too long ones are cut.
+    No cell is wrapped, even in a narrow terminal. Control characters in cells are escaped, and far too long cells are cut.
 
     Args:
         rows: The heading first. All rows have the same length.

@@ -1,8 +1,8 @@
 """Output to the terminal and to log files, free of characters that could control a terminal.
 
-Everything that is printed or logged passes through `escape_controls`, here or where it is printed, and what is logged also
-through `hide_secrets`. In log messages, line feeds are kept only in the message itself: arguments are shown on one line and
-shortened, since their text may come from a file.
+All printed or logged text passes through `escape_controls`, here or where it is printed. Logged text also passes through
+`hide_secrets`. In log messages, line feeds are kept only in the message itself. Arguments are shown on one line and shortened,
+since their text may come from a file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ console = open_console()
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log messages without wrapping or markup; warnings and errors begin with their level.
+    """Print log messages without wrapping or markup. Warnings and errors begin with their level.
 
     Args:
         stderr: Print to standard error, since standard output is the command's result.
@@ -63,9 +63,9 @@ class ConsoleHandler(logging.Handler):
 
 
 class LogFileHandler(logging.FileHandler):
-    """Appends log messages to a regular file, never through a link. Lines after a message's first one are indented.
+    """Append log messages to a regular file, never through a link. All lines of a message except the first are indented.
 
-    So every line that begins with a time is the beginning of a message, whatever text is logged.
+    A line that begins with a time is therefore always the beginning of a message, whatever text is logged.
 
     Args:
         filename: The file.
@@ -76,14 +76,14 @@ class LogFileHandler(logging.FileHandler):
         self._failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Say once that the file cannot be written, as on a full disk. The messages themselves are on the screen as well."""
+        """Report once that the file cannot be written, as on a full disk. The messages themselves also appear on the screen."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
         elif not self._failed:
             self._failed = True
             reason = error.strerror or error
-            with suppress(OSError, ValueError):  # the terminal may be gone as well
+            with suppress(OSError, ValueError):  # the terminal may also be gone
                 print_escaped(
                     f"warning: {self.baseFilename} cannot be written ({reason}). It will lack messages.", file=sys.stderr
                 )
@@ -110,7 +110,7 @@ def indent_lines(text: str) -> str:
 
 
 def print_escaped(text: str, *, file: TextIO | None = None) -> None:
-    """Print a text that may hold names or texts from files. Control characters are escaped, in a pipe too; long lines are cut."""
+    """Print a text that may contain names or texts from files. Escape control characters, even in a pipe, and cut long lines."""
     lines = (escape_controls(shorten_middle(line, MAX_LINE)) for line in text.split("\n"))
     print("\n".join(lines), file=sys.stdout if file is None else file)
 
@@ -119,7 +119,7 @@ def quiet_lightning(*, main: bool = True) -> None:
     """Show only Lightning's warnings, with this program's handlers, and hide those that do not apply here.
 
     Args:
-        main: False silences this process altogether; only the first process of a training writes messages.
+        main: False silences this process altogether. Only the first process of a training writes messages.
     """
     if not main:
         logging.disable(logging.ERROR)
@@ -144,7 +144,7 @@ def quiet_lightning(*, main: bool = True) -> None:
 def escape_controls(text: str) -> str:
     """Return a text with each character that could control a terminal written as an escape such as \\x1b.
 
-    Line feeds and tabs stay. Use it for generated text and for whatever a file brings: names, titles, error messages.
+    Line feeds and tabs stay. Use it for generated text and for all text from files: names, titles, error messages.
     """
     return "".join(
         char if char in "\n\t" or not _controls(char) else char.encode("unicode_escape").decode("ascii") for char in text
@@ -152,17 +152,17 @@ def escape_controls(text: str) -> str:
 
 
 def escape_line(text: str) -> str:
-    """Return a text on one line, for a name or a title within a message: line feeds and tabs are escaped as well."""
+    """Return a text on one line, for a name or a title within a message. Line feeds and tabs are escaped as well."""
     return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def escape_problem(text: str) -> str:
-    """Return an error message on one line and without secrets; of one that quotes long names, the middle is left out."""
+    """Return an error message on one line and without secrets. If it quotes long names, its middle is left out."""
     return escape_line(short_message(text))
 
 
 def _with_escaped_arguments(record: logging.LogRecord) -> logging.LogRecord:
-    """Return a copy of a log record whose arguments are on one line. The record itself also goes to other handlers."""
+    """Return a copy of a log record with its arguments on one line. The record itself also goes to other handlers."""
     copied = logging.makeLogRecord(record.__dict__)
     if isinstance(record.args, Mapping):
         copied.args = {name: _escape_argument(value) for name, value in record.args.items()}
@@ -172,7 +172,7 @@ def _with_escaped_arguments(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def _escape_argument(value: object) -> object:
-    """Return an argument of a log message as it is, or as text if this text is long or holds control characters."""
+    """Return an argument of a log message unchanged, or as text if this text is long or contains control characters."""
     if isinstance(value, int | float):
         return value
     text = str(value)

@@ -1,4 +1,4 @@
-"""Tell by the beginning of a plain text whether it is really a table, or another file that is encoded in letters."""
+"""Recognize by its beginning that a plain text is really a table, or another file encoded in letters."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import contextlib
 import csv
 import re
 
-# The names of columns, and what is between them.
+# The names of columns, and the separators between them.
 HEADER = re.compile(r"[^\W\d]\w{0,40}([,;|\t]) ?[^\W\d][\w ]{0,40}(?:\1 ?[^\W\d][\w ]{0,40})*")
-FEWEST_ROWS, MOST_ROWS = 3, 20  # Of a table that are looked at.
-# Lines of equal length in Base64 as e-mail programs and OpenSSL write them.
+FEWEST_ROWS, MOST_ROWS = 3, 20  # rows of a table to examine
+# Lines of equal length in Base64, in the form of e-mail programs and OpenSSL.
 BASE64 = re.compile(r"(?:(?:[A-Za-z0-9+/]{60}|[A-Za-z0-9+/]{64}|[A-Za-z0-9+/]{72}|[A-Za-z0-9+/]{76})\r?\n){5}")
-FEWEST_DIFFERENT = 40  # Characters in five lines of Base64; sequences of genes have four or twenty.
+FEWEST_DIFFERENT = 40  # Distinct characters in five lines of Base64. Gene sequences have four or twenty.
 UUENCODED = re.compile(r"begin(-base64)? [0-7]{3,4} \S.*\r?\n[^\s]{40}")
 
 
 def other_form(start: str) -> str:
-    """Return what a plain text is instead of running text, as the rest of a sentence with {path} for its file, or nothing.
+    """Describe a plain text that is not running text, as the rest of a sentence with {path} for its file, or return nothing.
 
     Args:
         start: The beginning of the text.
@@ -34,7 +34,7 @@ def other_form(start: str) -> str:
 
 
 def _table_header(start: str) -> str | None:
-    """Return the names of the columns if a text consists of them and rows with as many values, or None."""
+    """Return the names of the columns if a text consists of such a heading and rows with as many values, or None."""
     first, *rows = start.split("\n", MOST_ROWS + 1)[: MOST_ROWS + 1]
     first = first.rstrip()
     header, complete = HEADER.fullmatch(first), [row for row in rows if row.strip()]

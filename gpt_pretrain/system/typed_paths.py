@@ -1,4 +1,4 @@
-"""Explain paths that cannot mean what was typed: URLs, paths of Windows, variables that no shell has replaced."""
+"""Explain typed paths that cannot work: URLs, Windows paths, and variables that no shell has replaced."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.system.urls import is_url, without_secrets, wsl_path
 
 VARIABLE = re.compile(r"\$(?:\w+|\{\w+\}|\(\w.*\))|%[A-Z_]+%")
-SURE_VARIABLE = re.compile(r"\$[A-Z_][A-Z0-9_]+|%[A-Z_]+%|\$\(\w.*\)")  # not ${seed}, which stands for a setting
+SURE_VARIABLE = re.compile(r"\$[A-Z_][A-Z0-9_]+|%[A-Z_]+%|\$\(\w.*\)")  # not ${seed}, which refers to a setting
 
 
 def explain_typed_path(path: str) -> str | None:
-    """Return why a path names nothing on this machine, or None."""
+    """Return a reason why a path cannot exist on this machine, or None."""
     if (linux := wsl_path(path)) is not None:
         return f"This is a Windows path. In WSL, type {quote_word(linux)}"
     if (variable := VARIABLE.search(path)) is not None:
@@ -23,7 +23,7 @@ def explain_typed_path(path: str) -> str | None:
 
 
 def output_problem(setting: str, path: str) -> str | None:
-    """Return what is wrong with a path to write to, or None. Files and folders that exist may have any name.
+    """Return the problem of a path to write to, or None. Existing files and folders may have any name.
 
     Args:
         setting: Its name, for the message.
