@@ -77,7 +77,7 @@ def _arguments() -> argparse.Namespace:
 def _measure(name: str, case: Case, *, precision: str, rounds: int) -> dict[str, list[Measurement | None]]:
     """Measure all subjects in alternation, each time in a fresh process.
 
-    No subject shares memory, threads or settings with another.
+    No two subjects share memory, threads or settings.
     """
     found: dict[str, list[Measurement | None]] = {subject: [] for subject in case.subjects}
     for number in range(rounds):

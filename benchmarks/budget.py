@@ -35,11 +35,11 @@ from gpt_pretrain.sweeps.results import best_job, read_sweep
 from gpt_pretrain.system.formatting import format_duration
 from gpt_pretrain.training.budget.amount import parse_budget
 
-TRAINED = 0.9  # of the text
+TRAINED = 0.9  # fraction of the text
 BESIDES = 30.0  # seconds of a subject besides its training
 EXPECTED = re.compile(r"expect  ([0-9.]+) bits per byte, in nine of ten cases between ([0-9.]+) and ([0-9.]+)")
 DIAL, SEARCH = "budget=", "the best of a search"
-SPACE = (  # of the search; the schedule of each of its trainings follows the clock, as that of budget= does
+SPACE = (  # of the search; each training's schedule follows the clock, as with budget=
     *("model.emb_dim=choice(64,96,128,192,256)", "model.n_layers=choice(2,3,4,6)", "model.n_heads=4", "model.context_length=128"),
     *("tokenizer=bpe", "tokenizer.vocab_size=choice(512,1024,2048,4096)", "data.batch_size=choice(4,8,16,32)"),
     *("optimizer.lr=tag(log,interval(5e-3,5e-2))", "optimizer.matrices.weight_decay=choice(0.0,0.1,0.2)"),
@@ -52,9 +52,9 @@ class Result:
     """The result of one subject.
 
     Args:
-        seconds: Of its process, by the clock.
+        seconds: Duration of its process, by the clock.
         bits: Bits per byte of the held-out text.
-        expected: The bits per byte that budget= has foretold, with the bounds of its interval; empty for the others.
+        expected: The bits per byte that budget= has predicted, with the bounds of its interval; empty for other subjects.
     """
 
     text: str
@@ -67,7 +67,7 @@ class Result:
 
 @dataclass(frozen=True)
 class SplitText:
-    """A text in two files: what is trained on, and what is held out."""
+    """A text in two files: the training text, and the held-out text."""
 
     name: str
     train: Path
@@ -76,7 +76,7 @@ class SplitText:
 
 @dataclass(frozen=True)
 class Task:
-    """The text and the time that each subject trains with, and its folder."""
+    """The text and the time for each subject's training, and its folder."""
 
     text: SplitText
     budget: str
@@ -151,7 +151,7 @@ def split_text(name: str, content: str, folder: Path) -> SplitText:
 
 
 def measure(subject: str, task: Task) -> Result | None:
-    """Train one subject and score it; None, with a line that says why, if it fails."""
+    """Train one subject and score it. If it fails, print the reason and return None."""
     try:
         spent, bits = SUBJECTS[subject](task)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
@@ -188,7 +188,7 @@ def by_search(task: Task) -> tuple[float, float]:
     start = time.monotonic()
     try:
         _train(task, [*fixed, f"hydra.sweep.dir={task.run_dir}"])
-    except RuntimeError:  # a training that is too slow for its time fails, and the others count
+    except RuntimeError:  # A training that is too slow for its time fails. The others count.
         if best_job(read_sweep(task.run_dir)) is None:
             raise
     spent, best = time.monotonic() - start, best_job(read_sweep(task.run_dir))
@@ -233,7 +233,7 @@ def _score(task: Task, run_dir: Path) -> float:
 
 
 def expected_by(run_dir: Path) -> list[float]:
-    """Return the bits per byte that a run with a budget has foretold, and the bounds; empty if its log has none."""
+    """Return the bits per byte that a run with a budget has predicted, and the bounds; empty if its log has none."""
     found = EXPECTED.search((run_dir / "train.log").read_text(encoding="utf-8"))
     return [] if found is None else [float(one) for one in found.groups()]
 

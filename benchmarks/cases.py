@@ -1,4 +1,4 @@
-"""The benchmark cases: what is measured, for which programs, and which limit of the machine applies."""
+"""The benchmark cases: the measured work, the programs, and the machine's limit that applies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Case:
         flops: All floating-point operations of one unit, for the fraction of the device's peak.
         weights: Numbers that one unit must read, for the fraction of the measured memory bandwidth.
         note: Caption of the table.
-        compared: The subjects do the same work, so the table shows ratios.
+        compared: Whether the subjects do the same work, so that the table shows ratios.
     """
 
     title: str

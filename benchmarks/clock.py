@@ -20,7 +20,7 @@ class Clock(Callback):
 
     Args:
         file: File for a `Measurement` as JSON.
-        warmup: Steps that do not count.
+        warmup: First steps that do not count.
     """
 
     def __init__(self, *, file: str, warmup: int) -> None:
@@ -79,7 +79,7 @@ class TrainingTime(Callback):
 
 
 class ProcessCosts(Callback):
-    """Write the processor seconds up to the end of the first step and of each later one, and the peak memory, to a file.
+    """Write the processor seconds up to the end of each step, and the peak memory, to a file.
 
     Args:
         file: File for the costs, as JSON.

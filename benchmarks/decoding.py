@@ -22,7 +22,7 @@ GPT2 = gpt2_124m(drop_rate=0.0, context_length=1024)
 
 
 def ours(shape: Decoding, *, precision: str = "auto") -> Measurement:
-    """Measure this program's `generate`, set up as in `generate.py`; preparing the model is timed separately."""
+    """Measure this program's `generate`, set up as in `generate.py`. The preparation of the model is timed separately."""
     keep_freed_memory()
     model = GPTModel(GPT2.config()).to(device()).eval()
     picked, _ = pick_decoding_precision(precision, model)
@@ -47,10 +47,10 @@ def transformers(shape: Decoding, *, precision: str = "32-true") -> Measurement:
 
 
 def chapter(shape: Decoding, *, n_tokens: int = 200) -> Measurement:
-    """Measure `generate` of llms-from-scratch, which reads the whole text for each token.
+    """Measure `generate` of llms-from-scratch. It reads the whole text for each token.
 
     Args:
-        n_tokens: Tokens to generate. A small number favors this code, because each token costs more than the last.
+        n_tokens: Tokens to generate. A small number favors this code, because each token takes longer than the one before.
     """
     from llms_from_scratch import ch05
     from llms_from_scratch.ch04 import GPTModel as ChapterModel

@@ -1,4 +1,4 @@
-"""Measure the loss of a text when a model reads it in each precision of decoding."""
+"""Measure a model's loss on a text in each precision of decoding."""
 
 from __future__ import annotations
 

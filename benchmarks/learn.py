@@ -31,10 +31,10 @@ from torch import Tensor
 from benchmarks.measure import ROOT, run
 from benchmarks.nanogpt_recipe import BATCH, CONTEXT, EVAL_BATCHES, EVAL_EVERY, Learned, validation_loss
 
-CHARACTERS = 1_100_000  # of the default text, as many as Tiny Shakespeare has
+CHARACTERS = 1_100_000  # of the default text, as in Tiny Shakespeare
 TRAINED = 0.9  # fraction of the text
 TRIAL_STEPS, TRIALS = (10, 100), 2
-SHORT_STEPS, SHORT_RATE = 300, "optimizer.lr=0.04"  # a better rate for so short a schedule; docs/log.md has the figures
+SHORT_STEPS, SHORT_RATE = 300, "optimizer.lr=0.04"  # a better rate for a short schedule; docs/log.md has the figures
 PEER = "nanoGPT's recipe"
 
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def compare(text: LearnText, *, seeds: int, steps: int, folder: Path) -> dict[str, list[Learned]]:
-    """Train all subjects with each seed, in turns, and return what they have reached."""
+    """Train all subjects with each seed, in turns, and return their results."""
     own, other = (measured_cost(train, text, folder) for train in (ours, peer))
     whole = other.fixed + steps * other.step
     shares = {"ours, a fifth of the time": whole / 5, "ours, all of the time": whole}
@@ -112,7 +112,7 @@ def compare(text: LearnText, *, seeds: int, steps: int, folder: Path) -> dict[st
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of all processors for what a run does once, and for each step."""
+    """Seconds of all processors for the fixed work of a run, and for each step."""
 
     fixed: float
     step: float
@@ -128,7 +128,7 @@ def measured_cost(train: Callable[..., Learned], text: LearnText, folder: Path) 
 
 
 def peer(text: LearnText, *, seed: int, steps: int, folder: Path) -> Learned:
-    """Train by nanoGPT's recipe in a process of its own."""
+    """Train by nanoGPT's recipe in a separate process."""
     ids_file, result = folder / "ids.pt", folder / "peer.json"
     content = {"train": text.ids[: text.split], "val": text.ids[text.split :], "vocab_size": len(text.alphabet)}
     torch.save(content, ids_file)
@@ -137,7 +137,7 @@ def peer(text: LearnText, *, seed: int, steps: int, folder: Path) -> Learned:
 
 
 def ours(text: LearnText, *, seed: int, steps: int, folder: Path) -> Learned:
-    """Train by `train.py experiment=modern`, with as many evaluations as nanoGPT's loop has."""
+    """Train by `train.py experiment=modern`, with as many evaluations as in nanoGPT's loop."""
     from gpt_pretrain.checkpoints.pretrained import load_pretrained
 
     run_dir, result = folder / f"run-{time.monotonic_ns()}", folder / "ours.json"
@@ -200,7 +200,7 @@ def learn_text(content: str, folder: Path) -> LearnText:
 def python_documentation() -> str:
     """Return documentation that comes with every Python: the topics of `help()`, and docstrings of the standard library.
 
-    The pieces are in an order drawn at random, always the same, so that the last tenth is like the rest.
+    The pieces are in a fixed random order, so that the last tenth is like the rest.
     """
     from pydoc_data.topics import topics
 

@@ -10,7 +10,7 @@ from gpt_pretrain.system.devices import keep_freed_memory
 
 
 def products(shape: Training, *, dtype: torch.dtype) -> Measurement:
-    """Measure only the matrix products of a training step, forward and backward, without those of attention."""
+    """Measure only the matrix products of a training step, forward and backward, without attention's products."""
     keep_freed_memory()
     D, N = shape.emb_dim, shape.tokens
     layers = [(D, 3 * D)] * shape.n_layers + [(D, D)] * shape.n_layers
@@ -31,7 +31,7 @@ def products(shape: Training, *, dtype: torch.dtype) -> Measurement:
 
 
 def memory_reads(*, n_bytes: int = 1 << 29) -> Measurement:
-    """Measure repeated sums over half a gigabyte, whose time is all spent on reading."""
+    """Measure repeated sums over half a gigabyte. All of their time is spent on reading."""
     keep_freed_memory()
     numbers = torch.randn(n_bytes // 4, device=device())
     seconds = repeat(lambda: numbers.sum(), warmup=2, times=7)

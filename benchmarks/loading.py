@@ -19,7 +19,7 @@ END_OF_TEXT = 256  # of the byte tokenizer
 
 
 def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
-    """Measure the training DataLoader, which yields shuffled windows of a token file."""
+    """Measure the training DataLoader on shuffled windows of a token file."""
     from gpt_pretrain.data.dataset import TokenWindows
     from gpt_pretrain.data.files import LocalFiles
     from gpt_pretrain.data.token_stream import Shard

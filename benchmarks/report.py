@@ -37,7 +37,7 @@ COLUMNS = (
     "of the limit",
     "MFU",
 )
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s of dense bf16 by NVIDIA's data sheets; no value is guessed
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s of dense bf16 in NVIDIA's data sheets; no guesses
 PAGE_WIDTH = 140  # characters of a line of prose
 
 
@@ -211,7 +211,7 @@ def _processor() -> str:
 
 
 def update_page(cases: Mapping[str, Case], found: Mapping[str, list[Row]]) -> None:
-    """Write the tables between the two marks of docs/performance.md; other cases keep their tables."""
+    """Write the tables between the two marks of docs/performance.md. Other cases keep their tables."""
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     old, tail = rest.split(END)

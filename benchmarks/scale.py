@@ -21,12 +21,12 @@ MODELS = ("124m", "355m", "774m", "1558m")
 DEVICES = (1, 8, 64, 512)
 TOKENS = (10**9, 10**10, 10**11, 10**12)
 PRECISION = "bf16-mixed"
-# H100 SXM by NVIDIA's data sheet (dense bf16; NVLink's 900 GB/s are 450 in each direction), and 400 Gbit/s of InfiniBand per GPU.
+# H100 SXM in NVIDIA's data sheet (dense bf16; NVLink's 900 GB/s are 450 in each direction), and 400 Gbit/s of InfiniBand per GPU.
 H100 = Cluster(flops_per_second=989e12, mfu=0.4, memory=80e9, link=450e9, network=50e9, gpus_per_machine=8)
 CONTEXT = 1024  # GPT-2's context_length; conf/ has a shorter one for laptops
 # 0.5 million tokens per step, as in GPT-3's smaller models: Brown et al. 2020, arXiv:2005.14165, table 2.1.
 STEP_SEQUENCES = 512
-MAX_BATCH_SIZE = 16  # sequences; a GPU accumulates the rest of its share
+MAX_BATCH_SIZE = 16  # sequences; a GPU reaches larger steps by gradient accumulation
 WRITE_RATE = 1e9  # bytes/s that one device writes to the file system
 
 Table = list[list[str]]
@@ -139,7 +139,7 @@ def checkpoints() -> Table:
 
 
 def reading() -> tuple[Table, Table]:
-    """Return the rows for the size of the text on disk, and those for its read rate."""
+    """Return the rows for the size of the text on disk, and the rows for its read rate."""
     rows = [["", *(f"10^{len(str(tokens)) - 1} tokens" for tokens in TOKENS)]]
     size = token_itemsize(50257)
     rows.append(["on disk", *(f"{tokens * size / 1e9:,.0f} GB" for tokens in TOKENS)])
@@ -178,7 +178,7 @@ def grid(rows: Table) -> str:
 
 
 def tables() -> str:
-    """Return all tables as docs/scale.md contains them."""
+    """Return all tables in the form for docs/scale.md."""
     text, read_rates = reading()
     parts = {
         "Time": times(),

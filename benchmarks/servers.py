@@ -1,4 +1,4 @@
-"""Servers to measure, each in a process of its own, and a client that notes when the tokens come."""
+"""Servers to measure, each in its own process, and a client that records the arrival of tokens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ServedWeights:
     tokenizer: str
 
     def text_model(self) -> tuple[TextModel, str]:
-        """Return the model as generate.py prepares it, and its precision."""
+        """Return the model, prepared as in generate.py, and its precision."""
         model = GPTModel(self.config).eval()
         model.load_state_dict(torch.load(self.file, weights_only=True))
         precision, _ = pick_decoding_precision("auto", model)
@@ -69,13 +69,13 @@ class RunningServer:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A text as it came.
+    """A text received from a server.
 
     Args:
         text: The text.
         first: Seconds until its first token.
         seconds: Seconds until its end.
-        finish_reason: As the server says it.
+        finish_reason: The server's finish_reason.
     """
 
     text: str
@@ -85,7 +85,7 @@ class Streamed:
 
 
 def save_random_weights(folder: Path, config: GPTConfig, tokenizer: str) -> ServedWeights:
-    """Save a model of random weights, which are always the same."""
+    """Save a model with random weights from a fixed seed."""
     torch.manual_seed(1)
     file = folder / "random.pth"
     torch.save(GPTModel(config).state_dict(), file)
@@ -94,7 +94,7 @@ def save_random_weights(folder: Path, config: GPTConfig, tokenizer: str) -> Serv
 
 @contextmanager
 def our_server(weights: ServedWeights) -> Iterator[RunningServer]:
-    """Run `python serve.py`, with default settings besides its weights and its port."""
+    """Run `python serve.py` with default settings, except for its weights and its port."""
     settings = [f"pretrained={weights.file}", f"n_heads={weights.config.n_heads}", f"tokenizer={weights.tokenizer}", "port=0"]
     with _running([sys.executable, str(ROOT / "serve.py"), *settings]) as server:
         yield server
@@ -127,7 +127,7 @@ def _port_of(process: subprocess.Popen[str], errors: IO[str]) -> int:
     """Wait until a server prints its address, and return its port.
 
     Raises:
-        RuntimeError: If it ends before; the message is what it printed.
+        RuntimeError: If it ends before that. The message is its output.
     """
     assert process.stdout is not None
     timer = threading.Timer(START_SECONDS, process.kill)
@@ -151,7 +151,7 @@ def _first_model(port: int) -> str:
 
 
 def stream(server: RunningServer, prompt: str, n_tokens: int, **fields: Any) -> Streamed:
-    """Ask for a text, greedily unless the fields say otherwise, over a connection of its own.
+    """Request a text over a separate connection. It is greedy unless the fields change that.
 
     Raises:
         RuntimeError: If the server refuses, or the text does not end.
@@ -176,7 +176,7 @@ def stream(server: RunningServer, prompt: str, n_tokens: int, **fields: Any) -> 
 
 
 def stream_together(server: RunningServer, prompt: str, n_tokens: int, *, clients: int) -> float:
-    """Ask for the same text with several clients at once, and return the seconds until all have it."""
+    """Request the same text with several clients at once, and return the seconds until all have received it."""
     with ThreadPoolExecutor(clients) as pool:
         start = time.perf_counter()
         texts = list(pool.map(lambda _: stream(server, prompt, n_tokens), range(clients)))

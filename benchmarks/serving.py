@@ -35,7 +35,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_ids
 from gpt_pretrain.system.devices import keep_freed_memory
 
-SETTLED_SECONDS = 0.05  # after which the threads of the process that computed last no longer wait actively
+SETTLED_SECONDS = 0.05  # after this, the threads of the last computing process no longer spin
 PROMPT, CLIENTS, FIRST_TOKENS = "Every effort moves you", 8, 7
 OURS, GENERATE, PEER, ALONE = "ours", "generate.py", "transformers behind a server", "one client of ours"
 TITLES = {
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def serving_cases(n_tokens: int) -> dict[str, Case]:
-    """Return the tables, whose subjects are measured together by `compare`."""
+    """Return the tables. `compare` measures all their subjects together."""
     notes = {
         "serve": f"Time per token of the whole request for {n_tokens} tokens, streamed over a new connection. generate.py is the "
         "same function in one process, without HTTP.",
@@ -97,7 +97,7 @@ def compare(
     """Return the measurements by case and subject.
 
     Raises:
-        RuntimeError: If the server's text is not generate.py's.
+        RuntimeError: If the server's text differs from generate.py's.
     """
     keep_freed_memory()
     model, precision = weights.text_model()
@@ -114,14 +114,14 @@ def compare(
 
 
 def _check_texts(model: TextModel, own: RunningServer, *, n_tokens: int) -> None:
-    """Compare the text of the server with generate.py's, which warms up both."""
+    """Compare the server's text with generate.py's. This also warms up both."""
     expected, got = generated(model, n_tokens), stream(own, PROMPT, n_tokens)
     if got.text != expected or got.finish_reason != "length":
         raise RuntimeError(f"The server's text is {got.text!r}, and not generate.py's, {expected!r}.")
 
 
 def generated(model: TextModel, n_tokens: int) -> str:
-    """Return a text as generate.py makes it, and print it token by token to nowhere."""
+    """Return generate.py's text. Its output, token by token, is discarded."""
     prompt_ids = model.tokenizer.encode(PROMPT)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
 

@@ -33,8 +33,8 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.prompts import PromptOptions, continue_ids
 from gpt_pretrain.system.devices import keep_freed_memory
 
-HANGING_UP, MALFORMED, TOO_LONG = 0.10, 0.05, 0.01  # of all requests
-WARMUP = 0.2  # of the time, after which the memory is first read
+HANGING_UP, MALFORMED, TOO_LONG = 0.10, 0.05, 0.01  # shares of all requests
+WARMUP = 0.2  # share of the time before the memory is first read
 MAX_GROWTH = 0.05
 N_KINDS, MAX_TOKENS = 12, 24
 MALFORMED_BODIES: tuple[bytes, ...] = (
@@ -53,7 +53,7 @@ MALFORMED_BODIES: tuple[bytes, ...] = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of request with the text that generate.py makes for it.
+    """A kind of request, with generate.py's text for it.
 
     Args:
         body: Its fields.
@@ -70,9 +70,9 @@ class Outcome:
 
     Args:
         counts: Number of requests by their result.
-        problems: Sentences about what must not happen.
+        problems: Sentences about events that must not happen.
         tokens: Tokens of all complete texts.
-        memory: Resident bytes of the server with the seconds since the start.
+        memory: Resident bytes of the server, with the seconds since the start.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the test with the arguments after "serve-load".
 
     Raises:
-        SystemExit: With 1 if something is wrong.
+        SystemExit: With code 1 if there is a problem.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks serve-load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run_load(weights: ServedWeights, *, seconds: float, clients: int) -> Outcome:
-    """Load a server for this time, and return what happened."""
+    """Load a server for this time, and return the outcome."""
     keep_freed_memory()
     kinds = make_kinds(weights)
     outcome = Outcome()
@@ -133,7 +133,7 @@ def run_load(weights: ServedWeights, *, seconds: float, clients: int) -> Outcome
 
 
 def make_kinds(weights: ServedWeights) -> list[Kind]:
-    """Return requests of different lengths, greedy and sampled ones, with the texts that generate.py makes for them."""
+    """Return requests of different lengths, greedy and sampled, with generate.py's texts for them."""
     model, _ = weights.text_model()
     words = ["Every", "effort", "moves", "you", "one", "step", "closer", "to", "the", "end", "of", "a", "long", "text"]
     kinds = []
@@ -169,7 +169,7 @@ def _client(server: RunningServer, kinds: Sequence[Kind], outcome: Outcome, numb
 
 
 def _ask(server: RunningServer, kind: Kind, outcome: Outcome, *, streams: bool) -> None:
-    """Ask for a text, and compare it."""
+    """Request a text, and compare it."""
     content = json.dumps({"model": server.model, "stream": streams, **kind.body}).encode()
     status, headers, received = _post(server, content)
     if status == 429:
@@ -193,7 +193,7 @@ def _events(received: bytes) -> list[bytes]:
 def _expect_refusal(server: RunningServer, content: bytes, outcome: Outcome, kind: str) -> None:
     try:
         status, _, received = _post(server, content)
-    except (BrokenPipeError, ConnectionResetError):  # it need not read to the end what is too large
+    except (BrokenPipeError, ConnectionResetError):  # The server need not read a too large request to its end.
         outcome.add(kind)
         return
     problem = None if 400 <= status < 500 else f"What is {kind} got the status {status}: {received[:200]!r}"
@@ -211,7 +211,7 @@ def _post(server: RunningServer, content: bytes) -> tuple[int, dict[str, str], b
 
 
 def _hang_up(server: RunningServer, kind: Kind, choices: random.Random) -> None:
-    """Go away within the headers, within the body, at once after them, or after a part of the answer."""
+    """Close the connection within the headers, within the body, right after the request, or after a part of the answer."""
     content = json.dumps({"model": server.model, "stream": choices.random() < 0.5, **kind.body}).encode()
     fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
     head = f"POST /v1/completions HTTP/1.1\r\n{fields}\r\n\r\n"
@@ -235,14 +235,14 @@ def _watch_memory(server: RunningServer, outcome: Outcome, start: float, seconds
 
 
 def memory_growth(outcome: Outcome) -> float:
-    """Return by how much the memory grew: the highest of the last tenth over the highest of the first part after the warm-up."""
+    """Return the relative growth of the memory, from its peak early after the warm-up to its peak in the last tenth."""
     early = [size for share, size in outcome.memory if WARMUP <= share < 2 * WARMUP]
     late = [size for share, size in outcome.memory if share >= 0.9]
     return max(late) / max(early) - 1 if early and late else 0.0
 
 
 def _problems_at_the_end(server: RunningServer) -> list[str]:
-    """Return what is wrong once all clients have gone: the server must be idle, and ready for more."""
+    """Return the problems after all clients have gone. The server must be idle, and ready for more requests."""
     for _ in range(100):
         connection = HTTPConnection("127.0.0.1", server.port, timeout=CLIENT_SECONDS)
         connection.request("GET", "/metrics")

@@ -1,4 +1,4 @@
-"""The models, batches and prompts that are measured."""
+"""The models, batches and prompts to measure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Training:
     """A model and its batches.
 
     Args:
-        model: The option of `train.py`'s group model; the other fields override it.
+        model: The option of `train.py`'s group model. The other fields override it.
         tokenizer: The option of `train.py`'s group tokenizer.
         batch_size: Sequences, B.
         steps: Measured optimizer steps.

@@ -1,4 +1,4 @@
-"""Measure how long a user waits before something happens."""
+"""Measure the time that a user waits before something happens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def first_step() -> Measurement:
 
 
 def first_token() -> Measurement:
-    """Measure generate.py with a run's checkpoint of GPT-2 124M to its first token, which is its only one."""
+    """Measure generate.py with a run's checkpoint of GPT-2 124M up to its first and only token."""
     with tempfile.TemporaryDirectory() as folder:
         run([sys.executable, str(ROOT / "train.py"), *_run_of_124m(folder), "trainer.max_steps=1"])
         return _timed([str(ROOT / "generate.py"), f"checkpoint={folder}/run", "sampler.max_new_tokens=1"])
@@ -50,8 +50,8 @@ def first_token() -> Measurement:
 def whole_run(*overrides: str) -> Measurement:
     """Measure `make train` from the command to its end, and compare it with its own steps alone.
 
-    The time of the steps is that of all its tokens at the median rate of metrics.csv, which leaves out evaluation, samples and
-    checkpoints.
+    The time of the steps is the number of all tokens divided by the median rate in metrics.csv. That rate leaves out evaluation,
+    samples and checkpoints.
 
     Args:
         overrides: Settings, for a shorter run.

@@ -1,4 +1,4 @@
-"""Measure the scoring of questions with four choices, of the sizes of HellaSwag's, in fp32."""
+"""Measure the scoring of questions with four choices in fp32. Their sizes are the same as in HellaSwag."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpt_pretrain.tokenizers.build import build_tokenizer
 GPT2 = gpt2_124m(drop_rate=0.0, context_length=1024)
 N_ITEMS = 2000 if torch.cuda.is_available() else 24
 N_WARMUP = 2  # Items before the measured ones.
-ROWS = 64 if torch.cuda.is_available() else 8  # Sequences of a batch, for the programs that count them.
+ROWS = 64 if torch.cuda.is_available() else 8  # Sequences of a batch, for programs that set the batch in sequences.
 WORDS = (
     "the",
     "a",
@@ -49,7 +49,7 @@ WORDS = (
 
 @cache
 def make_task(n_items: int = N_ITEMS) -> Task:
-    """Return questions with words at random; contexts and choices have as many as in HellaSwag."""
+    """Return questions of random words. Contexts and choices have as many words as in HellaSwag."""
     chosen = random.Random(1)
 
     def words(least: int, most: int) -> str:
@@ -72,7 +72,7 @@ def ours() -> Measurement:
 
 
 def forward_passes() -> Measurement:
-    """Measure forward passes over batches of the same shapes, with the losses of as many tokens, and nothing else."""
+    """Measure only forward passes over batches of the same shapes, with the losses of the same number of tokens."""
     scorer = _scorer()
     model, compute = scorer.model, scorer.model.hidden_states
     shapes: list[tuple[int, int]] = []
@@ -97,7 +97,7 @@ def forward_passes() -> Measurement:
 
 
 def transformers() -> Measurement:
-    """Measure GPT2LMHeadModel in batches of sequences that are sorted by length; the logits of the choices are kept."""
+    """Measure GPT2LMHeadModel in batches of sequences sorted by length. The logits of the choices are kept."""
     from transformers import GPT2LMHeadModel
 
     model: Any = GPT2LMHeadModel(transformers_config(GPT2))

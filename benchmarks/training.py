@@ -54,7 +54,7 @@ def bare(shape: Training, *, precision: str) -> Measurement:
 
 
 def bare_step(shape: Training, *, precision: str) -> Callable[[Tensor, Tensor], None]:
-    """Build this program's model and optimizer, and return a function that trains them on token ids and their targets."""
+    """Build this program's model and optimizer. Return a function that trains them on token ids and their targets."""
     from gpt_pretrain.model.gpt2 import GPTModel
     from gpt_pretrain.model.kernels.loss import linear_cross_entropy
     from gpt_pretrain.system.devices import keep_freed_memory

@@ -33,20 +33,20 @@ class Body(BaseModel):
 
 
 class TokenQueue(BaseStreamer):  # type: ignore[misc]
-    """Passes on tokens to another thread; None is the end."""
+    """Pass on tokens to another thread. None means the end."""
 
     def __init__(self) -> None:
         self.tokens: queue.Queue[int | None] = queue.Queue()
         self._is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt first, and then each token."""
+        """Accept the prompt first, and then each token."""
         if not self._is_prompt:
             self.tokens.put(int(value))
         self._is_prompt = False
 
     def end(self) -> None:
-        """Take the end."""
+        """Accept the end."""
         self.tokens.put(None)
 
 

@@ -1,4 +1,4 @@
-"""Draw the table of docs/own-vocabulary.md, bits per byte by vocabulary size: python -m benchmarks.vocabulary_plot"""
+"""Draw the table of docs/own-vocabulary.md, bits per byte over vocabulary size: python -m benchmarks.vocabulary_plot"""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, PICTURE = DOCS / "own-vocabulary.md", DOCS / "images" / "vocabulary-size.svg"
 GPT2 = "gpt2"
-FIRST_LENGTH = 3  # the column from which on the bits per byte stand
+FIRST_LENGTH = 3  # the first column with bits per byte
 COLORS = ("#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c")
 
 
 def main() -> None:
     """Write the picture."""
-    with matplotlib.rc_context({"svg.hashsalt": "vocabulary", "svg.fonttype": "none"}):  # the same bytes each time
+    with matplotlib.rc_context({"svg.hashsalt": "vocabulary", "svg.fonttype": "none"}):  # gives the same bytes each time
         draw()
 
 
@@ -44,7 +44,7 @@ def draw() -> None:
 
 
 def read_table(markdown: str) -> list[list[str]]:
-    """Return the cells of the page's table, the heading first."""
+    """Return the cells of the page's table, with the heading first."""
     lines = [line.strip().strip("|").split("|") for line in markdown.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line] for line in lines]
     return [row for row in cells if not row[0].startswith("--")]

@@ -1,1 +1,1 @@
-"""Cost as work grows: processor time and memory against one size at a time, with the slope."""
+"""The growth of costs: processor time and memory against one size at a time, with the slope."""

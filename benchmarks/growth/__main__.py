@@ -22,12 +22,12 @@ from benchmarks.scale import grid
 
 @dataclass(frozen=True)
 class Growth:
-    """A size whose growth is measured.
+    """A size to vary in a measurement of growth.
 
     Args:
-        picture: Name of the picture that shows it beside others.
+        picture: Name of its picture. A picture may show several sizes.
         title: Title of its table and of its panel.
-        unit: What the sizes count.
+        unit: The unit of the sizes.
         sizes: The sizes.
         measure: The function that measures one size, in a fresh process.
         note: Caption of the table.
@@ -122,7 +122,7 @@ def main() -> None:
     if arguments.point is not None:
         print(json.dumps(ALL[arguments.names[0]].measure(arguments.point)))
         return
-    torch.set_num_threads(1)  # as in the processes that measure, for the line about the machine
+    torch.set_num_threads(1)  # as in the measuring processes, for the line about the machine
     for name in arguments.names or ALL:
         _measure(name, ALL[name], update_docs=arguments.update_docs)
     if arguments.update_docs:

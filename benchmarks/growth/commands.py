@@ -1,4 +1,4 @@
-"""Measure commands in processes of their own, with one thread."""
+"""Measure commands, each in its own process with one thread."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gpt_pretrain.data.token_stream import SAMPLE_LENGTH, SAMPLE_POSITIONS
 
 DOCUMENT = "The sea was grey, and number {} came home in the rain.\n<|endoftext|>"
 STEPS_PER_EVALUATION = 100
-# A file of zeros alone would be taken for one with wider token ids, so the sampled positions have others.
+# A file of only zeros would look like a file with wider token ids, so the sampled positions have other values.
 SAMPLE = np.arange(1, 1 + SAMPLE_LENGTH, dtype="<u2").tobytes()
 
 
 def by_corpus(size: int) -> Costs:
-    """Measure a run on this many tokens, of which the file on the disk has only a few."""
+    """Measure a run on this many tokens. Only a few of them take space on the disk."""
     with tempfile.TemporaryDirectory() as folder:
         for name, tokens in (("train.bin", size), ("val.bin", 10_000)):
             with open(Path(folder, name), "wb") as stream:
@@ -49,7 +49,7 @@ def by_documents(size: int) -> Costs:
 
 
 def by_checkpoints(size: int) -> Costs:
-    """Measure how a run is resumed that has kept this many checkpoints, which are links to one."""
+    """Measure the resumption of a run with this many checkpoints. All of them are links to one checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         _train(folder, "trainer.max_steps=2", "checkpoint.keep=1")
         checkpoints = Path(folder, "run", "checkpoints")
@@ -60,7 +60,7 @@ def by_checkpoints(size: int) -> Costs:
 
 
 def by_rows(size: int) -> Costs:
-    """Measure report.html, and what a resumed run reads and writes again, with this many rows in metrics.csv."""
+    """Measure report.html, and the reading and rewriting in a resumed run, with this many rows in metrics.csv."""
     from gpt_pretrain.runs.metrics_file import COLUMNS, MetricsFile
     from gpt_pretrain.runs.report.run_page import render_run_page
     from gpt_pretrain.runs.tensorboard import EventFiles

@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md, their slopes, and the pictures of them."""
+"""Write the tables of docs/scale.md with their slopes, and draw their pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.scale import PAGE
 
 BEGIN, END = "<!-- written by python -m benchmarks.growth --update-docs -->", "<!-- end of growth -->"
 IMAGES = PAGE.parent / "images"
-LAST_POINTS = 3  # The slope is fitted to the largest sizes, where fixed costs weigh least.
+LAST_POINTS = 3  # The slope is fitted to this many of the largest sizes, where fixed costs weigh least.
 SLOPE = "slope"
 COLORS = ("#3182bd", "#e6550d", "#31a354")
 
@@ -25,7 +25,7 @@ Points = dict[int, Costs]
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Return the exponent of a power law through points, by least squares of the logarithms: 1 is in proportion."""
+    """Return the exponent of a power law through points, by least squares of the logarithms. 1 means in proportion."""
     logs = [(math.log(size), math.log(cost)) for size, cost in points]
     mean_size, mean_cost = (sum(values) / len(logs) for values in zip(*logs, strict=True))
     exponent: float = sum((x - mean_size) * (y - mean_cost) for x, y in logs) / sum((x - mean_size) ** 2 for x, _ in logs)
@@ -63,7 +63,7 @@ def read_tables() -> dict[str, Points]:
 
 
 def update_page(title: str, text: str) -> None:
-    """Write one section between the marks; others stay."""
+    """Write one section between the marks. Other sections stay."""
     page = PAGE.read_text(encoding="utf-8")
     sections = _sections(page) | {title: text}
     body = "".join(f"\n### {name}\n\n{section.strip()}\n" for name, section in sections.items())
@@ -123,7 +123,7 @@ def _draw(axes: Axes, points: Points, ending: str) -> None:
 
 
 def _proportional(points: Points, names: Sequence[str]) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
-    """Yield for each cost the ends of a line in proportion to the size, through the cost of the largest."""
+    """Yield for each cost the ends of a line that is proportional to the size and goes through the largest size's cost."""
     sizes = sorted(points)
     for name in names:
         first = sizes[-min(LAST_POINTS, len(sizes))]

@@ -55,7 +55,7 @@ def by_vocabulary(size: int) -> Costs:
 
 
 def _step(shape: Training) -> Costs:
-    """Return the least processor seconds of a step, and the megabytes that the model and its steps add."""
+    """Return the least processor seconds of a step, and the megabytes of the model and its steps."""
     torch.set_num_threads(1)
     keep_freed_memory()
     device = torch.device("cpu")

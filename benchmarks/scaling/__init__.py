@@ -1,1 +1,1 @@
-"""Measure how the loss depends on a model's size, the text it reads, and the settings of its training."""
+"""Measure how the loss depends on a model's size, its text, and its training settings."""

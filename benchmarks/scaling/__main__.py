@@ -1,9 +1,9 @@
 """Run the trials of the study that are still missing: python -m benchmarks.scaling [NAME=FILE ...].
 
-The texts are documentation and code that come with Python; German and French manual pages, quotations and the manual of Vim where
+The texts are documentation and code that come with Python; German and French manual pages, quotations and the manual of Vim if
 the system has them; and given files. The results have two more, "play" (As You Like It) and "bible" (the King James Version).
-Each result is a line of `results.jsonl`, so that an interrupted study goes on where it stopped. `texts.json` has what n-grams
-make of each text.
+Each result is a line of `results.jsonl`, so that an interrupted study continues where it stopped. `texts.json` has the n-gram
+models' results on each text.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def finished() -> set[Trial]:
 
 
 def count_ngrams(texts: Mapping[str, StudyText]) -> None:
-    """Add what n-gram models make of each text, as `budget=` counts them in parts from everywhere in the training text.
+    """Add the n-gram models' results on each text. As in `budget=`, they count parts spread over the training text.
 
-    The file has bits per byte by the name of the text, the bytes of its training text, and the bytes that were counted.
+    The file has bits per byte by the name of the text, the bytes of its training text, and the number of counted bytes.
     """
     content = json.loads(TEXTS.read_text(encoding="utf-8")) if TEXTS.is_file() else {}
     for name, unique in sorted({(trial.text, trial.unique_bytes) for trial in all_trials()}):

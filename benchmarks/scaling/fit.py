@@ -22,11 +22,11 @@ from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 
 RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json"))
 TABLE = Path(law_module.__file__).with_name(law_module.TABLE)
-# Each constant's first value; all but the free ones are fitted as logarithms, since they are positive.
+# The initial value of each constant. All except the free ones are fitted as logarithms, since they are positive.
 START = {"a": 0.1, "alpha": 0.35, "b": 0.2, "beta": 0.35, "repeats": 1.0, "capacity": 60.0, "ngrams": 0.7, "vocabulary": 0.0}
 FREE = ("ngrams", "vocabulary")
-ROBUST = 0.02  # residuals beyond this count less
-PRIOR = 0.02  # pull of the logarithms towards their first values, where the results leave them open
+ROBUST = 0.02  # larger residuals count less
+PRIOR = 0.02  # pull of the logarithms towards their initial values, in case the results leave them open
 RESAMPLES = 40
 NINE_OF_TEN, GOAL = 0.9, 0.04
 PILOT_SHAPE = (SHAPES["xs"][0], VOCAB, batch_of(PILOTS[0]))
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A result of the study, as the law sees it."""
+    """A result of the study in the form for the law."""
 
     text: str
     training: Training
@@ -44,7 +44,7 @@ class Case:
 
 
 def main() -> None:
-    """Fit, check and perhaps write."""
+    """Fit the law and check it. Write it if --write asks for it."""
     cases = read_cases()
     law = fit(cases)
     print(f"{len({(case.text, case.training) for case in cases})} trainings, most of them predicted from two pilots")
@@ -125,7 +125,7 @@ def errors(law: Law, cases: Sequence[Case]) -> np.ndarray:
 
 
 def leave_texts_out(cases: Sequence[Case]) -> dict[str, np.ndarray]:
-    """Return the errors for each text with the law that is fitted to the others."""
+    """Return the errors on each text with a law fitted to the other texts."""
     texts = dict.fromkeys(case.text for case in cases)
     return {
         text: errors(fit([case for case in cases if case.text != text]), [case for case in cases if case.text == text])
@@ -139,13 +139,13 @@ def _has_pilot(cases: Sequence[Case], text: str, length: float) -> np.ndarray:
 
 
 def width(cases: Sequence[Case], left_out: Mapping[str, np.ndarray], length: float) -> float:
-    """Return the error that nine of ten results of the worst text are within: the next text may be as far from all others."""
+    """Return the error that covers nine of ten results of the worst text. A new text may be as far from all others."""
     found = [of_text[_has_pilot(cases, text, length)] for text, of_text in left_out.items()]
     return max(float(np.quantile(np.abs(own), NINE_OF_TEN)) for own in found if own.size)
 
 
 def spread(cases: Sequence[Case]) -> dict[str, tuple[float, float]]:
-    """Return the interval of each constant that holds 80% of the fits to resampled results."""
+    """Return the interval of each constant that contains 80% of the fits to resampled results."""
     generator = np.random.default_rng(1)
     laws = [fit([cases[n] for n in generator.integers(len(cases), size=len(cases))]) for _ in range(RESAMPLES)]
     values = {name: np.quantile([law.constants[name] for law in laws], (0.1, 0.9)) for name in START}

@@ -1,4 +1,4 @@
-"""The texts of the study: manuals, code, another language, a play and prose, from files that packages bring along."""
+"""The texts of the study: manuals, code, another language, a play and prose, from files in packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.learn import python_documentation
 
 HELD_OUT_BYTES = 60_000  # at most a tenth of a text
-MANUALS = Path("/usr/share/man")  # a folder for each language, of packages such as manpages-fr, or of other programs
+MANUALS = Path("/usr/share/man")  # has a folder for each language, from manpages-fr and other packages
 FORTUNES = Path("/usr/share/games/fortunes")  # of the package fortunes
 EDITOR = Path("/usr/share/vim")  # of the package vim-runtime
 MARKUP = re.compile(r"^\.\\\".*\n|^\.[A-Za-z]+ ?|\\f[A-Z]|\\&|\\(?=-)", re.MULTILINE)
@@ -21,17 +21,17 @@ MARKUP = re.compile(r"^\.\\\".*\n|^\.[A-Za-z]+ ?|\\f[A-Z]|\\&|\\(?=-)", re.MULTI
 
 @dataclass(frozen=True)
 class StudyText:
-    """A text, of which the end is held out."""
+    """A text with a held-out end."""
 
     name: str
     text: str
     held_out: str
 
     def training(self, n_bytes: int) -> str:
-        """Return this much of the beginning.
+        """Return this many bytes of the beginning.
 
         Raises:
-            ValueError: If there is less.
+            ValueError: If there are fewer.
         """
         content = self.text.encode()
         if len(content) < n_bytes:
@@ -47,7 +47,7 @@ def split_text(name: str, text: str) -> StudyText:
 
 
 def load_texts(files: dict[str, Path]) -> dict[str, StudyText]:
-    """Return the texts that every machine has, and those of given files."""
+    """Return the texts that are available on this machine, and the texts in given files."""
     own = {
         "manual": python_documentation(),
         "code": python_code(),
@@ -64,13 +64,13 @@ def load_texts(files: dict[str, Path]) -> dict[str, StudyText]:
 
 
 def python_code(n_bytes: int = 2_500_000) -> str:
-    """Return source files of the standard library, in an order drawn at random, always the same."""
+    """Return source files of the standard library, in a fixed random order."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     return _shuffled((file.read_text(encoding="utf-8", errors="ignore") for file in files), n_bytes)
 
 
 def manual_pages(language: str, n_bytes: int = 2_500_000) -> str:
-    """Return the text of manual pages, nearly without their markup; empty if this machine has none."""
+    """Return the text of manual pages with little of their markup; empty if this machine has none."""
     files = sorted((MANUALS / language).glob("man*/*.gz"))
     return _shuffled((MARKUP.sub("", gzip.decompress(file.read_bytes()).decode(errors="ignore")) for file in files), n_bytes)
 

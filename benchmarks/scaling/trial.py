@@ -1,4 +1,4 @@
-"""Train one small model by the program's own optimizer, schedule and data, and measure the bits per byte of held-out text."""
+"""Train one small model with the program's optimizer, schedule and data, and measure the bits per byte of held-out text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gra
 from gpt_pretrain.training.schedule import lr_at
 
 HEAD_DIM = 32
-BYTE_TOKENS = 257  # the size that stands for the vocabulary of bytes
+BYTE_TOKENS = 257  # this size means the vocabulary of bytes
 CLIP = 1.0  # trainer.gradient_clip_val
 DROPOUT = {"none": 0.0, "light": 0.1, "strong": 0.2}
 DECAYS = {"none": (0.0, 0.0), "light": (0.1, 0.5), "strong": (0.2, 1.0)}  # of the matrices and of the output head
@@ -40,7 +40,7 @@ class Trial:
     Args:
         text: Name of a text.
         unique_bytes: Bytes of its beginning to train on.
-        trained_bytes: Bytes to train on, in several passes if there are fewer.
+        trained_bytes: Bytes to train on, in several passes if `unique_bytes` is smaller.
         vocab_size: Tokens of a byte-pair encoding of that beginning; BYTE_TOKENS for bytes.
         width: Width of the model, a multiple of HEAD_DIM.
         layers: Blocks.
@@ -48,7 +48,7 @@ class Trial:
         context: Tokens of a window.
         regularization: "none", "light" or "strong".
         rate: Factor on all learning rates of the modern model.
-        seed: Of the weights, the order and dropout.
+        seed: Seed of the weights, the order and dropout.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Trial:
 
 
 def run_trial(trial: Trial, text: StudyText) -> dict[str, Any]:
-    """Train, and return the trial's settings with what was measured."""
+    """Train, and return the trial's settings with the measurements."""
     with tempfile.TemporaryDirectory() as folder:
         data, tokenizer, bytes_per_token = _load(trial, text, Path(folder))
         steps = max(1, round(trial.trained_bytes / bytes_per_token / (trial.batch * trial.context)))

@@ -9,11 +9,11 @@ from benchmarks.scaling.trial import BYTE_TOKENS, Trial
 
 SHAPES = {"xs": (64, 2), "s": (96, 3), "m": (128, 4), "l": (192, 4), "xl": (256, 6)}
 K = 1000
-LARGE, SMALL = 900 * K, 100 * K  # of a text, in bytes
+LARGE, SMALL = 900 * K, 100 * K  # bytes of a text
 VOCAB = 1024
-PILOTS = (125 * K, 500 * K)  # bytes that pilots read; on a slow machine, a budget has a short one
+PILOTS = (125 * K, 500 * K)  # bytes that pilots read; on a slow machine, a budget uses a short pilot
 
-# What a budget of one to five minutes on two cores chooses, and smaller models: text, kB of it, shape, kB to read, vocabulary.
+# The choices of a budget of one to five minutes on two cores, and smaller models: text, its kB, shape, kB to read, vocabulary.
 BUDGETS = (
     *(("manual", 900, "xs", 1000, 2048), ("manual", 900, "xs", 1000, 4096), ("manual", 900, "s", 2000, 2048)),
     *(("manual", 900, "m", 4000, 2048), ("manual", 900, "m", 8000, 4096), ("manual", 200, "xs", 2000, 2048)),
@@ -26,7 +26,7 @@ BUDGETS = (
 
 
 def base(text: str, shape: str, trained: int, unique: int, vocab_size: int = VOCAB) -> Trial:
-    """Return a trial with the batch and the regularization that grow with the length and the repeats of the training."""
+    """Return a trial. Its batch grows with the length of the training, and its regularization with the passes over the text."""
     width, layers = SHAPES[shape]
     repeats = trained / unique
     return Trial(
@@ -35,28 +35,28 @@ def base(text: str, shape: str, trained: int, unique: int, vocab_size: int = VOC
 
 
 def batch_of(trained: int) -> int:
-    """Return the windows of a step: their number grows with the square root of the length."""
+    """Return the number of windows in a step. It grows with the square root of the length."""
     return max(4, 1 << round(math.log2(1.5 * math.sqrt(trained / 2.5) / 128)))
 
 
 def regularization_of(repeats: float) -> str:
-    """Return the regularization that is tried first with this number of passes over the text."""
+    """Return the regularization to try first for this number of passes over the text."""
     return "none" if repeats < 1.5 else "light" if repeats < 4 else "strong"
 
 
 def all_trials() -> list[Trial]:
-    """Return all trials once, the cheapest ones first, so that a study that is cut short covers all questions."""
+    """Return all trials without repetitions, the cheapest first, so that even an interrupted study covers all questions."""
     groups = (pilots, size_and_tokens, repeats, other_texts, vocabularies, regularizations, rates, longer, budgets)
     return sorted(dict.fromkeys(trial for group in groups for trial in group()), key=work)
 
 
 def work(trial: Trial) -> float:
-    """Return a number that the training's duration is about proportional to."""
+    """Return a number that is roughly proportional to the training's duration."""
     return trial.trained_bytes * (12 * trial.layers * trial.width**2 + 2 * trial.vocab_size * trial.width)
 
 
 def pilots() -> list[Trial]:
-    """Train the smallest model for a moment on each text, as a budget does to learn how hard the text is."""
+    """Train the smallest model for a moment on each text. A budget does the same to measure the text's difficulty."""
     texts = ("manual", "code", "german", "bible", "play")
     sizes = [(text, unique) for text in texts for unique in (LARGE, SMALL) if unique == SMALL or text != "play"]
     sizes += [(text, unique * K) for text, unique, *_ in BUDGETS]
@@ -112,7 +112,7 @@ def rates() -> list[Trial]:
 
 
 def longer() -> list[Trial]:
-    """Repeat points with other seeds, and go on to longer trainings."""
+    """Repeat points with other seeds, and add longer trainings."""
     point = base("manual", "s", 500 * K, LARGE)
     return [replace(point, seed=seed) for seed in (2, 3)] + [
         base("manual", "xs", 4000 * K, LARGE),
@@ -121,5 +121,5 @@ def longer() -> list[Trial]:
 
 
 def budgets() -> list[Trial]:
-    """Train what a budget chooses: large vocabularies, and texts that are read many times."""
+    """Train the models that a budget chooses: with large vocabularies, and on texts that are read many times."""
     return [base(text, shape, trained * K, unique * K, size) for text, unique, shape, trained, size in BUDGETS]
