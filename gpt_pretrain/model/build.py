@@ -18,6 +18,6 @@ def new_model(config: GPTConfig) -> LanguageModel:
 
 
 def empty_model(config: GPTConfig) -> LanguageModel:
-    """Return a model on the meta device, whose tensors have shapes but use no memory."""
+    """Return a model on the meta device. Its tensors have shapes but use no memory."""
     with torch.device("meta"):
         return new_model(config)

@@ -62,8 +62,8 @@ def shorten_middle(text: str, limit: int) -> str:
 
 def short_message(text: str) -> str:
     """Return an error message without secrets, and without its middle if it quotes far too much of a file."""
-    # Secrets are removed first, since cutting could divide one. But even looking for secrets takes long in a very long text, so
-    # that is cut to a moderate length before.
+    # Secrets are removed before the text is cut, since cutting could divide one. But the search for secrets takes long in a very
+    # long text, so such a text is first cut to a moderate length.
     return shorten_middle(hide_secrets(shorten_middle(text, 20 * MAX_MESSAGE)), MAX_MESSAGE)
 
 

@@ -1,4 +1,4 @@
-"""SentencePiece's `.model` files as the fields of a tokenizer.json, so that no other library reads a stranger's file.
+"""Convert SentencePiece's `.model` files to the fields of a tokenizer.json, so that no other library reads a stranger's file.
 
 Source: sentencepiece_model.proto of google/sentencepiece, and transformers' convert_slow_tokenizer.py for the merges.
 """
@@ -18,15 +18,17 @@ from gpt_pretrain.tokenizers.user_pieces import SPACE, check_always_chosen, chec
 
 UNIGRAM, BPE = 1, 2  # values of model_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # types of pieces
-MAX_FIELD = 1000  # Number of a field. None that is used here has more than two digits.
+MAX_FIELD = 1000  # Number of a field. The numbers used here have at most two digits.
 MAX_PIECE, MAX_CHARACTERS = 1000, 20_000_000  # characters of one piece, and of all
-MAX_SQUARES = 50_000_000  # of the pieces' lengths in total: each may be cut anywhere into a merge. 256,000 of 14 have as many.
-MAX_MERGED = 16_000_000  # Bytes of all merges, which take fifteen times as much memory. The 514,906 of Gemma have four million.
+# The largest sum of the squares of the pieces' lengths: each piece may be cut anywhere into a merge. 256,000 pieces of 14
+# characters reach it.
+MAX_SQUARES = 50_000_000
+MAX_MERGED = 16_000_000  # Bytes of all merges. They take fifteen times as much memory. Gemma's 514,906 merges have four million.
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A token with its score, which is the better the likelier it is, and its type."""
+    """A token with its type and its score. A likelier token has a higher score."""
 
     text: str
     score: float = 0.0
@@ -37,7 +39,7 @@ def sentencepiece_fields(content: bytes) -> tuple[dict[str, Any], str | None]:
     """Return the fields of a tokenizer.json for the content of a SentencePiece model, and its end of text.
 
     Raises:
-        DamagedFileError: If it is damaged, or a model that the tokenizers library cannot run with the same ids.
+        DamagedFileError: If it is damaged, or if the tokenizers library cannot run it with the same ids.
     """
     pieces, trainer, rules = _parse_model(content)
     unk_id, eos_id = int(trainer.get(40, 0)), int(trainer.get(42, 2))
@@ -47,7 +49,7 @@ def sentencepiece_fields(content: bytes) -> tuple[dict[str, Any], str | None]:
     prefix, squeeze = bool(rules.get(3, 1)), bool(rules.get(4, 1))
     _check_supported(pieces, kind, rules, is_suffix=bool(trainer.get(24, 0)))
     user = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
-    # Without spaces that are added or removed, they are found in the text as it was typed.
+    # If no spaces are added or removed, the user-defined tokens are found in the unchanged text.
     divides = bool(user) and (prefix or squeeze or any(SPACE in piece for piece in user))
     if divides:
         check_normalized(user, has_table=bool(rules.get(2)), squeeze=squeeze)
@@ -80,10 +82,10 @@ DECODER = {
 
 
 def _check_supported(pieces: list[Piece], kind: int, rules: dict[int, Any], *, is_suffix: bool) -> None:
-    """Check that the tokenizers library gives the ids of SentencePiece.
+    """Check that the tokenizers library gives the same ids as SentencePiece.
 
     Raises:
-        DamagedFileError: If it may not.
+        DamagedFileError: If it may give other ids.
     """
     if kind not in (UNIGRAM, BPE):
         raise DamagedFileError("it is neither a unigram model nor a byte-pair encoding")
@@ -107,7 +109,7 @@ def _normalizer(charsmap: Any, *, prefix: bool, squeeze: bool) -> dict[str, Any]
 
 
 def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[list[str]]:
-    """Return the merges that lead to the pieces of a byte-pair encoding, those of the likeliest piece first.
+    """Return the merges that lead to the pieces of a byte-pair encoding. The merges of the likeliest piece come first.
 
     Raises:
         DamagedFileError: If there could be far too many.
@@ -128,7 +130,7 @@ def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[list[str]]:
 
 
 def _parse_model(content: bytes) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
-    """Return the pieces, the fields of the trainer's settings, and those of the normalization, by their numbers."""
+    """Return the pieces, and the fields of the trainer's settings and of the normalization by their numbers."""
     pieces, trainer, rules = list[Piece](), dict[int, Any](), dict[int, Any]()
     for number, value in _fields(content):
         if number == 1:
@@ -156,7 +158,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """Yield the numbers and values of a protocol buffer's fields: whole numbers, floats or bytes.
 
     Raises:
-        DamagedFileError: If it is not one.
+        DamagedFileError: If the data is not a protocol buffer.
     """
     position = 0
     while position < len(data):

@@ -1,4 +1,4 @@
-"""User-defined tokens of a SentencePiece model, which a text is divided at after it has been normalized."""
+"""User-defined tokens of a SentencePiece model. A normalized text is divided at these tokens."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ BELOW_NORMAL = 10.0  # SentencePiece's penalty of an unknown character, compared
 
 ROUNDING = 1e-3  # SentencePiece adds scores with 32 bits.
 
-MAX_SQUARES = 10_000_000  # of the user-defined tokens' lengths in total; 10,000 of 30 have as many.
-MAX_WORK = 20_000_000  # about as many steps: squares of the lengths of ordinary tokens, and cubes where they overlap one of these
+MAX_SQUARES = 10_000_000  # sum of the squares of the user-defined tokens' lengths; 10,000 tokens of 30 characters reach it
+# About the largest number of steps: squares of the lengths of ordinary tokens, and cubes if they overlap a user-defined one.
+MAX_WORK = 20_000_000
 
 
 def splits_at(pieces: Iterable[str]) -> dict[str, Any]:
-    """Return the step of a pre-tokenizer that makes each of these tokens a word of its own, the longest one that fits."""
+    """Return the step of a pre-tokenizer that makes each of these tokens its own word. The longest token that fits is taken."""
     longest_first = sorted(pieces, key=lambda piece: (-len(piece), piece))
     return {"type": "Split", "pattern": {"Regex": "|".join(map(_escape, longest_first))}, "behavior": "Isolated", "invert": False}
 
 
 def check_normalized(pieces: Iterable[str], *, has_table: bool, squeeze: bool) -> None:
-    """Check that the normalization leaves these tokens alone, from which SentencePiece exempts them.
+    """Check that the normalization does not change these tokens. SentencePiece exempts them from it.
 
     Args:
-        has_table: Whether there is a table of replacements, which might have their characters.
+        has_table: Whether there is a table of replacements. It might contain characters of the tokens.
         squeeze: Whether several spaces become one.
 
     Raises:
-        DamagedFileError: If it may change one.
+        DamagedFileError: If the normalization may change a token.
     """
     for piece in pieces:
         # An accent may follow a letter.
@@ -44,13 +45,13 @@ def check_normalized(pieces: Iterable[str], *, has_table: bool, squeeze: bool) -
 
 
 def check_always_chosen(pieces: Iterable[str], normal: Mapping[str, float]) -> None:
-    """Check that a unigram model never prefers other tokens to these, which SentencePiece compares by their scores.
+    """Check that a unigram model never prefers other tokens to these. SentencePiece compares them by their scores.
 
     Args:
         normal: The scores of all ordinary tokens.
 
     Raises:
-        DamagedFileError: If it may, so that dividing a text at them would change its ids.
+        DamagedFileError: If it may prefer others. Dividing a text at these tokens would then change its ids.
     """
     pieces = list(pieces)
     if sum(len(piece) ** 2 for piece in pieces) > MAX_SQUARES:
@@ -63,7 +64,7 @@ def check_always_chosen(pieces: Iterable[str], normal: Mapping[str, float]) -> N
 
 
 def _overlapping(pieces: Sequence[str], normal: Iterable[str]) -> dict[str, set[str]] | None:
-    """Return the ordinary tokens that hold a piece, end with its beginning or begin with its end; None for far too many."""
+    """Return the ordinary tokens that contain a piece, end with its beginning or begin with its end; None for far too many."""
     beginnings, endings = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for piece in pieces:
         for size in range(1, len(piece)):
@@ -89,7 +90,7 @@ def _overlapping(pieces: Sequence[str], normal: Iterable[str]) -> dict[str, set[
 
 
 class _Paths:
-    """Scores of the ordinary tokens that a text may be divided into.
+    """Scores of the ways to divide a text into ordinary tokens.
 
     Args:
         normal: The scores of all ordinary tokens.
@@ -102,12 +103,13 @@ class _Paths:
         self._longest = max(map(len, normal), default=0)
 
     def most_without(self, piece: str, others: Iterable[str]) -> float:
-        """Return the most that ordinary tokens score in the place of a piece, whatever text is around it.
+        """Return the highest score of ordinary tokens in place of a piece, for any text around it.
 
-        A token that reaches into the piece counts less the likeliest tokens of its other part, which would take its place.
+        A token that reaches into the piece also covers text outside. The score of the likeliest tokens for that text is
+        subtracted, since they would take its place.
 
         Args:
-            others: All ordinary tokens that hold the piece, or overlap its beginning or its end.
+            others: All ordinary tokens that contain the piece, or overlap its beginning or its end.
         """
         size = len(piece)
         held, starts, ends = -math.inf, [-math.inf] * (size + 1), [-math.inf] * (size + 1)
@@ -126,11 +128,11 @@ class _Paths:
         return max(held, *(score + end for score, end in zip(reached, ends, strict=True)))
 
     def likeliest(self, text: str) -> float:
-        """Return the score of the likeliest ordinary tokens that a text may be divided into."""
+        """Return the score of the likeliest way to divide a text into ordinary tokens."""
         return self._scores(text, [0.0] + [-math.inf] * len(text))[-1]
 
     def _scores(self, text: str, starts: Sequence[float]) -> list[float]:
-        """Return the best score up to each place of a text, where a path may begin at any place with a score."""
+        """Return the best score up to each position of a text. A path may begin at any position with a start score."""
         best = list(starts)
         for end in range(1, len(text) + 1):
             best[end] = max(best[end], best[end - 1] + self._unknown)
@@ -141,5 +143,5 @@ class _Paths:
 
 
 def _escape(piece: str) -> str:
-    """Return a regular expression of the tokenizers library that matches a text; Python's re escapes more than it knows."""
+    """Return a regular expression of the tokenizers library that matches a text. Python's re escapes more than it supports."""
     return re.sub(r"[\\^$.|?*+()\[\]{}]", r"\\\g<0>", piece)

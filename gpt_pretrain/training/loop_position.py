@@ -33,7 +33,7 @@ def nonfinite_error(trainer: L.Trainer, event: str, *, first: int | None = None,
     """Return the error for the batches from the first one to the current one.
 
     Args:
-        event: What is not finite, as a sentence with {batches} for the batches.
+        event: A sentence about the values that are not finite, with {batches} for the batches.
         first: The first batch; None for the first one of the current optimizer step.
         step: The optimizer step; None for the current one.
     """

@@ -21,7 +21,7 @@ class NonFiniteError(Exception):
     """A loss, the gradients or the weights are NaN or infinite.
 
     Args:
-        event: What is not finite, as a sentence with {batches} for the batches.
+        event: A sentence about the values that are not finite, with {batches} for the batches.
         step: The optimizer step, counted from 0.
         epoch: The epoch of the batches, counted from 0.
         batches: The batches of the step, counted from 0.

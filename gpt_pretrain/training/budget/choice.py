@@ -28,7 +28,7 @@ MOST_PARAMETERS = 30  # parameters of the blocks per distinct token read; the la
 STUDIED_VOCABULARY = 4096  # tokens
 CAUTION = 0.01  # how much worse a choice counts for each doubling beyond the study
 NEARLY = 0.8  # share of the budget; a choice that spends less is limited by something else
-MAX_MEMORY, MAX_DISK = 0.6, 0.8  # shares of what is free
+MAX_MEMORY, MAX_DISK = 0.6, 0.8  # shares of the free memory and disk space
 CHECKPOINTS = 3  # on disk at the same time
 
 

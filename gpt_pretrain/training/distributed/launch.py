@@ -6,7 +6,7 @@ module:
 - It imports torch in the parent.
 - As soon as one rank fails, it sends SIGTERM to the others. They then count as interrupted before they can report their own
   errors.
-- It sets TORCHELASTIC_RUN_ID, by which `requeue` recognizes torchrun's jobs.
+- It sets TORCHELASTIC_RUN_ID. `requeue` recognizes torchrun's jobs by this variable.
 - It prints a report of its own.
 """
 
@@ -42,7 +42,7 @@ GRACE_SECONDS = 10.0  # time for the other ranks to end by themselves after one 
 USER_ERROR_GRACE_SECONDS = 0.5  # the same if the failed rank has explained its error to the user
 POLL_SECONDS = 0.1
 MACHINE_VARIABLES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-SHARED_KEYS = {"hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "run_dir", "resume"}  # added by rank 0 for all
+SHARED_KEYS = {"hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "run_dir", "resume"}  # rank 0 may add these
 QUIET = ["hydra.output_subdir=null", "hydra/job_logging=terminal"]  # overrides for ranks that write nothing
 
 
