@@ -24,7 +24,9 @@ BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses,
 # The most passes over a text: in general, and over a text with very few tokens for the vocabulary. With more passes, even a
 # regularized model mostly memorizes.
 MOST_PASSES, FEW_TOKENS_PASSES = 64, 16
-MOST_PARAMETERS = 30  # parameters of the blocks per distinct token read; the law was not measured beyond
+# The most parameters of the blocks per distinct token read, up to a few passes over the text and with more; the law was not
+# measured beyond. A larger model memorizes a text that it reads many times.
+FEW_PASSES, MOST_PARAMETERS, MOST_WITH_MORE_PASSES = 2, 30, 9
 STUDIED_VOCABULARY = 4096  # tokens
 CAUTION = 0.01  # how much worse a choice counts for each doubling beyond the study
 NEARLY = 0.8  # share of the budget; a choice that spends less is limited by something else
@@ -179,7 +181,8 @@ def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: i
             most = min(most, most_steps * per_step) * SHORTER
             matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
             fresh = min(steps * per_step, text.train_bytes / length)
-            too_large = matrices > MOST_PARAMETERS * fresh and config.emb_dim > SHAPES[0][0] and not fixed
+            most_parameters = MOST_PARAMETERS if steps * per_step <= FEW_PASSES * fresh else MOST_WITH_MORE_PASSES
+            too_large = matrices > most_parameters * fresh and config.emb_dim > SHAPES[0][0] and not fixed
             rare = fresh < TOKENS_PER_ENTRY * config.vocab_size and config.vocab_size > min(text.bytes_per_token)
             if steps < MIN_STEPS or too_large or rare:
                 continue
