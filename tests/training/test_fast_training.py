@@ -108,7 +108,7 @@ def test_training_with_dropout_matches_pytorch_s_dropout_on_average(
     overrides = [*SIXTY_STEPS, "model.drop_rate=0.3"]
     train(*overrides, run_dir=tmp_path / "fast")
     monkeypatch.setattr("gpt_pretrain.model.kernels.attention._use_blocks", lambda *_: False)
-    monkeypatch.setattr("gpt_pretrain.model.kernels.dropout.use_keep_mask", lambda x: False)
+    monkeypatch.setattr("gpt_pretrain.model.kernels.dropout.is_eager_cpu", lambda x: False)
     train(*overrides, run_dir=tmp_path / "plain")
     fast, plain = (np.mean(losses(tmp_path / name)[-20:]) for name in ("fast", "plain"))
     train(*overrides, "seed=124", run_dir=tmp_path / "other")

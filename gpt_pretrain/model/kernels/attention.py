@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gpt_pretrain.model.kernels.chunks import keeps_weights, query_blocks
-from gpt_pretrain.model.kernels.dropout import keep_mask
+from gpt_pretrain.model.kernels.dropout import is_eager_cpu, keep_mask
 
 
 def causal_attention(
@@ -69,7 +69,7 @@ def _use_blocks(queries: Tensor, keys: Tensor, drop_rate: float) -> bool:
 
     On a CPU, PyTorch has no fused dropout, and the backward pass of its fused kernel is slow in bf16.
     """
-    if queries.device.type != "cpu" or torch.compiler.is_compiling():
+    if not is_eager_cpu(queries):
         return False
     is_training = queries.requires_grad and queries.shape[2] == keys.shape[2] > 1
     return drop_rate > 0 or (is_training and queries.dtype == torch.bfloat16)

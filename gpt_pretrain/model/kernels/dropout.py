@@ -15,15 +15,15 @@ class Dropout(nn.Dropout):
     """`nn.Dropout` that uses `keep_mask` on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.p > 0 and use_keep_mask(x):
+        if self.training and self.p > 0 and is_eager_cpu(x):
             return x * keep_mask(x.shape, self.p, dtype=x.dtype)
         return F.dropout(x, self.p, self.training)
 
 
-def use_keep_mask(x: Tensor) -> bool:
-    """Return whether `keep_mask` is faster than PyTorch's dropout for this tensor.
+def is_eager_cpu(x: Tensor) -> bool:
+    """Return whether operations on a tensor run on a CPU without being compiled.
 
-    GPUs and compiled code draw random numbers in parallel, so only eager code on a CPU gains.
+    GPUs and compiled code draw random numbers in parallel. There, `keep_mask` is no faster than PyTorch's dropout.
     """
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
