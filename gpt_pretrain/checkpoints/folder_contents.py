@@ -114,7 +114,7 @@ def only_weights_file(folder: Path) -> Path:
 def cached_snapshot(folder: Path) -> Path | None:
     """Return the folder with a model's files if a folder is a model in the hub's cache. Return None otherwise.
 
-    If the cache has several versions, the one that was the main branch at the last download is returned.
+    If the cache has several versions, return the main branch as of the last download.
     """
     found = {path.parent.name: path.parent for path in (folder / "snapshots").glob(f"*/{CONFIG_FILE}")}
     with suppress(OSError, DamagedFileError):

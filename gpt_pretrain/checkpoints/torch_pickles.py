@@ -272,7 +272,7 @@ def _rules(sizes: _StorageSizes, *, inert: bool) -> PickleRules:
 
 
 def _dict(counter: KeyCounter, *arguments: Any) -> dict[Any, Any]:
-    """Stand in for OrderedDict and Counter: return a plain dict."""
+    """Return a plain dict in place of an OrderedDict or a Counter."""
     for argument in arguments:
         for number, key in enumerate(argument if isinstance(argument, dict) else [pair[0] for pair in argument]):
             check_key(key)
@@ -289,7 +289,7 @@ def _set(counter: KeyCounter, items: Iterable[Any] = ()) -> set[Any]:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Stand in for `_codecs.encode`, with which Python 3 stores bytes in the old protocols that Python 2 reads."""
+    """Return what `_codecs.encode` would. Python 3 stores bytes with it in the protocols of Python 2."""
     if not isinstance(text, str) or encoding not in ENCODINGS:
         raise DamagedFileError(f"it encodes a text as {short_repr(encoding)}")
     return text.encode(encoding)

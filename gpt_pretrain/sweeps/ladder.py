@@ -138,7 +138,7 @@ def check_length(seconds: float) -> None:
 
 
 def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, seconds: float) -> list[Rung]:
-    """Return the rungs of a ladder: three sizes up to the one that the law would choose, and two more learning rates.
+    """Return the rungs of a ladder: three sizes up to the size that the law would choose, and two more learning rates.
 
     Args:
         limits: The memory and disk space of this machine.

@@ -65,7 +65,7 @@ def _counts_as_new(handle: int, path: Path) -> bool:
 
 
 def _is_inside(handle: int, path: Path, folder: Path) -> bool:
-    """Return whether an open file still is the one that its path names in a folder.
+    """Return whether an open file is still the file at its path in a folder.
 
     The owner of the folder may have put a link there just for the moment of opening.
     """

@@ -218,7 +218,7 @@ def _check_directory(stream: BinaryIO, size: int, limit: ContentLimit) -> None:
     Raises:
         PackedFileError: If it is too large.
     """
-    # The archive states the size of the list in two places. zipfile's own function returns the one that zipfile uses.
+    # The archive states the size of the list in two places. This function of zipfile returns the size that zipfile uses.
     end = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
     length = 0 if end is None else end[zipfile._ECD_SIZE]  # type: ignore[attr-defined]
     if length > MAX_DIRECTORY + size // DIRECTORY_PART:

@@ -219,7 +219,7 @@ class _ColumnCounter:
 
 
 def _read_header(lines: _Lines) -> tuple[list[str], str]:
-    """Return the names of the columns, and their delimiter: the most frequent one, or the one that a line for Excel names."""
+    """Return the names of the columns and the delimiter: the most frequent one, unless a line for Excel states another."""
     csv.field_size_limit(LONGEST_RECORD)
     try:
         first = next(lines, "").removeprefix("\ufeff")
