@@ -41,7 +41,8 @@ PART = re.compile(
 WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bin")
 # Names of files that look like weights, but in which training programs store something else.
 NO_MODELS = re.compile(
-    r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|adapter|pytorch_lora).*", re.IGNORECASE
+    r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|adapter|pytorch_lora|token_bytes|optim_\d+_rank).*",
+    re.IGNORECASE,
 )
 MAX_COMMIT = 200  # bytes of a file that names a version
 ADAPTER_CONFIG = "adapter_config.json"

@@ -59,7 +59,9 @@ FOREIGN = {
     "a model of Megatron-LM": r"language_model\.|layers\.\d+\.self_attention\.linear_qkv",
     "a model of minGPT's first version": r"blocks\.\d+\.attn\.(key|query|value)\.",
     "a model of LitGPT": r"h\.\d+\.(attn\.(attn|qkv)|norm_1)\.",
-    "a nanochat model in its own layout; convert it to transformers' NanoChatForCausalLM": r"h\.\d+\.attn\.c_[qkv]\.",
+    "a model in the layout of nanochat or modded-nanogpt; a model of nanochat needs its meta_*.json beside it": (
+        r"h\.\d+\.attn\.c_[qkv]\."
+    ),
     "a model with rotary positions": r"(^|\.)(rotary\w*|inv_freq|freqs_cis|(cos|sin)(_cached)?)(\.|$)",
     "a model with one module for each attention head, and ReLU": r"blocks\.\d+\.sa\.heads\.|token_embedding_table\.",
 }

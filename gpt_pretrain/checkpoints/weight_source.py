@@ -36,6 +36,7 @@ from gpt_pretrain.checkpoints.layouts import (
 )
 from gpt_pretrain.checkpoints.llmc_model import is_llmc_file, read_llmc_model
 from gpt_pretrain.checkpoints.misfits import name_some
+from gpt_pretrain.checkpoints.nanochat_checkpoint import read_nanochat_checkpoint
 from gpt_pretrain.checkpoints.nanochat_layout import NANOCHAT, from_nanochat_config, from_nanochat_tensors
 from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import (
@@ -52,6 +53,7 @@ from gpt_pretrain.checkpoints.weight_tokenizers import (
     checkpoint_tokenizer,
     folder_finder,
     hub_finder,
+    nanochat_finder,
     nanogpt_finder,
     neighbor_finder,
     no_tokenizer,
@@ -214,6 +216,8 @@ def _from_file(path: Path) -> WeightSource:
     tensors = state_dict_tensors(weights.tensors, path)
     if "model_args" not in weights.whole and _has_config(path, tensors, named=PICKLE_FILE):
         return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
+    if (nanochat := read_nanochat_checkpoint(path, tensors)) is not None:
+        return WeightSource(str(path), *nanochat, nanochat_finder(path, nanochat[1]["vocab_size"]))
     declared, find = weights.told, _neighbor(path, tensors)
     if isinstance(arguments := weights.whole.get("model_args"), dict):
         declared, find = from_nanogpt_args(arguments) | declared, nanogpt_finder(path, weights.whole)

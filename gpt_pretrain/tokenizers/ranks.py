@@ -92,7 +92,7 @@ def ranks_to_merges(ranks: Mapping[bytes, int]) -> tuple[dict[str, int], list[li
 
 def to_oniguruma(pattern: str) -> str:
     """Translate a pattern of tiktoken for the tokenizers library. There, `{1,3}+` repeats and `$` matches at each line end."""
-    return re.sub(r"([?*+}])\+", r"\1", pattern).replace("$", r"\z")
+    return re.sub(r"([?*+]|\{\d+(?:,\d*)?\})\+", r"\1", pattern).replace("$", r"\z")
 
 
 def _last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:

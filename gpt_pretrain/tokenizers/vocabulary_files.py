@@ -1,7 +1,7 @@
 """Read a tokenizer from the files of other programs: in a folder, of a model on the hub, or a single file.
 
 The known formats are transformers' tokenizer.json, GPT-2's vocab.json with merges.txt, BERT's vocab.txt, each with the files
-beside it, tiktoken's ranks, SentencePiece's models, and nanoGPT's meta.pkl.
+beside it, tiktoken's ranks, SentencePiece's models, nanoGPT's meta.pkl, and nanochat's tokenizer.pkl.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.tokenizers.added_tokens import FilesBeside, read_beside
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.definition import parse_tokenizer_json
+from gpt_pretrain.tokenizers.encoding_pickle import is_encoding_pickle
 from gpt_pretrain.tokenizers.nanogpt_meta import META, read_meta
 from gpt_pretrain.tokenizers.tables import restore_table
 from gpt_pretrain.tokenizers.vocabulary_formats import (
+    from_encoding_pickle,
     from_ranks,
     from_sentencepiece,
     from_tokenizer_json,
@@ -74,6 +76,8 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
     try:
         if path.suffix == TIKTOKEN_ENDING:
             return from_ranks(content, label=path.stem)
+        if path.suffix == ".pkl" and is_encoding_pickle(content):
+            return from_encoding_pickle(content, label=label)
         if path.suffix == ".pkl":
             return read_meta(content, end_of_text=False, label=label)
         if path.suffix == ".model":
@@ -91,7 +95,7 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
     found = recognize(name, content[:HEAD]).described()
     raise UserError(
         f"{path} is {found}, not a file of a tokenizer. Give {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, {VOCAB_TXT}, "
-        f"*{TIKTOKEN_ENDING} or nanoGPT's {META}, or the folder of a model."
+        f"*{TIKTOKEN_ENDING}, nanoGPT's {META} or nanochat's tokenizer.pkl, or the folder of a model."
     )
 
 

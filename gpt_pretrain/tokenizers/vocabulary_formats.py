@@ -23,6 +23,7 @@ from gpt_pretrain.tokenizers.definition import (
     parse_tokenizer_json,
     vocabulary_of,
 )
+from gpt_pretrain.tokenizers.encoding_pickle import read_encoding_pickle
 from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, KNOWN_RANKS, RankFile, ranks_to_fields
 from gpt_pretrain.tokenizers.sentencepiece_model import sentencepiece_fields
 from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_merges, gpt2_vocabulary, load_tiktoken
@@ -34,6 +35,7 @@ MAX_TOKEN_BYTES, MAX_SQUARES = 1000, 200_000_000
 GPT2_TOKENS = 50257
 # Tokens that may end a text, the likeliest first, for vocabularies that do not name theirs.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "[SEP]")
+DOCUMENT_START = "<|bos|>"  # of nanochat
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 log = logging.getLogger(__name__)
@@ -128,12 +130,7 @@ def from_ranks(content: bytes, *, label: str) -> Tokenizer:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise DamagedFileError(f"its line {short_repr(line)} is not a token in base64 and its number") from error
-    if not ranks or len(ranks) > MAX_VOCABULARY or any(bytes([byte]) not in ranks for byte in range(256)):
-        raise DamagedFileError("it lacks some of the 256 single bytes")
-    if max(map(len, ranks)) > MAX_TOKEN_BYTES:
-        raise DamagedFileError(f"one of its tokens has more than {MAX_TOKEN_BYTES} bytes")
-    if sum(len(token) ** 2 for token in ranks) > MAX_SQUARES:
-        raise DamagedFileError("its tokens are far longer than those of a language")
+    _check_ranks(ranks)
     known = KNOWN_RANKS.get(hashlib.sha256(content).hexdigest())
     if known is None:
         known = RankFile(CL100K_PATTERN, {END_OF_TEXT: max(ranks.values()) + 1})
@@ -145,6 +142,32 @@ def from_ranks(content: bytes, *, label: str) -> Tokenizer:
             known.specials[END_OF_TEXT],
         )
     return _finish(ranks_to_fields(ranks, known.specials, known.pattern), FilesBeside(), label=label)
+
+
+def from_encoding_pickle(content: bytes, *, label: str) -> Tokenizer:
+    """Return the tokenizer of a pickled tiktoken encoding. If it has nanochat's begin of a document, this also ends a text.
+
+    Raises:
+        DamagedFileError: If the pickle is not that of an encoding.
+    """
+    encoding = read_encoding_pickle(content)
+    _check_ranks(encoding.ranks)
+    beside = FilesBeside({"eos_token": DOCUMENT_START} if DOCUMENT_START in encoding.specials else {})
+    return _finish(ranks_to_fields(encoding.ranks, encoding.specials, encoding.pattern), beside, label=label)
+
+
+def _check_ranks(ranks: Mapping[bytes, int]) -> None:
+    """Check that ranks hold all bytes, and that their merges can be found in reasonable time.
+
+    Raises:
+        DamagedFileError: If they do not.
+    """
+    if not ranks or len(ranks) > MAX_VOCABULARY or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise DamagedFileError("it lacks some of the 256 single bytes")
+    if max(map(len, ranks)) > MAX_TOKEN_BYTES:
+        raise DamagedFileError(f"one of its tokens has more than {MAX_TOKEN_BYTES} bytes")
+    if sum(len(token) ** 2 for token in ranks) > MAX_SQUARES:
+        raise DamagedFileError("its tokens are far longer than those of a language")
 
 
 def _finish(fields: Mapping[str, Any], beside: FilesBeside, *, label: str) -> Tokenizer:

@@ -198,7 +198,7 @@ def test_a_layout_of_another_program_is_named(tmp_path: Path, theirs: GPT2LMHead
     state = theirs.state_dict()
     without_positions = {name: value for name, value in as_unfused(to_nanogpt(state)).items() if "wpe" not in name}
     torch.save(without_positions, tmp_path / "model_000100.pt")
-    assert "convert it to transformers' NanoChatForCausalLM" in refusal(tmp_path / "model_000100.pt")
+    assert "a model of nanochat needs its meta_*.json beside it" in refusal(tmp_path / "model_000100.pt")
     torch.save(state | {"transformer.h.0.attn.rotary_emb.inv_freq": torch.ones(6)}, tmp_path / "x.pt")
     assert "it holds a model with rotary positions" in refusal(tmp_path / "x.pt")
     torch.save({name.replace(".h.", ".h.layer_"): value for name, value in state.items()}, tmp_path / "x.pt")
