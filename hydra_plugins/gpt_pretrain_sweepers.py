@@ -33,6 +33,7 @@ from gpt_pretrain.sweeps.folder import (
     job_folder_name,
     sign_sweep,
 )
+from gpt_pretrain.sweeps.places import check_places
 from gpt_pretrain.sweeps.results import read_sweep, search_by_bits, varied_keys
 from gpt_pretrain.sweeps.runner import JobRunner, open_sweep
 from gpt_pretrain.sweeps.submitted_jobs import private_submission_folder
@@ -42,6 +43,7 @@ from gpt_pretrain.system.formatting import format_count
 if TYPE_CHECKING:
     from gpt_pretrain.sweeps.search import SearchSpace
 
+LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # Other machines may have other files.
 CHOOSING_OPTIMIZER = {"optimizer", "optimizer.name", "model", "experiment"}  # groups and settings that may choose another one
 
 
@@ -117,8 +119,14 @@ class RunSweeper(Sweeper):
         sign_sweep(folder, overrides, script=self.script, typed=None if typed == texts else typed)  # type: ignore[arg-type]
 
     def _launch(self, batch: Sequence[Sequence[str]], first_number: int) -> None:
-        """Run jobs with the launcher, which may run them in parallel."""
+        """Run jobs with the launcher, which may run them in parallel.
+
+        Raises:
+            UserError: If the jobs run on this machine and name a file that does not exist.
+        """
         assert self.config is not None
+        if type(self.launcher).__name__ in LOCAL_LAUNCHERS:
+            check_places(batch)
         params = getattr(self.launcher, "params", {})
         on_slurm = type(self.launcher).__name__ == "SlurmLauncher"
         with private_submission_folder(Path(str(self.config.hydra.sweep.dir)), params, on_slurm=on_slurm), _reworded_counts():
@@ -211,6 +219,9 @@ class SearchSweeper(RunSweeper):
         }
         if not spaces:
             raise UserError("A search needs a setting to vary, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'.")
+        if type(self.launcher).__name__ in LOCAL_LAUNCHERS:
+            listed = [f"{key}={value}" for key, space in spaces.items() for value in getattr(space, "values", ())]
+            check_places([[*fixed, *listed]])
         search = Search.open(
             runner.folder,
             spaces,

@@ -118,8 +118,18 @@ def find_source(source: str | Path) -> WeightSource:
         raise UserError(f"{name[:100]}: this path cannot be read ({error.strerror}).") from error
     if exists:
         return _from_folder(path) if is_folder else _from_file(path)
-    if HUB_ID.fullmatch(name) and not name.endswith(FILE_ENDINGS):
-        return _from_hub(name)
+    check_exists(name)
+    return _from_hub(name)
+
+
+def check_exists(name: str) -> None:
+    """Check that weights are named by a path that exists, a possible hub id or "latest". Nothing is opened.
+
+    Raises:
+        UserError: If they are not.
+    """
+    if name == "latest" or user_path(name).exists() or (HUB_ID.fullmatch(name) and not name.endswith(FILE_ENDINGS)):
+        return
     if (address := HUB_ADDRESS.match(name)) is not None:
         raise UserError(f"{name}: models on the hub are given by name, not by address. Type {address['model']}")
     raise UserError(f"{name}: there is no such file or folder. Check the path, or give a model on the hub as owner/name.")

@@ -6,6 +6,7 @@ An argument that begins with dashes and names no setting is positional if a file
 from __future__ import annotations
 
 import glob
+import sys
 from collections.abc import Collection, Set
 from typing import TypeVar, get_type_hints
 
@@ -14,13 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.interpolation import escape_interpolation
-from gpt_pretrain.config.overrides import expand_amounts, short_form
+from gpt_pretrain.config.overrides import expand_amounts, repeated_settings, short_form
+from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.config.setting_names import describe_type, nearest
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.formatting import shorten_middle
 from gpt_pretrain.system.typed_paths import output_problem
 
 END_OF_OPTIONS = "--"
+MAX_SENTENCE = 300  # characters of a warning
 # Settings for which an empty text would mean the current folder, and an example of a value.
 PLACES = {"out": "PATH", "checkpoint": "PATH", "tokenizer": "NAME", "dataset": "NAME"}
 
@@ -59,8 +63,17 @@ def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str,
             config[positional] = escape_interpolation(values + files)
     else:
         overrides += files
+    warn_of_repetitions(overrides)
     _apply(config, list(map(short_form, overrides)), names, schema)
     return to_settings(config, schema)
+
+
+def warn_of_repetitions(overrides: list[str]) -> None:
+    """Print a warning about each setting that is typed several times."""
+    for sentence in repeated_settings(map(override_without_secrets, overrides)):
+        from gpt_pretrain.system.terminal import escape_line, print_escaped  # loads rich
+
+        print_escaped(f"warning: {shorten_middle(escape_line(sentence), MAX_SENTENCE)}", file=sys.stderr)
 
 
 def _sort_arguments(arguments: list[str], names: Collection[str], *, flags: Set[str]) -> tuple[list[str], list[str]]:

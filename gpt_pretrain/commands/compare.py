@@ -21,6 +21,7 @@ from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
+from gpt_pretrain.runs.metadata import has_different_texts
 from gpt_pretrain.runs.reader import RunContents, lowest_bits_per_byte, read_run, run_results
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_number
@@ -195,10 +196,14 @@ def _results(runs: Sequence[RunContents]) -> dict[str, list[str]]:
 
 
 def _texts(runs: Sequence[RunContents]) -> list[str | None]:
-    """Return the start of the SHA-256 of each run's text. If a hash is unknown, return the paths or names of the texts."""
+    """Return the start of the SHA-256 of each run's text, the same for shards of one text with different vocabularies.
+
+    If a hash is unknown, return the paths or names of the texts.
+    """
     hashes = [run.section("data").get("sha256") for run in runs]
     if all(hashes):
-        return [str(digest)[:12] for digest in hashes]
+        differ = has_different_texts(run.metadata for run in runs)
+        return [str(digest)[:12] for digest in (hashes if differ else hashes[:1] * len(runs))]
     return [run.config.get("data.path" if run.config.get("data.path") not in (None, "null") else "data.name") for run in runs]
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from gpt_pretrain.commands.argument_checks import argument_problems, broken_rules, with_prefix
+from gpt_pretrain.commands.arguments import warn_of_repetitions
 from gpt_pretrain.commands.command_words import MULTIRUN_FLAGS, Arguments, clean_word, sort_arguments
 from gpt_pretrain.commands.custom_options import choose_custom_options, custom_groups
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
@@ -16,6 +17,8 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, find_run
 from gpt_pretrain.sweeps.folder import find_sweep
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.training.distributed.launch import launch_info
+from gpt_pretrain.training.distributed.ranks import is_main
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
 LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # launcher of each option of hparams_search
@@ -35,6 +38,8 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
     if script == "train":
         arguments.overrides = choose_custom_options(arguments.overrides)
     check_arguments(arguments, script=script)
+    if launch_info() is None and is_main():
+        warn_of_repetitions([one for one in arguments.overrides if not one.startswith("~")])
     custom = custom_groups(arguments.overrides, folders=arguments.config_folders)
     overrides = [with_prefix(override, script=script, custom=custom) for override in arguments.overrides]
     quoted = [*arguments.flags, *quote_arguments(overrides, sweep=arguments.is_sweep)]

@@ -13,7 +13,8 @@ from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.runs.folder import METRICS, check_no_links
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata, track_run, update_metadata
 from gpt_pretrain.runs.report.saving import report_at_end
-from gpt_pretrain.training.distributed.ranks import explain_lost_ranks
+from gpt_pretrain.system.interrupts import exit_on_signals
+from gpt_pretrain.training.distributed.ranks import explain_lost_ranks, is_distributed
 
 LOG_FILE = "train.log"
 
@@ -35,6 +36,8 @@ def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
             check_no_links(run_dir)
             stack.enter_context(report_at_end(run_dir))
             stack.enter_context(track_run(run_dir, **started))
+            if not is_distributed():  # A rank that waits for another one can be ended only by being killed.
+                stack.enter_context(exit_on_signals())
         stack.enter_context(explain_lost_ranks())
         try:
             yield

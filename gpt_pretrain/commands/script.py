@@ -28,6 +28,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import find_type
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
+from gpt_pretrain.runs.metadata import METADATA_FILE, RUNS_ALREADY, is_running
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
 from gpt_pretrain.system.checkout import completion_hint, script_command
 from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
@@ -137,6 +138,7 @@ class CheckRunFolder(Callback):
         folder = Path(config.hydra.run.dir)
         # Otherwise this process writes no run.
         if "file" in config.hydra.job_logging.handlers or config.hydra.job.config_name == "evaluate":
+            _check_not_running(folder)
             resumed = config.get("resume") is not None
             _check_writable(folder, setting=None if resumed else "hydra.run.dir")
             _check_no_links(folder, WRITTEN_BY_RUNS)
@@ -159,6 +161,12 @@ def _check_no_links(folder: Path, names: Sequence[str]) -> None:
         check_no_links(folder, names)
     except UserError as error:
         sys.exit(print_error(error))
+
+
+def _check_not_running(folder: Path) -> None:
+    """End the program if another one trains in this folder, before its settings and its log change there."""
+    if is_main() and (folder / METADATA_FILE).exists() and is_running(folder):
+        sys.exit(print_error(UserError(RUNS_ALREADY.format(folder))))
 
 
 def _make_folder(folder: Path) -> None:

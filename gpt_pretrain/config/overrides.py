@@ -84,6 +84,18 @@ def find_override(overrides: Iterable[str], key: str) -> str | None:
     return values[-1] if values else None
 
 
+def repeated_settings(overrides: Iterable[str]) -> list[str]:
+    """Return a sentence about each setting that is typed several times with different values."""
+    values: dict[str, list[str]] = {}
+    for key, value in map(split_override, overrides):
+        values.setdefault(key, []).append(value)
+    return [
+        f"{key} is typed {len(typed)} times. The last value counts: {key}={typed[-1]}"
+        for key, typed in values.items()
+        if len(set(typed)) > 1
+    ]
+
+
 def with_recipe_of_weights(overrides: list[str]) -> list[str]:
     """Add the overrides of FINE_TUNING if `init_from` names weights, unless a model is typed. Typed settings are kept."""
     typed = {override_key(override) for override in overrides}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from typing import Protocol
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import not_regular
+from gpt_pretrain.system.terminal import escape_line
 
 # A process may often have no more than 1024 open files or, on macOS, 256.
 MAX_OPEN_FILES = 64
@@ -21,6 +23,8 @@ FILE_NAME = re.compile(r"(?!whole$)[A-Za-z0-9_][\w.+=@ -]{0,199}", re.ASCII)
 
 # A whole word in a name: medieval.npy and latest_1.npy are for training.
 VALIDATION_WORD = re.compile(r"(?<![a-z])(?:val|valid|validation|test|testing|eval|evaluation)(?![a-z])", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
 
 
 class Files(Protocol):
@@ -92,6 +96,7 @@ class LocalFiles:
 
     def read(self, name: str, start: int, count: int) -> bytes:
         try:
+            self._check_stamp(name)
             return self.read_file(name, start, count)
         except OSError as error:
             raise UserError(f"{self.folder / name} cannot be read: {error.strerror or error}.") from error
@@ -126,6 +131,23 @@ class LocalFiles:
         if len(handles) > MAX_OPEN_FILES:
             os.close(handles.popitem(last=False)[1])
         return handles[name]
+
+    def _check_stamp(self, name: str) -> None:
+        """Warn if a file has been written to since its first read. Its content may be the same, if a tool only sets its time."""
+        status = os.fstat(self._handle(name))
+        stamp = status.st_size, status.st_mtime_ns
+        if self._stamps.setdefault(name, stamp) != stamp:
+            self._stamps[name] = stamp
+            log.warning(
+                "%s has been written to while it is in use. If its content has changed, the results of this run come from both "
+                "contents: start again.",
+                escape_line(str(self.folder / name)),
+            )
+
+    @cached_property
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """The size and the modification time of each file at its first read."""
+        return {}
 
     @cached_property
     def _handles(self) -> OrderedDict[str, int]:

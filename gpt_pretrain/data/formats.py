@@ -69,7 +69,8 @@ def open_corpus(files: Files, *, format_name: str = "auto") -> TokenCorpus:
 def _describe_contents(files: Files) -> str:
     """Return what a local folder contains instead of shards, with the command for text."""
     if not isinstance(files, LocalFiles):
-        return " For text files use data=text."
+        denial = getattr(files, "denial", "")
+        return f" {denial}" if denial else " For text files use data=text."
     contained, any_text = LeftOut(), False
     for name in files.names()[:MAX_LOOKED_AT]:
         try:

@@ -38,7 +38,9 @@ def open_prepared(files: Files) -> TokenCorpus:
     """
     size = files.size(MANIFEST)
     if size is None:
-        raise UserError(f"data.path={files.location}: {MANIFEST} is missing.{explain_missing_manifest(files)}")
+        denial = getattr(files, "denial", "")
+        reason = f" {denial}" if denial else explain_missing_manifest(files)
+        raise UserError(f"data.path={files.location}: {MANIFEST} is missing.{reason}")
     try:
         if size > MAX_MANIFEST:
             raise DamagedFileError(f"it has more than {MAX_MANIFEST:,} bytes")

@@ -21,6 +21,11 @@ from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import check_url, hide_secrets, secret_parts, without_secrets
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts
+DENIED = (401, 403)  # answers of a web server that asks for a user or a key, or refuses them
+DENIAL = (
+    "The server refuses access ({}). Type what it asks for: a user in the URL, as in https://USER:PASSWORD@HOST, or a header: "
+    """'+data.remote.options.headers.Authorization="Bearer KEY"'"""
+)
 BUSY = (408, 425, 429)  # answers of a web server that ask for another attempt later
 # Options that make a file system read through another one, store files in a folder, or call a function. The names of all file
 # systems are refused as well, since fsspec would take them for options of one link of a chained URL.
@@ -43,6 +48,9 @@ class RemoteFiles:
     Args:
         url: The folder.
         settings: Time limit, number of retries and fsspec's options.
+
+    Attributes:
+        denial: A sentence about files that the server refuses to show, which count as missing; empty if there are none.
     """
 
     remote = True
@@ -57,13 +65,15 @@ class RemoteFiles:
         self._sizes: dict[str, int] = {}
         self._names: list[str] | None = None
         self._has_answered = False
+        self.denial = ""
 
     def names(self) -> list[str]:
         if self._names is None:
             try:
                 sizes = self._retry(self._list, "")
             except FileNotFoundError:
-                raise UserError(f"data.path={self.location}: there is no such folder. Check the URL.") from None
+                remedy = self.denial or "Check the URL."
+                raise UserError(f"data.path={self.location}: there is no such folder. {remedy}") from None
             self._sizes |= {name: size for name, size in sizes.items() if size is not None}
             self._names = sorted(name for name in sizes if FILE_NAME.fullmatch(name))
         return self._names
@@ -107,6 +117,8 @@ class RemoteFiles:
             cause = error.__cause__
             status = getattr(cause, "status", 0)
             is_missing = 400 <= status < 500 and status not in BUSY
+            if status in DENIED:  # A server that does not list its folders may answer so for a missing file too.
+                self.denial = DENIAL.format(status)
             if cause is None or isinstance(cause, FileNotFoundError) or is_missing:
                 raise
             raise cause from cause.__cause__
@@ -154,6 +166,8 @@ class RemoteFiles:
         except Exception as error:
             if not self._has_answered and (unreachable := why_unreachable(error)) is not None:
                 raise UserError(f"{self.location}: {unreachable}. Check the URL and the network of this machine.") from None
+            if (status := getattr(error, "status", None)) in DENIED:
+                raise UserError(f"{location}: {DENIAL[0].lower()}{DENIAL[1:].format(status)}") from None
             if _lacks_credentials(error):
                 raise UserError(
                     f"{location}: {self._hide(error)}. To read public data without credentials, add "
@@ -217,7 +231,8 @@ class RemoteFiles:
 def _is_temporary(error: BaseException) -> bool:
     """Return whether another attempt may succeed. fsspec's file systems raise exceptions of many kinds."""
     final = (FileNotFoundError, PermissionError, UserError, StoppedError)
-    return isinstance(error, Exception) and not isinstance(error, final) and not _lacks_credentials(error)
+    is_denied = getattr(error, "status", None) in DENIED
+    return isinstance(error, Exception) and not isinstance(error, final) and not is_denied and not _lacks_credentials(error)
 
 
 def _lacks_credentials(error: Exception) -> bool:

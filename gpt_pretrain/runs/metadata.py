@@ -7,7 +7,8 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -27,9 +28,11 @@ from gpt_pretrain.system.resources import cpu_name
 
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
+RUNS_ALREADY = "{}: another process is running this job. Wait until it ends, or stop it."
 COMPLETE = (FINISHED, PRUNED)  # states with nothing left to do
 MAX_LISTED = 1000  # entries of a list of texts; there are fewer than 200 settings to override
 MAX_METADATA_VALUES = 100_000  # A run has about 200 values. Each gets a line when the metadata is written again.
+OF_SHARDS = ("shards", "mixture")  # options of the group data that may read token shards
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
 
 log = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Se
     Raises:
         UserError: If another process is running in this folder.
     """
-    with lock(folder / LOCK_FILE, problem=f"{folder}: another process is running this job. Wait until it ends, or stop it."):
+    with lock(folder / LOCK_FILE, problem=RUNS_ALREADY.format(folder)):
         before, start = read_metadata(folder), time.monotonic()
         by_key = {override_key(override): override for override in [*stored_overrides(before), *overrides]}
         update_metadata(
@@ -105,6 +108,28 @@ def metadata_texts(metadata: dict[str, Any], name: str) -> list[str]:
 def stored_overrides(metadata: dict[str, Any]) -> list[str]:
     """Return the typed overrides of a run, or an empty list if the metadata has none."""
     return [short_form(override) for override in metadata_texts(metadata, "overrides")]
+
+
+def has_different_texts(runs: Iterable[dict[str, Any]]) -> bool:
+    """Return whether runs are validated on different texts, some of which are easier to predict than others.
+
+    The checksum of token shards depends on their vocabulary, so only shards with the same vocabulary are compared by it. Shards
+    with different vocabularies are compared by the size of their text.
+
+    Args:
+        runs: The metadata of each run.
+    """
+    checksums, sizes = defaultdict[str, set[str]](set), set[tuple[object, object]]()
+    for metadata in runs:
+        data = metadata_section(metadata, "data")
+        is_of_shards = data.get("name") in OF_SHARDS
+        if sha256 := data.get("sha256"):
+            checksums[f"shards {metadata.get('tokenizer')}" if is_of_shards else ""].add(str(sha256))
+        size = data.get("documents"), data.get("bytes")
+        if is_of_shards and all(map(is_finite_number, size)):
+            sizes.add(size)
+    is_mixed = "" in checksums and len(checksums) > 1  # A text and shards of it are divided in different ways.
+    return is_mixed or len(sizes) > 1 or any(len(found) > 1 for found in checksums.values())
 
 
 def was_interrupted(error: BaseException) -> bool:

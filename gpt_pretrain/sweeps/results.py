@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -35,7 +35,6 @@ RESULT_COLUMNS = (
 # Settings in which jobs may differ; a stranger's sweep could have any number. A table has few of them if it has many rows.
 MAX_KEYS, MAX_CELLS, FEW_KEYS = 1000, 20_000, 20
 
-OF_SHARDS = ("shards", "mixture")  # options of the group data that may read token shards
 NATS_PER_TOKEN, BITS_PER_BYTE = "nats per token", "bits per byte"
 
 
@@ -105,19 +104,6 @@ def read_sweep(folder: Path) -> list[Job]:
 def has_different_tokenizers(jobs: Sequence[Job]) -> bool:
     """Return whether jobs have different tokenizers. Their losses per token cannot be compared then."""
     return len({str(name) for job in jobs if (name := job.metadata.get("tokenizer"))}) > 1
-
-
-def has_different_texts(jobs: Sequence[Job]) -> bool:
-    """Return whether jobs are validated on different texts, some of which are easier to predict than others.
-
-    The checksum of token shards depends on their vocabulary, so only shards with the same vocabulary are compared.
-    """
-    checksums = defaultdict[str, set[str]](set)
-    for job in jobs:
-        data = metadata_section(job.metadata, "data")
-        if sha256 := data.get("sha256"):
-            checksums[str(job.metadata.get("tokenizer")) if data.get("name") in OF_SHARDS else ""].add(str(sha256))
-    return any(len(found) > 1 for found in checksums.values())
 
 
 def varies_tokenizer(keys: Iterable[str]) -> bool:

@@ -19,6 +19,7 @@ from gpt_pretrain.runs.metadata import (
     MAX_LISTED,
     PRUNED,
     RUNNING,
+    has_different_texts,
     is_running,
     metadata_section,
     metadata_texts,
@@ -93,6 +94,8 @@ class JobRunner:
         overrides = [[*own, *self.common, f"hydra.sweep.subdir='{name}'"] for name, own in jobs.items()]
         try:
             self.launch(overrides, self._next_number)
+        except UserError:
+            raise
         except Exception as error:  # A launcher that loses one of its processes raises, and the other jobs have no results.
             _print(f"error: the launcher failed: {error}")
             for name in jobs:
@@ -186,7 +189,7 @@ def _summarize_runs(jobs: Sequence[Job], folder: Path, *, script: str) -> list[s
             if jobs[0].by_bits
             else "The jobs have different tokenizers, so their losses per token cannot be compared."
         )
-    if results.has_different_texts(jobs):
+    if has_different_texts(job.metadata for job in jobs):
         lines.append(
             "The jobs are validated on different texts, of which some are easier to predict than others: a lower loss does not "
             "mean a better model."

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 IMPORT_MACHINERY = "<frozen importlib"
@@ -21,10 +24,61 @@ _is_waiting = False  # whether a module is still loading
 _repetitions = 0
 
 
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
+STOP_SHARE, STOP_SECONDS = 10, 60  # of a limit of processor time: its tenth, at most a minute of each core, is left for saving
+
+
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals that ask a run to stop: Ctrl-C, a scheduler's, and a closed terminal's unless nohup ignores it."""
-    found = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+    """Return the signals that ask a run to stop.
+
+    They are Ctrl-C, a scheduler's, that of a limit of processor time, and a closed terminal's unless nohup ignores it.
+    """
+    found = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     return [one for one in found if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Make the signals that would kill the process raise SystemExit during the block, so that the block can note its end.
+
+    Ctrl-C and signals that have a handler already stay as they are.
+    """
+    killing = [one for one in stop_signals() if signal.getsignal(one) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        killing = []
+    own = os.getpid()
+
+    def leave(signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() != own:  # a forked process, which has nothing to note
+            os._exit(128 + signum)
+        with suppress(OSError):  # The terminal may be gone.
+            os.write(2, f"\nStopped by {signal.Signals(signum).name}.\n".encode())
+        sys.exit(128 + signum)
+
+    for signum in killing:
+        signal.signal(signum, leave)
+    try:
+        yield
+    finally:
+        for signum in killing:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def leave_time_to_stop() -> None:
+    """Have the system ask this process to stop some time before it reaches its limit of processor time.
+
+    `ulimit -t` sets the limit at which the system asks and the limit at which it kills to the same number.
+    """
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return
+    asks, kills = resource.getrlimit(resource.RLIMIT_CPU)
+    if kills == resource.RLIM_INFINITY or asks not in (kills, resource.RLIM_INFINITY):
+        return
+    margin = min(kills // STOP_SHARE, STOP_SECONDS * (os.cpu_count() or 1))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CPU, (max(kills - max(margin, 1), 1), kills))
 
 
 def handle_interrupts() -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError, PackedFileError
+from gpt_pretrain.texts.zip_members import ZIP_DAMAGE, read_member
 
 RECORD = 512  # bytes of a header in a tar archive, and the unit to which contents are padded
 LONGEST_NAME = 1 << 16
@@ -22,10 +21,6 @@ LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE, CONTINUED = b"L", b"x", b"gKVXNA", b
 DIGITS = re.compile("[0-9]{1,18}")
 MAX_FIELDS = 1000  # fields of one extended header; a file with many attributes has a few dozen
 EXTENDED_LINE = re.compile(rb"(\d{1,7}) ")
-ZIP_DAMAGE = (
-    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
-    *(RuntimeError, ValueError, LookupError, OverflowError),  # zipfile trusts most fields and stumbles over wrong ones
-)
 NO_DIRECTORY = "File is not a zip file"  # zipfile's words for an archive without its end
 # The list of a zip archive's members takes up to fifteen times its size in memory. Inside of a compressed file, it can expand a
 # thousandfold. So it may have this many bytes, or one third of the size of the archive if that is more.
@@ -93,7 +88,7 @@ def read_zip(stream: BinaryIO, *, size: int, limit: ContentLimit) -> Members:
         with zipfile.ZipFile(stream) as archive:
             for member in archive.infolist():
                 if not member.filename.endswith("/") and not stat.S_ISLNK(member.external_attr >> 16):
-                    yield member.filename, _zip_content(archive, member)
+                    yield member.filename, read_member(archive, member)
     except ZIP_DAMAGE as error:
         problem = "its end, which lists its files, is missing" if str(error) == NO_DIRECTORY else str(error)
         raise DamagedArchiveError(problem or type(error).__name__) from error
@@ -224,17 +219,3 @@ def _check_directory(stream: BinaryIO, size: int, limit: ContentLimit) -> None:
     if length > MAX_DIRECTORY + size // DIRECTORY_PART:
         raise PackedFileError(MANY_FILES)
     limit.take(DIRECTORY_BYTE * length, MANY_FILES)
-
-
-def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
-    if member.flag_bits & 1:
-        raise PackedFileError(f"{member.filename} is encrypted; unpack the archive first")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # zipfile decompresses a few kilobytes of such a member at once, and they may expand to gigabytes.
-        raise PackedFileError(f"{member.filename} is compressed with a rare method; unpack the archive first")
-    try:
-        with archive.open(member) as content:
-            while block := content.read(BLOCK):
-                yield block
-    except ZIP_DAMAGE as error:
-        raise DamagedArchiveError(f"{member.filename}: {error or 'the archive is truncated'}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from gpt_pretrain.errors import UserError
@@ -10,6 +11,12 @@ MAX_NAMED, LONGEST_NAME = 50, 100  # columns that a message names, and character
 # Arrow's types of columns with one text in each row; bytes may be text in UTF-8. Lists and texts of a fixed length are not among
 # them, since a single value may have any size.
 TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+LIST_OF_TEXTS = re.compile(r"(?:large_|fixed_size_)?list(?:_view)?<\w+: (?:large_)?string(?:_view)?(?: not null)?>(?:\[\d+\])?")
+# A list may hold sentences, paragraphs or messages, which are joined in different ways.
+LISTS = (
+    "To make one text of each list, join its parts first, for example with the package datasets: "
+    """dataset.map(lambda row: {{"{0}": "\\n".join(row["{0}"])}}).to_parquet("joined.parquet")"""
+)
 
 
 def find_column(text_field: str, schema: Any, name: str) -> list[str]:
@@ -67,9 +74,11 @@ def _check_is_text(text_field: str, kind: Any, schema: Any, name: str) -> None:
     stored = stored.value_type if str(stored).startswith("dictionary") else stored
     if str(stored) not in (*TEXT_TYPES, "null"):
         columns = ", ".join(path for path in column_paths(schema) if path != text_field)
+        remedies = [f"Set text_field= to another column: {columns}."] if columns else []
+        if LIST_OF_TEXTS.fullmatch(str(stored)):
+            remedies.append(LISTS.format(text_field))
         raise UserError(
-            f"{name}: its column {text_field} is of the type {str(kind)[:LONGEST_NAME]}, not text."
-            + (f" Set text_field= to another column: {columns}." if columns else "")
+            " ".join([f"{name}: its column {text_field} is of the type {str(kind)[:LONGEST_NAME]}, not text.", *remedies])
         )
 
 

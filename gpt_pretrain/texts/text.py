@@ -14,7 +14,6 @@ from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import ControlCount, is_blank
-from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import EMPTY, TEXT
 from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
@@ -31,11 +30,11 @@ from gpt_pretrain.texts.chunks import (
 )
 from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError, PackedFileError
-from gpt_pretrain.texts.finding import explain_empty_folder, match_files
+from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
 from gpt_pretrain.texts.invalid_utf8 import encoding_advice, explain_invalid_utf8
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.missing_files import explain_missing_file
+from gpt_pretrain.texts.missing_files import explain_no_files
 from gpt_pretrain.texts.reading import read_records
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
@@ -217,22 +216,7 @@ def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = F
     """
     paths, is_named = match_files(pattern)
     if not paths:
-        path = user_path(pattern)
-        missing = "there is no such file or folder, and as a glob it matches no file"
-        problem = explain_empty_folder(path) if path.is_dir() else missing
-        # A resumed run has the path as it was typed, perhaps in another folder.
-        hint = (
-            ""
-            if path.is_absolute()
-            else f" Relative paths, also those of a resumed run, start at the current folder, {Path.cwd()}."
-        )
-        several = [one for one in pattern.split(",") if one]
-        remedy = " Give a file, a folder, or a quoted glob."
-        if len(several) > 1 and all(user_path(one).exists() for one in several):
-            hint, remedy = "", " Several files are given as a folder or as a quoted glob; -m trains on one after another."
-        elif not path.is_dir() and (explained := explain_missing_file(pattern)):
-            hint, remedy = "", f" {explained}"
-        raise UserError(f"data.path={pattern}: {problem}.{hint}{remedy}")
+        raise UserError(explain_no_files(pattern))
     files, problems = select_files(f"data.path={pattern}", paths, is_named=is_named, text_field=text_field, as_text=as_text)
     if problems:
         raise UserError([problem.replace(" text_field=", " data.text_field=") for problem in problems])

@@ -103,6 +103,20 @@ def test_different_validation_texts_give_a_warning(tmp_path: Path, fields: dict[
     assert not warned or "different texts" in warnings[0]
 
 
+def test_shards_of_one_text_with_different_vocabularies_can_be_compared(tmp_path: Path) -> None:
+    size = {"name": "shards", "documents": 5, "bytes": 700}
+    made = [
+        make_run(
+            tmp_path / name, tokenizer=name, data=size | {"sha256": sha256}, config=CONFIG.replace("path: null", f"path: {name}")
+        )
+        for name, sha256 in (("gpt2", "aa" * 32), ("byte", "bb" * 32))
+    ]
+    runs = [read_run(folder) for folder in made]
+    (warning,) = comparison_warnings(runs)
+    assert "different tokenizers" in warning
+    assert "aaaa" not in format_comparison(runs)
+
+
 def test_runs_with_missing_files_are_compared_by_the_files_they_have(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

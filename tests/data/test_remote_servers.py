@@ -1,10 +1,12 @@
 """Shards on servers on this machine: S3 behind a proxy that fails, and plain HTTP."""
 
+import base64
 import http.client
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import fsspec
 import pytest
 
 from gpt_pretrain.data import remote_cache as module
+from gpt_pretrain.errors import UserError
 from tests.helpers.remote_corpora import data_of, rows_of
 from tests.helpers.training_runs import Train, checkpoint, same_weights
 
@@ -110,8 +113,16 @@ def test_training_from_s3_equals_training_from_local_files(
     assert same_weights(a, b)
 
 
-def test_a_corpus_behind_http_needs_no_listing(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
-    is_busy = itertools.chain([True] * 3, itertools.repeat(False))
+Refuse = Callable[[BaseHTTPRequestHandler], int | None]
+
+
+@contextmanager
+def served(folder: Path, *, refuse: Refuse) -> Iterator[str]:
+    """Serve the files of a folder without listing it, and yield the address of the server.
+
+    Args:
+        refuse: Returns the status of an answer without content, or None to answer with the file.
+    """
 
     class Plain(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -121,9 +132,9 @@ def test_a_corpus_behind_http_needs_no_listing(tmp_path: Path, corpus: Path, exp
             self._send(with_body=False)
 
         def _send(self, *, with_body: bool) -> None:
-            file = corpus / self.path.lstrip("/")
-            if next(is_busy) or not file.is_file():
-                self.send_error(404 if not file.is_file() else 429)
+            file = folder / self.path.lstrip("/")
+            if (refused := refuse(self)) is not None or not file.is_file():
+                self.send_error(refused or 404)
                 return
             data, span = file.read_bytes(), self.headers.get("Range")
             status = 200
@@ -145,7 +156,30 @@ def test_a_corpus_behind_http_needs_no_listing(tmp_path: Path, corpus: Path, exp
     server = ThreadingHTTPServer(("127.0.0.1", 0), Plain)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        assert rows_of(data_of(tmp_path, f"http://127.0.0.1:{server.server_port}")) == expected
+        yield f"127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_corpus_behind_http_needs_no_listing(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
+    is_busy = itertools.chain([True] * 3, itertools.repeat(False))
+    with served(corpus, refuse=lambda request: 429 if next(is_busy) else None) as address:
+        assert rows_of(data_of(tmp_path, f"http://{address}")) == expected
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("named", ["auto", "gpt_pretrain", "nanogpt"])
+def test_a_refused_corpus_is_not_called_missing(tmp_path: Path, corpus: Path, status: int, named: str) -> None:
+    with served(corpus, refuse=lambda request: status) as address, pytest.raises(UserError) as refused:
+        data_of(tmp_path, f"http://{address}", retries=0, format=named)
+    assert f"server refuses access ({status}). Type what it asks for: a user in the URL," in str(refused.value)
+    assert "use data=text" not in str(refused.value)
+
+
+def test_a_user_or_a_header_opens_a_refused_corpus(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
+    keys = ["Bearer KEY", f"Basic {base64.b64encode(b'me:pass').decode()}"]
+    with served(corpus, refuse=lambda request: None if request.headers["Authorization"] in keys else 401) as address:
+        assert rows_of(data_of(tmp_path / "user", f"http://me:pass@{address}")) == expected
+        options = {"headers": {"Authorization": "Bearer KEY"}}
+        assert rows_of(data_of(tmp_path / "header", f"http://{address}", options=options)) == expected

@@ -131,7 +131,9 @@ CASES = {
     ),
     "lists_as_text": (
         (*PREPARE, "lists.parquet"),
-        "lists.parquet: its column text is of the type list<element: string>, not text. Set text_field= to another column: body.",
+        "lists.parquet: its column text is of the type list<element: string>, not text. Set text_field= to another column: body. To make "
+        'one text of each list, join its parts first, for example with the package datasets: dataset.map(lambda row: {"text": '
+        '"\\n".join(row["text"])}).to_parquet("joined.parquet")',
     ),
     "half_a_utf16": ((*PREPARE, "half.txt"), "it begins like UTF-16"),
     "links_to_nothing": ((*PREPARE, "links"), "more are links to missing files, whose text would be missing."),

@@ -1,10 +1,13 @@
-"""Intact archives in an unsupported format are refused by that format's name, and are not called damaged."""
+"""Archives: how their members may be compressed, and the formats that are refused by name, since they are not damaged."""
 
 from __future__ import annotations
 
 import io
+import lzma
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 import zstandard
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.texts.archives import read_zip
+from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError
 from tests.helpers.text_inputs import PLAIN, in_corpus, in_training, zipped
 
 
@@ -20,6 +25,14 @@ def encrypted() -> bytes:
     content = bytearray(zipped({"a.txt": PLAIN.encode()}))
     content[6] |= 1
     content[content.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(content)
+
+
+def with_method(archive: bytes, method: int) -> bytes:
+    """Return a zip archive whose only file states another method of compression."""
+    content = bytearray(archive)
+    for mark, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.index(mark) + offset] = method
     return bytes(content)
 
 
@@ -50,7 +63,7 @@ def newer_sparse() -> bytes:
 
 PACKED: dict[str, tuple[Callable[[], bytes], str]] = {
     "locked.zip": (encrypted, "a.txt is encrypted; unpack the archive first"),
-    "rare.zip": (lambda: zipped({"a.txt": PLAIN.encode()}, zipfile.ZIP_LZMA), "a.txt is compressed with a rare method; unpack"),
+    "rare.zip": (lambda: with_method(zipped({"a.txt": PLAIN.encode()}), 9), "a.txt is compressed with a rare method; unpack"),
     "sparse.tar": (sparse, "a.txt is stored as a sparse file; unpack the archive first"),
     "newer.tar": (newer_sparse, "it contains a sparse file; unpack the archive first"),
     "a.txt.zst": (with_dictionary, "it was compressed with a dictionary; decompress it first: zstd -d -D DICTIONARY"),
@@ -72,4 +85,62 @@ def test_a_whole_archive_is_not_called_damaged(tmp_path: Path, name: str) -> Non
 def test_a_damaged_archive_is_still_called_damaged(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped({"a.txt": PLAIN.encode()}).replace(b"lighthouse", b"lightHouse", 1)[:-30])
     with pytest.raises(UserError, match="cannot be read to its end"):
+        in_training(tmp_path / "a.zip")
+
+
+ZIPPED: dict[str, Callable[[bytes], bytes]] = {
+    "bzip2": lambda content: zipped({"a.txt": content}, zipfile.ZIP_BZIP2),
+    "lzma": lambda content: zipped({"a.txt": content}, zipfile.ZIP_LZMA),
+    "zstandard": lambda content: packed_as(zstandard.compress(content), content, 93),
+    "xz": lambda content: packed_as(lzma.compress(content), content, 95),
+    "lzma without a mark at its end": lambda content: without_end_mark(content),
+}
+
+
+def packed_as(compressed: bytes, content: bytes, method: int) -> bytes:
+    """Return a zip archive of a file that is compressed with a method that zipfile lacks."""
+    archive = bytearray(with_method(zipped({"a.txt": compressed}, zipfile.ZIP_STORED), method))
+    facts = struct.pack("<LLL", zlib.crc32(content), len(compressed), len(content))
+    for mark, offset in ((b"PK\x03\x04", 14), (b"PK\x01\x02", 16)):
+        start = archive.rindex(mark) + offset
+        archive[start : start + len(facts)] = facts
+    return bytes(archive)
+
+
+def without_end_mark(content: bytes) -> bytes:
+    """Return a zip archive whose compressed data ends with the content, as other programs write it."""
+    alone = lzma.compress(content, format=lzma.FORMAT_ALONE)
+    member = b"\x05\x02\x05\x00" + alone[:5] + alone[13:]
+    made = bytearray(packed_as(member, content, zipfile.ZIP_LZMA))
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        made[made.rindex(mark) + offset] &= ~2
+    return bytes(made)
+
+
+@pytest.mark.parametrize("method", ZIPPED)
+def test_members_of_a_zip_archive_are_read_however_they_are_compressed(tmp_path: Path, method: str) -> None:
+    content = PLAIN.encode() * 50
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "a.zip").write_bytes(ZIPPED[method](content))
+    assert in_training(tmp_path / "a.zip") == in_training(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("method", ZIPPED)
+def test_members_do_not_expand_without_limit_and_damage_is_found(tmp_path: Path, method: str) -> None:
+    wrong = ZIPPED[method](b"0" * 100).replace(struct.pack("<L", zlib.crc32(b"0" * 100)), b"abcd")
+    (member,) = read_zip(io.BytesIO(wrong), size=len(wrong), limit=ContentLimit(len(wrong)))
+    with pytest.raises(DamagedArchiveError, match="checksum is wrong"):
+        list(member[1])
+    large = ZIPPED[method](b"\0" * 40_000_000)
+    assert len(large) < 100_000
+    ((_, blocks),) = read_zip(io.BytesIO(large), size=len(large), limit=ContentLimit(len(large)))
+    sizes = [len(block) for block in blocks]
+    assert sum(sizes) == 40_000_000
+    assert max(sizes) <= 2 * BLOCK
+
+
+def test_a_damaged_header_of_lzma_is_damage(tmp_path: Path) -> None:
+    content = zipped({"a.txt": PLAIN.encode()}, zipfile.ZIP_LZMA).replace(b"\x05\x00]", b"\x06\x00]", 1)
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(UserError, match="the header of its compressed data is damaged"):
         in_training(tmp_path / "a.zip")

@@ -49,13 +49,14 @@ def write_mistaken_files(tmp_path: Path) -> None:
         archive.writestr("a.json", '{"title": "x"}')
     (tmp_path / "lists.jsonl").write_text('[["text"]]\n' * 3)
     (tmp_path / "numbers.jsonl").write_text('{"text": 5}\n' * 3)
-    for name, method in (("rare.zip", zipfile.ZIP_LZMA), ("locked.zip", zipfile.ZIP_STORED)):
-        with zipfile.ZipFile(tmp_path / name, "w", method) as archive:
+    # The offset of a byte in a member's entry, and its value: the flag of an encrypted member, and the method Deflate64.
+    for name, offset, value in (("locked.zip", 6, 1), ("rare.zip", 8, 9)):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr("a.txt", text)
-    locked = bytearray((tmp_path / "locked.zip").read_bytes())
-    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of an encrypted member
-        locked[locked.index(mark) + offset] |= 1
-    (tmp_path / "locked.zip").write_bytes(locked)
+        changed = bytearray((tmp_path / name).read_bytes())
+        for mark, further in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+            changed[changed.index(mark) + offset + further] = value
+        (tmp_path / name).write_bytes(changed)
     for name, kind in (("cut.tar", tarfile.REGTYPE), ("sparse.tar", tarfile.GNUTYPE_SPARSE)):
         with tarfile.open(tmp_path / name, "w") as archive_of_tar:
             member = tarfile.TarInfo("a.txt")

@@ -16,9 +16,10 @@ def remote_settings(**changes: Any) -> RemoteSettings:
     return RemoteSettings(**({"cache_bytes": 10**8, "timeout": 5.0, "threads": 4} | changes))
 
 
-def data_of(cache: Path, url: str, *, num_workers: int = 0, **changes: Any) -> TextDataModule:
+def data_of(cache: Path, url: str, *, num_workers: int = 0, format: str = "auto", **changes: Any) -> TextDataModule:  # noqa: A002
     """Open the corpus behind a URL."""
-    chosen = data_settings(cache, name="shards", path=url, num_workers=num_workers, remote=remote_settings(**changes))
+    remote = remote_settings(**changes)
+    chosen = data_settings(cache, name="shards", path=url, num_workers=num_workers, format=format, remote=remote)
     data = TextDataModule(chosen, BYTE, context_length=32, seed=1)
     data.prepare_data()
     return data

@@ -41,7 +41,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_like_an_uninterrupted_one(tr
     assert differences(tmp_path / "whole", parts) == []
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU])
 def test_a_run_stopped_during_validation_ends_like_an_uninterrupted_one(train: Train, tmp_path: Path, signum: int) -> None:
     train(*SETTINGS, "data.batch_size=2", "trainer.max_epochs=3", run_dir=tmp_path / "whole")
     parts = tmp_path / "parts"

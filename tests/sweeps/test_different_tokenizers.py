@@ -11,18 +11,10 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.runs.metadata import update_metadata
+from gpt_pretrain.runs.metadata import has_different_texts, update_metadata
 from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.report_page import save_sweep_page
-from gpt_pretrain.sweeps.results import (
-    Job,
-    best_job,
-    has_different_texts,
-    ranking_rows,
-    read_sweep,
-    search_by_bits,
-    write_ranking,
-)
+from gpt_pretrain.sweeps.results import best_job, ranking_rows, read_sweep, search_by_bits, write_ranking
 from gpt_pretrain.sweeps.runner import JobRunner, open_sweep, print_sweep_summary
 from tests.conftest import TINY_RUN
 
@@ -82,11 +74,15 @@ def test_jobs_on_different_texts_are_said_to_be_no_ranking(tmp_path: Path, capsy
 
 
 def test_shards_with_different_vocabularies_may_have_one_text() -> None:
-    def job(tokenizer: str, sha256: str) -> Job:
-        return Job(Path("job"), {}, "finished", {"tokenizer": tokenizer, "data": {"name": "shards", "sha256": sha256}})
+    def run(tokenizer: str, sha256: str, name: str = "shards", **size: int) -> dict[str, Any]:
+        return {"tokenizer": tokenizer, "data": {"name": name, "sha256": sha256, **size}}
 
-    assert not has_different_texts([job("gpt2", "aa"), job("byte", "bb")])
-    assert has_different_texts([job("gpt2", "aa"), job("byte", "bb"), job("byte", "cc")])
+    assert not has_different_texts([run("gpt2", "aa"), run("byte", "bb")])
+    assert has_different_texts([run("gpt2", "aa"), run("byte", "bb"), run("byte", "cc")])
+    sizes = {"documents": 5, "bytes": 700}
+    assert not has_different_texts([run("gpt2", "aa", **sizes), run("byte", "bb", **sizes)])
+    assert has_different_texts([run("gpt2", "aa", **sizes), run("byte", "bb", documents=5, bytes=701)])
+    assert has_different_texts([run("gpt2", "aa"), run("gpt2", "aa", name="text")]), "they are divided in different ways"
 
 
 def test_jobs_with_one_tokenizer_are_ranked_by_their_loss(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ class FakeSweep:
                 self.folder / name, state=state, result=result_of(rung), seconds=rung.seconds, overrides=own, swept=own[1:]
             )
 
-    def run(self, budget: str = "2h") -> None:
+    def run(self, budget: str = "2h") -> list[str]:
+        """Run the ladder, and return the names of the jobs that are left."""
         runner = JobRunner(self.folder, launch=self.launch, common=[])
         settings = SimpleNamespace(budget=budget, data=None, optimizer=SimpleNamespace(lr=0.02))
         ladder_run.run_ladder(
@@ -84,6 +85,7 @@ class FakeSweep:
             began=time.monotonic(),
             save_settings=lambda: None,
         )
+        return runner.unfinished()
 
 
 @pytest.fixture(autouse=True)
@@ -130,9 +132,11 @@ def test_an_interrupted_ladder_goes_on_with_the_rungs_that_are_missing(tmp_path:
 def test_rungs_that_failed_are_left_out_and_too_few_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [rung.name for rung in plan_rungs(TEXT, SPEED, LIMITS, seconds=7200)]
     one = FakeSweep(tmp_path / "one", fails=[names[2], names[3], names[4]])
-    one.run()
+    assert one.run() == [], "the choice is made without them, so the ladder is complete"
     assert one.started[-1].startswith("best-")
     assert f"{names[2]} is left out" in capsys.readouterr().out
+    best = one.started[-1]
+    assert FakeSweep(tmp_path / "last", fails=[best]).run() == [best]
     two = FakeSweep(tmp_path / "two", fails=names[1:3])
     with pytest.raises(UserError, match="Only 1 of 3 sizes"):
         two.run()

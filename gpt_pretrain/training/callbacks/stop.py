@@ -15,7 +15,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from gpt_pretrain.system.amounts import parse_duration
-from gpt_pretrain.system.interrupts import stop_signals
+from gpt_pretrain.system.interrupts import leave_time_to_stop, stop_signals
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -70,7 +70,7 @@ class StoppedBySignalError(BaseException):
 
 
 class StopOnSignal(Checkpoint):
-    """On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, finish the optimizer step, save and end the run. A second Ctrl-C quits immediately.
+    """On a signal to stop, such as Ctrl-C or SIGTERM, finish the optimizer step, save and end. A second Ctrl-C quits immediately.
 
     It must act after `SaveRun`. It is a `Checkpoint`, since Lightning calls those callbacks last.
 
@@ -90,6 +90,7 @@ class StopOnSignal(Checkpoint):
         self._module = pl_module
         if threading.current_thread() is threading.main_thread():
             self._handlers = {signum: signal.signal(signum, self._receive) for signum in stop_signals()}
+            leave_time_to_stop()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore_handlers()  # before Lightning restores the handlers that it has replaced

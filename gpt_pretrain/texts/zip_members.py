@@ -1,0 +1,80 @@
+"""Read a member of a zip archive in blocks, however it is compressed.
+
+zipfile decompresses a few kilobytes of some members at once, and they may expand to gigabytes. It only reads their compressed
+bytes here.
+"""
+
+from __future__ import annotations
+
+import copy
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from itertools import chain
+
+from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError, PackedFileError, decompress
+
+ZIP_DAMAGE = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
+    *(RuntimeError, ValueError, LookupError, OverflowError),  # zipfile trusts most fields and stumbles over wrong ones
+)
+ENCRYPTED, HAS_END_MARK = 1, 2  # flags of a member; the second one is that of LZMA
+FORMS = {zipfile.ZIP_BZIP2: "bz2", zipfile.ZIP_LZMA: "xz", 93: "zst", 95: "xz"}  # methods of compression, and `decompress`
+LZMA_HEADER, LZMA_PROPERTIES = 4, 5  # bytes: a version and the length of the properties, then the properties
+UNKNOWN_SIZE = 2**64 - 1
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the content of a member in blocks of at most about BLOCK bytes.
+
+    Raises:
+        DamagedArchiveError: If it is damaged.
+        PackedFileError: If it is encrypted, or compressed with a rare method.
+    """
+    if member.flag_bits & ENCRYPTED:
+        raise PackedFileError(f"{member.filename} is encrypted; unpack the archive first")
+    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        yield from _read(archive, member)
+        return
+    if (form := FORMS.get(member.compress_type)) is None:
+        raise PackedFileError(f"{member.filename} is compressed with a rare method; unpack the archive first")
+    stored = copy.copy(member)
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, member.compress_size
+    del stored.CRC  # that of the content
+    compressed = _read(archive, stored)
+    if member.compress_type == zipfile.ZIP_LZMA:
+        compressed = _with_lzma_header(compressed, member)
+    checksum = 0
+    try:
+        for block in decompress(compressed, form):
+            checksum = zlib.crc32(block, checksum)
+            yield block
+    except PackedFileError:
+        raise
+    except DamagedArchiveError as error:
+        raise DamagedArchiveError(f"{member.filename}: {error}") from error
+    if checksum != member.CRC:
+        raise DamagedArchiveError(f"{member.filename}: its checksum is wrong")
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    try:
+        with archive.open(member) as content:
+            while block := content.read(BLOCK):
+                yield block
+    except ZIP_DAMAGE as error:
+        raise DamagedArchiveError(f"{member.filename}: {error or 'the archive is truncated'}") from error
+
+
+def _with_lzma_header(blocks: Iterator[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the bytes of a member that is compressed with LZMA as an .lzma file, which states the size of its content."""
+    first = b""
+    while len(first) < LZMA_HEADER + LZMA_PROPERTIES and (block := next(blocks, b"")):
+        first += block
+    length = int.from_bytes(first[2:LZMA_HEADER], "little")
+    if length != LZMA_PROPERTIES or len(first) < LZMA_HEADER + LZMA_PROPERTIES:
+        raise DamagedArchiveError("the header of its compressed data is damaged")
+    size = UNKNOWN_SIZE if member.flag_bits & HAS_END_MARK else member.file_size
+    properties, rest = first[LZMA_HEADER:][:LZMA_PROPERTIES], first[LZMA_HEADER + LZMA_PROPERTIES :]
+    yield from chain([properties + size.to_bytes(8, "little") + rest], blocks)

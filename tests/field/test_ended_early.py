@@ -1,0 +1,89 @@
+"""Runs that end before they train: by a signal, at a limit of processor time, or because another run has their folder."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.commands.run_context import run_context
+from gpt_pretrain.runs.metadata import read_metadata, track_run
+from gpt_pretrain.system.interrupts import leave_time_to_stop
+from tests.conftest import TINY_RUN
+from tests.helpers.training_runs import Train
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+LIMIT = resource.RLIMIT_CPU
+
+
+@pytest.fixture
+def default_handlers() -> Iterator[None]:
+    """Have the signals kill this process, as they do outside of nohup."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("default_handlers")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
+def test_a_run_that_a_signal_ends_while_its_budget_is_planned_says_so(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], signum: signal.Signals
+) -> None:
+    monkeypatch.setattr("gpt_pretrain.training.preflight.plan_budget", lambda *_, **__: os.kill(os.getpid(), signum))
+    with pytest.raises(SystemExit) as ended:
+        train("data=sample", "budget=5m", base=["trainer.accelerator=cpu"])
+    assert ended.value.code == 128 + signum
+    metadata = read_metadata(tmp_path / "run")
+    assert (metadata["state"], metadata["error"]) == ("interrupted", f"stopped by {signum.name}")
+    assert f"Stopped by {signum.name}." in capfd.readouterr().err
+    assert signal.getsignal(signum) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("default_handlers")
+def test_a_process_of_the_run_that_is_ended_leaves_the_run_alone(tmp_path: Path) -> None:
+    with run_context(tmp_path, script="train.py", writes=True):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+        assert read_metadata(tmp_path)["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((600, 600), (540, 600)),
+        ((resource.RLIM_INFINITY, 600), (540, 600)),
+        ((1, 1), (1, 1)),
+        ((300, 600), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_a_limit_of_processor_time_leaves_some_to_save(
+    monkeypatch: pytest.MonkeyPatch, before: tuple[int, int], after: tuple[int, int] | None
+) -> None:
+    chosen = list[tuple[int, tuple[int, int]]]()
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda limit, pair: chosen.append((limit, pair)))
+    leave_time_to_stop()
+    assert chosen == ([] if after is None else [(LIMIT, after)])
+
+
+def test_a_second_run_in_a_folder_is_refused_before_it_changes_anything_there(script: Script, tmp_path: Path) -> None:
+    with track_run(tmp_path / "r", command="python train.py", overrides=[]):
+        before = sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "r").rglob("*") if file.is_file())
+        second = script("train.py", *TINY_RUN, "hydra.run.dir=r")
+        after = sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "r").rglob("*") if file.is_file())
+    assert second.returncode == 2
+    assert second.stderr == "error: r: another process is running this job. Wait until it ends, or stop it.\n"
+    assert second.stdout == ""
+    assert [(name, time) for name, time in after if name.name != ".lock"] == [one for one in before if one[0].name != ".lock"]
