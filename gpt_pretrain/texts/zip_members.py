@@ -34,11 +34,24 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[b
     """
     if member.flag_bits & ENCRYPTED:
         raise PackedFileError(f"{member.filename} is encrypted; unpack the archive first")
-    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        yield from _read(archive, member)
-        return
-    if (form := FORMS.get(member.compress_type)) is None:
+    is_common = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if not is_common and member.compress_type not in FORMS:
         raise PackedFileError(f"{member.filename} is compressed with a rare method; unpack the archive first")
+    try:
+        yield from _read(archive, member) if is_common else _decompress(archive, member)
+    except PackedFileError:
+        raise
+    except (*ZIP_DAMAGE, DamagedArchiveError) as error:
+        raise DamagedArchiveError(f"{member.filename}: {error or 'the archive is truncated'}") from error
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    with archive.open(member) as content:
+        while block := content.read(BLOCK):
+            yield block
+
+
+def _decompress(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     stored = copy.copy(member)
     stored.compress_type, stored.file_size = zipfile.ZIP_STORED, member.compress_size
     del stored.CRC  # that of the content
@@ -46,25 +59,11 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[b
     if member.compress_type == zipfile.ZIP_LZMA:
         compressed = _with_lzma_header(compressed, member)
     checksum = 0
-    try:
-        for block in decompress(compressed, form):
-            checksum = zlib.crc32(block, checksum)
-            yield block
-    except PackedFileError:
-        raise
-    except DamagedArchiveError as error:
-        raise DamagedArchiveError(f"{member.filename}: {error}") from error
+    for block in decompress(compressed, FORMS[member.compress_type]):
+        checksum = zlib.crc32(block, checksum)
+        yield block
     if checksum != member.CRC:
-        raise DamagedArchiveError(f"{member.filename}: its checksum is wrong")
-
-
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
-    try:
-        with archive.open(member) as content:
-            while block := content.read(BLOCK):
-                yield block
-    except ZIP_DAMAGE as error:
-        raise DamagedArchiveError(f"{member.filename}: {error or 'the archive is truncated'}") from error
+        raise DamagedArchiveError("its checksum is wrong")
 
 
 def _with_lzma_header(blocks: Iterator[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:
