@@ -118,11 +118,11 @@ def find_source(source: str | Path) -> WeightSource:
         raise UserError(f"{name[:100]}: this path cannot be read ({error.strerror}).") from error
     if exists:
         return _from_folder(path) if is_folder else _from_file(path)
-    check_exists(name)
+    check_weights_exist(name)
     return _from_hub(name)
 
 
-def check_exists(name: str) -> None:
+def check_weights_exist(name: str) -> None:
     """Check that weights are named by a path that exists, a possible hub id or "latest". Nothing is opened.
 
     Raises:

@@ -29,11 +29,11 @@ def _place_problems(key: str, value: str) -> Iterator[str]:
         return
     try:
         if key == "data.path":
-            from gpt_pretrain.texts.missing_files import check_exists
+            from gpt_pretrain.texts.missing_files import check_text_exists
 
-            check_exists(value)
+            check_text_exists(value)
         elif key in OF_WEIGHTS and not user_path(value).exists():
-            from gpt_pretrain.checkpoints.weight_source import check_exists as check_weights_exist  # it loads torch
+            from gpt_pretrain.checkpoints.weight_source import check_weights_exist  # it loads torch
 
             check_weights_exist(value)
         elif key in OF_FILES and not user_path(value).exists():

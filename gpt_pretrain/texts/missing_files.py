@@ -35,7 +35,7 @@ def explain_missing_file(name: str) -> str:
     return f"Did you mean {quote_word(nearest)}?" if nearest else ""
 
 
-def check_exists(pattern: str) -> None:
+def check_text_exists(pattern: str) -> None:
     """Check that data.path names a file, a folder or a URL, or matches a file. Nothing is opened.
 
     Raises:
