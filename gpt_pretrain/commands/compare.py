@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from gpt_pretrain.commands.arguments import parse_arguments
@@ -22,7 +21,7 @@ from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
 from gpt_pretrain.runs.metadata import has_different_texts
-from gpt_pretrain.runs.reader import RunContents, lowest_bits_per_byte, read_run, run_results
+from gpt_pretrain.runs.reader import RunContents, differing_names, lowest_bits_per_byte, read_run, run_results
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_number
 from gpt_pretrain.system.tables import format_table
@@ -57,7 +56,7 @@ def format_comparison(runs: Sequence[RunContents]) -> str:
     numbers = [str(number) for number in range(1, len(runs) + 1)]
     folders = [[number, *_folder_and_state(run)] for number, run in zip(numbers, runs, strict=True)]
     differing = differing_settings(runs)
-    settings = [[key, *map(_shorten, values)] for key, values in islice(differing.items(), MAX_SETTINGS)]
+    settings = [[key, *(_shorten(run.config.get(key, "-")) for run in runs)] for key in differing[:MAX_SETTINGS]]
     if len(differing) > MAX_SETTINGS:
         settings.append([f"and {len(differing) - MAX_SETTINGS:,} more", *("" for _ in runs)])
     facts = [[name, *values] for name, values in _facts(runs).items() if _differ(values)]
@@ -70,11 +69,9 @@ def format_comparison(runs: Sequence[RunContents]) -> str:
     return "\n\n".join(map(format_table, tables))
 
 
-def differing_settings(runs: Sequence[RunContents]) -> dict[str, list[str]]:
-    """Return the values of the settings that differ between runs, by dotted key; "-" for a run without the setting."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in IGNORED_SETTINGS)
-    values = {key: [run.config.get(key, "-") for run in runs] for key in keys}
-    return {key: found for key, found in values.items() if len(set(found)) > 1}
+def differing_settings(runs: Sequence[RunContents]) -> list[str]:
+    """Return the settings that differ between runs, by dotted key."""
+    return [key for key in differing_names([run.config for run in runs]) if key not in IGNORED_SETTINGS]
 
 
 def comparison_warnings(runs: Sequence[RunContents]) -> list[str]:
@@ -143,7 +140,8 @@ def _draw(runs: Sequence[RunContents], out: Path, *, bits_per_byte: bool) -> Non
     """
     from gpt_pretrain.runs.charts import curves, drawing
 
-    labels = [f"{number}  {_legend(run, runs)}" for number, run in enumerate(runs, start=1)]
+    differing = differing_settings(runs)
+    labels = [f"{number}  {_legend(run, differing)}" for number, run in enumerate(runs, start=1)]
     if bits_per_byte:
         panels = {"validation": [run.series("val/bits_per_byte") for run in runs]}
         figure = curves.overlay_figure(panels, labels, unit="bits per byte")
@@ -157,12 +155,11 @@ def _draw(runs: Sequence[RunContents], out: Path, *, bits_per_byte: bool) -> Non
         raise UserError(f"out={out}: this file cannot be written ({error.strerror or error}). Choose another path.") from error
 
 
-def _legend(run: RunContents, runs: Sequence[RunContents]) -> str:
-    """Return the settings in which a run differs from the others, or its folder's name if there are none or too many."""
-    keys = list(differing_settings(runs))
-    if not 0 < len(keys) <= MAX_LEGEND_SETTINGS:
+def _legend(run: RunContents, differing: Sequence[str]) -> str:
+    """Return a run's values of the settings that differ, or its folder's name if there are none or too many."""
+    if not 0 < len(differing) <= MAX_LEGEND_SETTINGS:
         return run.folder.resolve().name
-    return ", ".join(f"{key}={run.config.get(key, '-')}" for key in keys)
+    return ", ".join(f"{key}={run.config.get(key, '-')}" for key in differing)
 
 
 def _folder_and_state(run: RunContents) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from gpt_pretrain.runs.metrics_rows import AXES, EVALUATED, History, read_heading, read_rows
+from gpt_pretrain.runs.metrics_rows import AXES, History, is_evaluated, read_heading, read_rows
 from gpt_pretrain.system.files import open_for_append, replacing
 
 COLUMNS = (
@@ -71,7 +71,7 @@ class MetricsFile(Logger):
 
     def _remove_later_rows(self, first_step: int) -> None:
         size, heading = self.path.stat().st_size, read_heading(self.path) if first_step else []
-        earlier = dict.fromkeys(name for name in heading if name.startswith(EVALUATED))
+        earlier = dict.fromkeys(filter(is_evaluated, heading))
         self._columns += [name for name in earlier if name not in self._columns]
         last: dict[str, str] = {}
         with (
@@ -93,7 +93,7 @@ class MetricsFile(Logger):
         """Yield the rows of the file before the first step, and add them to the history."""
         limit = FREE_ROWS + self.path.stat().st_size // BYTES_PER_ROW
         for row in islice(read_rows(self.path) if first_step else (), limit):
-            known = {name: value for name, value in row.items() if name in COLUMNS or name.startswith(EVALUATED)}
+            known = {name: value for name, value in row.items() if name in COLUMNS or is_evaluated(name)}
             numbers = _read_numbers(known)
             self._unreadable += numbers is None
             if numbers is not None and int(known["step"]) < first_step:

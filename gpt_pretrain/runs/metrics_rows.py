@@ -14,8 +14,14 @@ EVALUATED = "evaluation/"  # prefix of the columns of held-out texts and tasks
 MAX_METRICS_BYTES = 1_000_000_000  # A row has about 150 bytes.
 MAX_LINE_BYTES = 100_000
 MAX_COLUMNS = 1000
+MAX_NAME = 100  # characters of the name of a column; a run's have at most 80
 # Points of earlier steps: of each metric, and of all together. TensorBoard shows 1,000 of each metric by default.
 MAX_POINTS, MAX_ALL_POINTS = 2000, 100_000
+
+
+def is_evaluated(column: str) -> bool:
+    """Return whether a column belongs to a held-out text or task."""
+    return column.startswith(EVALUATED) and len(column) <= MAX_NAME
 
 
 class History:

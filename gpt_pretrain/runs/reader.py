@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,20 @@ def read_settings(folder: Path) -> tuple[str, dict[str, str]]:
     if (cut := settings_without_secrets(settings)) != settings:  # An earlier version recorded passwords and signatures.
         settings, text = cut, yaml.safe_dump(cut, sort_keys=False, allow_unicode=True)
     return text, _flatten(settings)
+
+
+def differing_names(settings: Sequence[Mapping[str, str]], *, also: Set[str] = frozenset()) -> Iterator[str]:
+    """Yield the names of settings whose values differ between runs, or that some runs lack.
+
+    Args:
+        settings: The settings of each run.
+        also: Further names to yield if a run has them.
+    """
+    first, counts, varied = dict[str, str](), Counter[str](), set(also)
+    for one in settings:
+        counts.update(one.keys())
+        varied.update(name for name, value in one.items() if first.setdefault(name, value) != value)
+    return (name for name in first if name in varied or counts[name] < len(settings))
 
 
 def lowest_bits_per_byte(metrics: Mapping[str, MetricSeries]) -> float | None:

@@ -6,7 +6,6 @@ import csv
 import io
 import math
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -18,6 +17,7 @@ from gpt_pretrain.config.overrides import override_key, short_form, split_overri
 from gpt_pretrain.runs.folder import without_repetitions
 from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, metadata_section, metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.runs.next_commands import repeat_command
+from gpt_pretrain.runs.reader import differing_names
 from gpt_pretrain.sweeps.folder import SUMMARY
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_number, is_finite_number
@@ -120,12 +120,7 @@ def search_by_bits(keys: Iterable[str], folder: Path) -> bool:
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
     """Return the settings that the sweep varies, or that differ between its jobs."""
-    first: dict[str, str] = {}
-    counts, varied = Counter[str](), varied_keys(jobs)
-    for job in jobs:
-        counts.update(job.settings.keys())
-        varied.update(key for key, value in job.settings.items() if first.setdefault(key, value) != value)
-    found = (key for key in first if key in varied or counts[key] < len(jobs))
+    found = differing_names([job.settings for job in jobs], also=varied_keys(jobs))
     return list(islice(found, max(FEW_KEYS, min(MAX_KEYS, MAX_CELLS // max(1, len(jobs))))))
 
 

@@ -25,11 +25,13 @@ from gpt_pretrain.config.schema import OptimizerSettings
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.training.custom_schedule import OWN_STATE
+from gpt_pretrain.training.monitoring.health_monitor import MAX_FINDINGS
 from gpt_pretrain.training.optimizer import build_optimizer
 
 CUDA_STATE_BYTES = 16  # seed and offset
 AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # AdamW's and Muon's, each as large as its parameter
 MAX_DEPTH = 10  # levels of containers in the state of the user's own optimizer or schedule
+MAX_TEXT = 2000  # characters of a finding, which run.json repeats; those of this program have about 500
 MAX_GROUP_VALUES = 50  # settings in a group of an optimizer; AdamW has 13, Muon 9
 
 
@@ -190,9 +192,10 @@ def _check_metrics(state: Any) -> None:
 
 
 def _check_warning_signs(state: Any) -> None:
+    _require("WarningSigns", len(state["findings"]) <= MAX_FINDINGS)
     for finding in state["findings"]:
         _require("WarningSigns", set(finding) == {"sign", "step", "text"} and _is_numbers([finding["step"]]))
-        _require("WarningSigns", isinstance(finding["sign"], str) and isinstance(finding["text"], str))
+        _require("WarningSigns", _is_text(finding["sign"]) and _is_text(finding["text"]))
     _require("WarningSigns", all(isinstance(sign, str) for sign in state["lasting"]))
     _require("WarningSigns", _is_numbers(state["numbers"]) and len(state["numbers"]) == 6)
     _require("WarningSigns", all(_is_numbers(line) and len(line) == 3 for line in state["lines"]))
@@ -223,6 +226,10 @@ CALLBACK_CHECKS: dict[str, Callable[[Any], None]] = {
 def _require(name: str, fits: bool) -> None:
     if not fits:
         raise ValueError(f"{name} is missing or has the wrong type")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT
 
 
 def _is_count(value: object) -> bool:

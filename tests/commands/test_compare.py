@@ -65,7 +65,7 @@ def test_differences_are_printed_and_curves_are_drawn(
 
 def test_equal_runs_have_no_differences(tmp_path: Path) -> None:
     runs = [read_run(make_run(tmp_path / name)) for name in "ab"]
-    assert (differing_settings(runs), comparison_warnings(runs)) == ({}, [])
+    assert (differing_settings(runs), comparison_warnings(runs)) == ([], [])
     assert "no setting differs" in format_comparison(runs)
 
 

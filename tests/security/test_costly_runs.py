@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from gpt_pretrain.commands import compare
 from gpt_pretrain.commands.leaderboard import MAX_TABLES, format_leaderboard
 from gpt_pretrain.commands.report import write_report
 from gpt_pretrain.commands.stored_overrides import admit_overrides
@@ -21,11 +22,13 @@ from gpt_pretrain.config.free_text import ONE_QUOTED, plain_value
 from gpt_pretrain.config.secrets import metadata_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs import metrics_rows, reader
+from gpt_pretrain.runs.charts import curves, drawing
 from gpt_pretrain.runs.charts.drawing import to_svg
 from gpt_pretrain.runs.leaderboard import Entry, find_entries
 from gpt_pretrain.runs.metadata import read_metadata
+from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.metrics_rows import History
-from gpt_pretrain.runs.reader import read_metrics
+from gpt_pretrain.runs.reader import RunContents, read_metrics
 from gpt_pretrain.sweeps import report_page
 from gpt_pretrain.sweeps.chart import _scale_axis, sweep_figure
 from gpt_pretrain.sweeps.results import Job, ranking_rows, read_sweep, swept_keys
@@ -76,6 +79,14 @@ def test_many_metrics_of_earlier_steps_have_few_points(monkeypatch: pytest.Monke
     points = history.points["evaluation/0/loss"]
     distances = {later[0] - earlier[0] for earlier, later in pairwise(points)}
     assert points[0] == (0, 0.0) and len(points) > 1 and len(distances) == 1
+
+
+def test_a_metric_of_earlier_steps_has_a_short_name(tmp_path: Path) -> None:
+    """TensorBoard writes the name before each of a metric's points."""
+    file = tmp_path / "metrics.csv"
+    file.write_text(f"step,tokens_seen,evaluation/{'A' * 50_000}/loss,evaluation/text/loss\n0,1,2.0,3.0\n")
+    assert list(MetricsFile(file, first_step=5).history.points) == ["evaluation/text/loss"]
+    assert file.stat().st_size < 1000
 
 
 def test_rows_without_values_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,3 +205,22 @@ def test_the_curves_of_a_sweep_s_page_have_few_points(tmp_path: Path, monkeypatc
     write_report(sweep)
     first, second, third = drawn[0]["validation"]
     assert 500 < len(first.values) == len(first.tokens) <= 1000 and first == second and not third
+
+
+def test_a_comparison_looks_up_only_the_settings_that_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CountedSettings(dict[str, str]):
+        asked = 0
+
+        def get(self, name: str, default: Any = None) -> Any:
+            CountedSettings.asked += 1
+            return super().get(name, default)
+
+    labels = list[str]()
+    monkeypatch.setattr(curves, "overlay_figure", lambda panels, names, **unit: labels.extend(names))
+    monkeypatch.setattr(drawing, "save_figure", lambda *arguments, **options: None)
+    own = [CountedSettings({f"k{run}.{key}": "1" for key in range(100)}) for run in range(30)]
+    runs = [RunContents(tmp_path / f"run{number}", {}, "", one, {}, []) for number, one in enumerate(own)]
+    assert "and 2,500 more" in compare.format_comparison(runs)
+    compare._draw(runs, tmp_path / "x.svg", bits_per_byte=False)
+    assert labels[:2] == ["1  run0", "2  run1"]
+    assert CountedSettings.asked < 500 * 30 + 1000

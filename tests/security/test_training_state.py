@@ -78,6 +78,8 @@ WRONG_STATES: list[tuple[tuple[Any, ...], Any]] = [
     (DOCTOR, 1),
     ((*DOCTOR, "findings"), [{"sign": 1, "step": "x", "text": None}]),
     ((*DOCTOR, "findings"), [{"other": 1}]),
+    ((*DOCTOR, "findings"), [{"sign": "spike", "step": 1, "text": "x" * 3000}]),
+    ((*DOCTOR, "findings"), [{"sign": "spike", "step": 1, "text": "x"}] * 20_000),
     ((*DOCTOR, "lasting"), [[]]),
     ((*DOCTOR, "numbers"), ["x"] * 6),
     ((*DOCTOR, "lines"), [[1]]),

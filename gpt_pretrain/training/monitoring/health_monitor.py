@@ -11,6 +11,8 @@ from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.training.monitoring import warning_signs
 from gpt_pretrain.training.monitoring.warning_signs import Evaluation
 
+MAX_FINDINGS = 10_000  # of a run; later ones are not reported
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -168,4 +170,5 @@ class HealthMonitor:
             self._present.discard(sign)
         elif sign not in self._present:
             self._present.add(sign)
-            self.findings.append(Finding(sign, step, text))
+            if len(self.findings) < MAX_FINDINGS:
+                self.findings.append(Finding(sign, step, text))
