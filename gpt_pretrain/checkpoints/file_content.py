@@ -24,11 +24,12 @@ from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING, stored_
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickle_rules import InertObject, PickledName
-from gpt_pretrain.system.shown_values import describe_value
+from gpt_pretrain.system.shown_values import describe_value, short_repr
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
 MAX_FOUND, MAX_MODULES = 100, 20  # state dicts that are compared, and whole modules that are searched for tensors
+MAX_ITEMS = 50_000  # parts and tensors of a whole module, counted once for each module that shares them; a large one has 5,000
 MAX_NAME = 200  # characters of a key that become part of a name; a file can use a long key many times
 STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "model_state", "weights")
 # Only these settings are read. The tensors show all others, and sizes in a file's settings may be out of date.
@@ -150,7 +151,7 @@ def _rank(path: KeyPath) -> tuple[bool, int, int]:
     """Return a sort key for the preference among weights: no averages, then well-known keys, then little nesting."""
     key = path[-1] if path else ""
     known = STATE_DICT_KEYS.index(key) if key in STATE_DICT_KEYS else len(STATE_DICT_KEYS)
-    return any(COMPANION.search(str(part)) for part in path), max(len(path), 1), known
+    return any(COMPANION.search(_key_text(part)) for part in path), max(len(path), 1), known
 
 
 def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -167,7 +168,12 @@ def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _join(path: KeyPath) -> str:
     """Return the keys that lead to a part of a file as one text, for a message."""
-    return ".".join(str(key)[:MAX_NAME] for key in path)
+    return ".".join(map(_key_text, path))
+
+
+def _key_text(key: Any) -> str:
+    """Return the beginning of a key as text."""
+    return key[:MAX_NAME] if isinstance(key, str) else short_repr(key)
 
 
 def _nodes(content: Any, *, inside_modules: bool) -> Iterator[tuple[KeyPath, Any]]:
@@ -234,20 +240,23 @@ def _is_module(node: InertObject) -> bool:
 
 
 def _flatten_module(module: InertObject) -> dict[str, Any]:
-    """Return the tensors of a module and its submodules under the names in its state_dict()."""
+    """Return the tensors of a module and its submodules under the names in its state_dict(); none if they are far too many."""
     tensors: dict[str, Any] = {}
     waiting: list[tuple[KeyPath, InertObject]] = [((), module)]
-    seen: set[int] = set()
+    seen, left = set[int](), MAX_ITEMS
     for path, node in waiting:
         if id(node) in seen:
             continue
         seen.add(id(node))
         attributes = _attributes(node)
-        for group in ("_parameters", "_buffers"):
-            values = attributes.get(group)
-            if isinstance(values, dict):
-                tensors |= {_join((*path, name)): value for name, value in values.items() if isinstance(value, Tensor)}
-        parts = attributes.get("_modules")
+        groups = [attributes.get(name) for name in ("_parameters", "_buffers", "_modules")]
+        left -= sum(len(group) for group in groups if isinstance(group, dict))
+        if left < 0:
+            return {}
+        *values, parts = groups
+        for group in values:
+            if isinstance(group, dict):
+                tensors |= {_join((*path, name)): value for name, value in group.items() if isinstance(value, Tensor)}
         if isinstance(parts, dict) and len(path) < MAX_DEPTH:
             waiting += [((*path, name), part) for name, part in parts.items() if isinstance(part, InertObject)]
     return tensors
@@ -255,14 +264,15 @@ def _flatten_module(module: InertObject) -> dict[str, Any]:
 
 def _read_settings(content: Any, weights: FileContent) -> None:
     """Note the settings beside the weights, in the forms of nanoGPT and its forks, transformers and chapter 5."""
-    counts: set[int] = set()
+    counts, seen = set[int](), set[int]()
     problems = dict.fromkeys(weights.problems)  # A dict, since a stranger's file may have very many problems.
     tensors = {name: value for name, value in weights.tensors.items() if isinstance(name, str) and isinstance(value, Tensor)}
     sizes = stored_sizes({name: tuple(value.shape) for name, value in tensors.items()})
     for _, node in _nodes(content, inside_modules=True):
         values = _attributes(node) if isinstance(node, InertObject) else node
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or id(values) in seen:  # Any number of objects may share their attributes.
             continue
+        seen.add(id(values))
         if len(counts) < 2:  # Two are enough to know that they differ. Many large numbers could have the same hash.
             counts |= {count for name in HEAD_COUNTS if type(count := as_count(values.get(name))) is int}
         declared: dict[str, Any] = {}
@@ -291,21 +301,23 @@ def _bias(values: dict[str, Any]) -> dict[str, Any]:
 
 def _read_module(module: InertObject, weights: FileContent) -> None:
     """Note the activation function of a whole module, and the problems with parts that differ from GPTModel's."""
-    forms: set[str] = set()
+    forms, known, problems = set[str](), set[str](), dict.fromkeys(weights.problems)
     for _, node in _nodes(module, inside_modules=True):
         if not isinstance(node, InertObject):
             continue
-        name, attributes = node.name.rpartition(".")[2], _attributes(node)
+        name, attributes = node.name.rpartition(".")[2][:MAX_NAME], _attributes(node)
         if node.name == TORCH_GELU:
-            forms.add(str(attributes.get("approximate", "none")))
+            approximate = attributes.get("approximate", "none")
+            forms.add(approximate if isinstance(approximate, str) else short_repr(approximate))
         elif name in ACTIVATIONS:
             forms.add(ACTIVATIONS[name])
-        elif OTHER_ACTIVATIONS.fullmatch(name) or "RMSNorm" in name:
-            weights.problems.append(f"its module has {name}, but GPT-2 has {'LayerNorm' if 'RMS' in name else 'GELU'}.")
+        elif name not in known and (OTHER_ACTIVATIONS.fullmatch(name) or "RMSNorm" in name):
+            problems[f"its module has {name}, but GPT-2 has {'LayerNorm' if 'RMS' in name else 'GELU'}."] = None
+        known.add(name)
         eps = attributes.get("eps")
         if "norm" in name.lower() and isinstance(eps, float) and eps != LAYER_NORM_EPS:
-            weights.problems.append(f"its {name} has eps={eps}, but this program's GPT-2 always has {LAYER_NORM_EPS}.")
-    weights.problems = list(dict.fromkeys(weights.problems))
+            problems[f"its {name} has eps={eps}, but this program's GPT-2 always has {LAYER_NORM_EPS}."] = None
+    weights.problems = list(problems)
     if len(forms) > 1:
         weights.problems.append(
             f"its modules have GELU in several forms ({', '.join(sorted(forms))}), but this program's GPT-2 has one."

@@ -63,6 +63,7 @@ ADDED_SETTINGS = {
     **{"parallel_block": False, "prenorm": True, "position_embedding_type": "absolute"},
 }
 OWN_FIELDS = {"activation_function", *HF_FIXED, *ADDED_SETTINGS}
+MAX_ARCHITECTURES = 10  # classes in a config that are looked at; the settings in a file may share a long list of them
 OTHER_OUTPUTS = re.compile(r"\w+For(Sequence|Token)Classification|\w+ForQuestionAnswering")  # classes of transformers
 OWN_KEY = "gpt_pretrain"  # in config.json: the settings that GPT-2's own fields cannot express
 NANOGPT_FIELDS = {
@@ -147,7 +148,7 @@ def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> lis
         return [f"model_type={short_repr(fields.get('model_type'))} is not supported; only 'gpt2' and 'nanochat' are."]
     problems = []
     classes = fields.get("architectures")
-    for name in classes if isinstance(classes, list) else []:
+    for name in classes[:MAX_ARCHITECTURES] if isinstance(classes, list) else []:
         if isinstance(name, str) and OTHER_OUTPUTS.fullmatch(name):
             problems.append(f"a {name} has a head for its task instead of one for tokens, so it cannot generate text.")
     if isinstance(quantization := fields.get("quantization_config"), dict):

@@ -17,6 +17,8 @@ from gpt_pretrain.tokenizers.pattern_syntax import (
 )
 
 MAX_CHARACTERS, MAX_LINKS = 2000, 200_000  # limits of a graph
+# Parts of a pattern, each counted once for each time that it is repeated. Parts that match a position add no characters.
+MAX_PARTS = 20_000
 MAX_COPIES = 8  # Repetitions that are written out in a graph. More count as any number.
 MAX_WAYS = 500  # ways in which a text may match before it fails
 MANY_WAYS = "a text may match it in too many ways"
@@ -54,10 +56,13 @@ class PatternGraph:
         self.classes: list[CharacterClass] = []
         self.following: list[Counter[int]] = []
         self.whole = PatternPart()
-        self._n_links = 0
+        self._n_links = self._n_parts = 0
 
     def add(self, node: Node) -> PatternPart:
         """Add a part of the pattern, without connecting it to the parts before and after it."""
+        self._n_parts += 1
+        if self._n_parts > MAX_PARTS:
+            raise UnknownSyntaxError(f"it has more than {MAX_PARTS:,} parts, repeated ones included")
         if isinstance(node, CharacterClass):
             return self._add_character(node)
         if isinstance(node, Sequence):

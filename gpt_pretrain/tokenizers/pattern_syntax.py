@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 MAX_PATTERN = 10_000  # characters; the longest known pattern has about 1,000
-MAX_GROUPS = 50  # groups inside of one another
+MAX_GROUPS = 50  # groups, or repetitions, inside of one another
 QUANTIFIER = re.compile(r"([*+?])([?+]?)|\{(?=[\d,]*\d)(\d*)(,?)(\d*)\}")
 MAX_DIGITS = 6  # digits of a number in a quantifier
 ESCAPE = re.compile(r"\\(?:[pP]\{[^}]*\}|[xo]\{[^}]*\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{1,2}|[^0-9kgKXRNOCMcxou])", re.DOTALL)
@@ -147,7 +147,10 @@ class _Parser:
         return Condition(inner, is_before=kind.startswith("<")) if kind.endswith(("=", "!")) else inner
 
     def _repeated(self, part: Node) -> Node:
+        n_repetitions = 0
         while (match := QUANTIFIER.match(self._pattern, self.position)) is not None:
+            if (n_repetitions := n_repetitions + 1) > MAX_GROUPS:
+                raise UnknownSyntaxError(f"it repeats a part in more than {MAX_GROUPS} ways at once")
             self.position = match.end()
             sign, _, lowest, comma, highest = match.groups()
             if sign:

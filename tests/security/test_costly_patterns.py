@@ -80,6 +80,9 @@ COSTLY = {
     "many classes": "".join(map(chr, range(0x4E00, 0x5000))),
     "many links": "(?:" + "(?:a?b?c?d?)+" * 100 + ")+x",
     "deep": "(" * 3000 + ")" * 3000,
+    "repeated positions": "^" + "{8}" * 12,
+    "repeated groups of nothing": "(?:){8}" + "{8}" * 12,
+    "repeated repetitions": "a" + "?" * 9000,
     "open": "(a",
     "open class": "[a",
 }
