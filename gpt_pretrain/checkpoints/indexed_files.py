@@ -58,7 +58,9 @@ def read_indexed(index: Path) -> dict[str, StoredTensor]:
     missing = [file for file in sorted(listed_in) if not (index.parent / file).is_file()]
     if missing:
         problems.append(f"{index} lists tensors in files that are missing: {name_some(missing)}. Copy them into the same folder.")
-    for file in sorted(listed_in.keys() - set(missing)):
+    present = sorted(listed_in.keys() - set(missing))
+    _check_distinct(index, present)
+    for file in present:
         path, listed = index.parent / file, listed_in[file]
         try:
             found = read_tensors(path)
@@ -73,6 +75,19 @@ def read_indexed(index: Path) -> dict[str, StoredTensor]:
     if problems:
         raise UserError(problems)
     return tensors
+
+
+def _check_distinct(index: Path, files: list[str]) -> None:
+    """Check that the names in an index lead to different files. A small folder could otherwise list a file thousands of times.
+
+    Raises:
+        UserError: If two names lead to the same file.
+    """
+    known: dict[tuple[int, int], str] = {}
+    for file in files:
+        status = (index.parent / file).stat()
+        if (other := known.setdefault((status.st_dev, status.st_ino), file)) != file:
+            raise UserError(f"{index} lists one file under two names: {name_some([other, file])}. {MIXED}")
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
 from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.locks import lock
-from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.reading import MAX_NAMES, DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES
 
@@ -100,17 +101,21 @@ def check_no_conflicts(folder: Path) -> None:
 
 
 def check_complete(folder: Path, manifest: dict[str, Any]) -> None:
-    """Check that all files of a complete corpus exist and have the right sizes.
+    """Check that all files of a complete corpus exist, have the right sizes, and are not listed many times.
 
     Raises:
-        UserError: If a file is missing or has another size.
+        UserError: If one of these is not the case.
     """
+    n_names = Counter[tuple[int, int]]()
     for shard in _shards(manifest, folder):
         sizes = {shard["file"]: shard["tokens"] * manifest["itemsize"], shard["starts"]: shard["documents"] * 8}
         for name, size in sizes.items():
             path = folder / name
-            if not path.is_file() or path.stat().st_size != size:
+            if not path.is_file() or (status := path.stat()).st_size != size:
                 raise UserError(f"{path} is missing or its size differs from the manifest. {START_OVER}.")
+            n_names[status.st_dev, status.st_ino] += 1
+            if n_names[status.st_dev, status.st_ino] > MAX_NAMES:  # A report would read a small file any number of times.
+                raise UserError(f"{path} is listed very often by the manifest, by this or other names. {START_OVER}.")
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, state: str) -> None:

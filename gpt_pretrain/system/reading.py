@@ -10,7 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 
 MAX_BYTES = 20_000_000  # For comparison: a config.json has about 1,000 bytes, the index of a sharded model about 100,000.
-# A small archive may give one file, by hard links, thousands of names. Of a file with more names, this many are read.
+# A small archive may give one file, by links, thousands of names. Of a file with more names, this many are read.
 MAX_NAMES = 20
 _names_read: dict[tuple[int, int], set[str]] = {}
 
@@ -31,7 +31,8 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
         OSError: If the file does not exist, is not regular, or a link leads out of the folder, or if a file of the folder has
             very many names, and some of them have been read.
     """
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+    real = path if within is None else path.resolve()
+    if within is not None and not real.is_relative_to(within.resolve()):
         raise _leads_out(path)
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
@@ -46,16 +47,20 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
     if not stat.S_ISREG(mode):
         os.close(handle)
         raise not_regular(path, mode)
-    if within is not None and not _counts_as_new(handle, path):
+    if within is not None and not _counts_as_new(handle, path, real):
         os.close(handle)
         raise OSError(errno.EMLINK, f"it has very many names, of which {MAX_NAMES} have been read", str(path))
     return os.fdopen(handle, "rb")
 
 
-def _counts_as_new(handle: int, path: Path) -> bool:
-    """Return whether an open file has few names, or this is one of the first of them that are read."""
+def _counts_as_new(handle: int, path: Path, real: Path) -> bool:
+    """Return whether an open file has few names, or this is one of the first of them that are read.
+
+    Args:
+        real: The path without links. Nothing tells how many links lead to it.
+    """
     status, name = os.fstat(handle), os.path.abspath(path)
-    if status.st_nlink <= MAX_NAMES:
+    if status.st_nlink <= MAX_NAMES and name == str(real):
         return True
     names = _names_read.setdefault((status.st_dev, status.st_ino), set())
     if name not in names and len(names) >= MAX_NAMES:

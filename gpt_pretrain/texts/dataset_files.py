@@ -8,7 +8,7 @@ of the corpus.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,11 @@ def check_saved_dataset(folder: Path) -> None:
     try:
         # datasets looks for these in the same order.
         if not (folder / STATE).is_file() or not (folder / INFO).is_file():
-            folders = [folder / _saved_name(split) for split in _list(read_json(folder / SPLITS, within=folder), "splits")]
+            folders = [folder / name for name in _saved_names(_list(read_json(folder / SPLITS, within=folder), "splits"))]
         for part in folders:
             read_json(part / INFO, within=folder)
-            for file in _list(read_json(part / STATE, within=folder), "_data_files"):
-                name = _saved_name(file.get("filename") if isinstance(file, dict) else None)
+            files = _list(read_json(part / STATE, within=folder), "_data_files")
+            for name in _saved_names(file.get("filename") if isinstance(file, dict) else None for file in files):
                 open_regular(part / name, within=folder).close()
     except (OSError, DamagedFileError) as error:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
@@ -79,7 +79,13 @@ def _list(content: dict[str, Any], name: str) -> list[Any]:
     return value
 
 
-def _saved_name(name: Any) -> str:
-    if not isinstance(name, str) or SAVED_NAME.fullmatch(name) is None:
-        raise DamagedFileError(f"it lists {short_repr(name)}, which is not the plain name of a file in the same folder")
-    return name
+def _saved_names(names: Iterable[Any]) -> list[str]:
+    """Check that names are plain, and each is listed once: datasets reads a file each time that it is listed."""
+    found: dict[str, None] = {}
+    for name in names:
+        if not isinstance(name, str) or SAVED_NAME.fullmatch(name) is None:
+            raise DamagedFileError(f"it lists {short_repr(name)}, which is not the plain name of a file in the same folder")
+        if name in found:
+            raise DamagedFileError(f"it lists {short_repr(name)} twice")
+        found[name] = None
+    return list(found)

@@ -163,6 +163,16 @@ def test_a_saved_dataset_has_only_splits_in_its_own_folder(tmp_path: Path, split
         read(tmp_path / "theirs", split=next(iter(split)) if isinstance(split, list | dict) else "train")
 
 
+@pytest.mark.parametrize("in_split", [True, False])
+def test_a_saved_dataset_lists_each_part_once(tmp_path: Path, in_split: bool) -> None:
+    part = save(datasets.Dataset.from_dict({"text": ["own"]}), tmp_path / "saved", in_split=in_split)
+    file, key = (tmp_path / "saved" / "dataset_dict.json", "splits") if in_split else (part / "state.json", "_data_files")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {key: content[key] * 2}))
+    with pytest.raises(UserError, match=r"it lists '(train|data-.*\.arrow)' twice"):
+        read(tmp_path / "saved")
+
+
 @pytest.mark.parametrize("kind", ["link", "link of the folder", "FIFO"])
 def test_files_of_a_saved_dataset_are_regular_and_in_its_folder(tmp_path: Path, kind: str) -> None:
     private = save(datasets.Dataset.from_dict({"text": ["secret"]}), tmp_path / "private", in_split=False)

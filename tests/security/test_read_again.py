@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpt_pretrain.checkpoints import indexed_files
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable, write_checkpoint
+from gpt_pretrain.checkpoints.indexed_files import read_indexed
 from gpt_pretrain.commands.stored_overrides import MAX_LOCATIONS, admit_overrides
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.corpus_folder import check_complete
 from gpt_pretrain.sweeps.results import search_by_bits
 from gpt_pretrain.sweeps.runner import JobRunner
 from gpt_pretrain.system import reading
@@ -39,6 +44,46 @@ def test_a_file_of_a_folder_with_very_many_names_is_read_a_few_times(tmp_path: P
     os.link(file, names[3])
     names[1].unlink()
     assert read_bytes(names[3], within=tmp_path) == b"x", "it has three names again"
+
+
+def test_links_are_names_of_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_NAMES", 3)
+    (tmp_path / "0").write_bytes(b"x")
+    for number in range(1, 6):
+        (tmp_path / str(number)).symlink_to("0")
+    (tmp_path / "folder").symlink_to(".")
+    for name in ("0", "1", "2", "folder/0", "1", "0"):
+        assert read_bytes(tmp_path / name, within=tmp_path) == b"x"
+    with pytest.raises(OSError, match="it has very many names, of which 3 have been read"):
+        read_bytes(tmp_path / "3", within=tmp_path)
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_an_index_does_not_list_one_file_under_many_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[[Path, Path], None]
+) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    link(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
+    monkeypatch.delattr(indexed_files, "read_tensors")
+    with pytest.raises(UserError, match=r"lists one file under two names: a\.safetensors, b\.safetensors\."):
+        read_indexed(index)
+
+
+@pytest.mark.parametrize("repeat", ["listed", "linked"])
+def test_a_corpus_does_not_list_one_shard_many_times(tmp_path: Path, repeat: str) -> None:
+    for name in ("train-00000.bin", "train-00000.idx"):
+        (tmp_path / name).write_bytes(bytes(8))
+    names = [f"train-{number * (repeat == 'linked'):05d}" for number in range(30)]
+    for name in names[1:] if repeat == "linked" else []:
+        for ending in ("bin", "idx"):
+            os.link(tmp_path / f"train-00000.{ending}", tmp_path / f"{name}.{ending}")
+    shards = [{"file": f"{name}.bin", "starts": f"{name}.idx", "tokens": 4, "documents": 1} for name in names]
+    for number, expected in ((20, nullcontext()), (30, pytest.raises(UserError, match="is listed very often by the manifest"))):
+        part = {"shards": shards[:number], "tokens": 4 * number, "documents": number, "bytes": 1}
+        with expected:
+            check_complete(tmp_path, {"itemsize": 2, "parts": {"train": part}})
 
 
 def test_a_link_is_no_complete_job(tmp_path: Path) -> None:
