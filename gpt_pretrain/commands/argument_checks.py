@@ -25,6 +25,7 @@ from gpt_pretrain.commands.command_words import (
     NO_RUN,
     OPEN_BRACKET,
     OTHER_CONFIGS,
+    SCHEMAS,
     Arguments,
     explain_stray,
     schema_of,
@@ -74,6 +75,12 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
     problems += [f"{f'--cfg {value}'.rstrip()}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
+    named = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-cn", "--config-name")]
+    problems += [
+        f"--config-name={name}: this file has the settings of another script. Run {name}.py, or leave out --config-name."
+        for name in named
+        if name in SCHEMAS and name != script
+    ]
     if "--experimental-rerun" in arguments.flags:
         problems.append(
             "--experimental-rerun is not allowed: Hydra unpickles the file that it names, which can run any code. To continue a "

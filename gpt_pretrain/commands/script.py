@@ -50,6 +50,7 @@ TEXTS = ("prompt", "start_context")  # settings with texts as values
 LOST_OUTPUT = (
     "Standard output cannot be written any longer ({reason}). Training continues; its messages are in the run's train.log."
 )
+WITHOUT_FILE = ("terminal", "stderr")  # options of hydra/job_logging for processes that write no run
 _made_folders: list[Path] = []  # folders made by this process, the innermost first
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: Hydra raises its errors instead of printing them
 
@@ -136,8 +137,7 @@ class CheckRunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
-        # Otherwise this process writes no run.
-        if "file" in config.hydra.job_logging.handlers or config.hydra.job.config_name == "evaluate":
+        if _writes(config):
             _check_not_running(folder)
             resumed = config.get("resume") is not None
             _check_writable(folder, setting=None if resumed else "hydra.run.dir")
@@ -154,6 +154,12 @@ class CheckRunFolder(Callback):
             sys.exit(print_error(UserError(problem)))
         _check_writable(folder, setting="hydra.sweep.dir")
         _check_no_links(folder, WRITTEN_BY_SWEEPS)
+
+
+def _writes(config: DictConfig) -> bool:
+    """Return whether this process writes into its folder. A plan, another machine of a training and generate.py do not."""
+    job_logging = config.hydra.runtime.choices.get("hydra/job_logging")
+    return job_logging not in WITHOUT_FILE or config.hydra.job.config_name == "evaluate"
 
 
 def _check_no_links(folder: Path, names: Sequence[str]) -> None:

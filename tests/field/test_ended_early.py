@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.runs.metadata import read_metadata, track_run
 from gpt_pretrain.system.interrupts import leave_time_to_stop
+from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.conftest import TINY_RUN
-from tests.helpers.training_runs import Train
+from tests.helpers.training_runs import Printed, Train
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 LIMIT = resource.RLIMIT_CPU
@@ -78,12 +81,34 @@ def test_a_limit_of_processor_time_leaves_some_to_save(
     assert chosen == ([] if after is None else [(LIMIT, after)])
 
 
-def test_a_second_run_in_a_folder_is_refused_before_it_changes_anything_there(script: Script, tmp_path: Path) -> None:
+@pytest.mark.parametrize("logging", ["run", "none"])
+def test_a_second_run_in_a_folder_is_refused_before_it_changes_anything_there(
+    script: Script, tmp_path: Path, logging: str
+) -> None:
     with track_run(tmp_path / "r", command="python train.py", overrides=[]):
         before = sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "r").rglob("*") if file.is_file())
-        second = script("train.py", *TINY_RUN, "hydra.run.dir=r")
+        second = script("train.py", *TINY_RUN, "hydra.run.dir=r", f"hydra/job_logging={logging}")
         after = sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "r").rglob("*") if file.is_file())
     assert second.returncode == 2
     assert second.stderr == "error: r: another process is running this job. Wait until it ends, or stop it.\n"
     assert second.stdout == ""
     assert [(name, time) for name, time in after if name.name != ".lock"] == [one for one in before if one[0].name != ".lock"]
+
+
+@pytest.mark.parametrize("way", ["deleted", "renamed"])
+def test_a_run_says_that_its_folder_was_deleted_or_renamed(train: Train, tmp_path: Path, printed: Printed, way: str) -> None:
+    run, real = tmp_path / "run", GPTLitModule.training_step
+
+    def moving(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
+        if module.trainer.global_step == 2 and (run / "config.yaml").exists():
+            shutil.rmtree(run) if way == "deleted" else run.rename(tmp_path / "other")
+        return real(module, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPTLitModule, "training_step", moving)
+        train("logger=csv", "callbacks=minimal", "checkpoint.every_n_steps=1")
+    assert [line for line in printed() if "deleted or renamed" in line] == [
+        f"{run} was deleted or renamed during the run: its config.yaml is missing. The run continues in a new folder of this "
+        "name, which lacks the earlier part of the log and of the metrics."
+    ]
+    assert (run / "checkpoints" / "last.ckpt").exists()

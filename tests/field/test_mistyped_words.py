@@ -83,6 +83,10 @@ MISTYPED = {
     "experiment=": "experiment= has no value. Leave it out, or choose from bytes, chapter5, gpt2_from_scratch, modern, small_text.",
     "evaluation.texts=[[a.txt]]": 'evaluation.texts=[[a.txt]]: must be a list of texts, such as ["One", "Two"].',
     "--banana": "--banana: there is no such option. Settings are written as name=value; --help shows some.",
+    "--config-name=generate": (
+        "--config-name=generate: this file has the settings of another script. Run generate.py, or leave out --config-name."
+    ),
+    "--config-name=train": None,
     "--multi": "--multi: there is no such option. Did you mean --multirun?",
     "\u2013m": "\u2013m: this begins with a dash, not with a hyphen. Type -m",
     "book.txt": "book.txt: settings are written as name=value. Did you mean data.path=book.txt?",

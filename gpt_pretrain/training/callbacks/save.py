@@ -18,6 +18,8 @@ from gpt_pretrain.config.checkpoint_settings import SIGNATURE_FIELD, sign_settin
 from gpt_pretrain.config.schema import CheckpointSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.runs.metrics_file import MetricsFile
+from gpt_pretrain.runs.reader import CONFIG
+from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training.callbacks.metrics import log_metrics
 from gpt_pretrain.training.callbacks.weight_average import WeightAverage
@@ -70,6 +72,7 @@ class SaveRun(Checkpoint):
         self.best_loss, self.best_step, self.best_epoch, self.best_weights = math.inf, -1, -1, TRAINED
         self.failed = False
         self._warned_step: int | None = None
+        self._warned_of_lost_folder = False
         self._under_way: Save | None = None  # at most one at a time
         self._before_validation = self._validated = False
 
@@ -140,6 +143,7 @@ class SaveRun(Checkpoint):
             NonFiniteError: If weights are NaN or infinite. They would replace the last good ones.
         """
         self.finish_save()
+        self._check_folder()
         module.check_weights()
         self._best_before = self.best_loss, self.best_step, self.best_epoch, self.best_weights
         loss, weights = self._lower_loss(module)
@@ -172,6 +176,19 @@ class SaveRun(Checkpoint):
             self.best_loss, self.best_step, self.best_epoch, self.best_weights = self._best_before
         if problem is not None:
             self._warn_not_written(self._saved_at - 1, problem.strerror or str(problem))
+
+    def _check_folder(self) -> None:
+        """Warn once if the run's folder is no longer the one that it was started in."""
+        folder = self.folder.parent
+        if self._warned_of_lost_folder or not ranks.is_main() or (folder / CONFIG).exists():
+            return
+        self._warned_of_lost_folder = True
+        log.warning(
+            "%s was deleted or renamed during the run: its %s is missing. The run continues in a new folder of this name, which "
+            "lacks the earlier part of the log and of the metrics.",
+            escape_line(str(folder)),
+            CONFIG,
+        )
 
     def _lower_loss(self, module: GPTLitModule) -> tuple[float, str]:
         """Return the lower of the last validation losses of the weights and of their average, and the name of those weights."""
