@@ -30,6 +30,8 @@ from gpt_pretrain.system.terminal import print_escaped
 FORMATS = (".png", ".pdf", ".svg")
 CREATOR, MARKED_BYTES = "gpt-pretrain compare", 100_000  # at the start of a picture, or at the end of a PDF
 IGNORED_SETTINGS = ("run_dir", "resume", "resume_force", "data.cache_dir")  # they do not affect the result
+# The metrics that are compared; of several, the first one that a run has.
+VALIDATION, TRAINING, BITS = ("val/loss", "eval/val_loss"), ("eval/train_loss", "train/loss"), "val/bits_per_byte"
 MAX_CELL_CHARACTERS = 40
 MAX_LEGEND_SETTINGS = 3
 MAX_SETTINGS = 500  # rows of the table; a run has fewer than 200 settings, but a stranger's run may have any number
@@ -45,7 +47,7 @@ def compare_command(arguments: list[str]) -> None:
         print_escaped(f"warning: {warning}", file=sys.stderr)
     print_escaped(format_comparison(runs))
     if any(run.metrics for run in runs):
-        _draw(runs, out, bits_per_byte=bool(warnings) and any(run.series("val/bits_per_byte") for run in runs))
+        _draw(runs, out, bits_per_byte=bool(warnings) and any(run.series(BITS) for run in runs))
         print_escaped(f"\nCurves: {display_path(out)}")
     else:
         print("\nNo run has a metrics.csv, so there are no curves to draw.")
@@ -110,7 +112,7 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
             folders.append(find_run_folder(name))
         except UserError as error:
             problems += error.problems
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, columns=[*VALIDATION, *TRAINING, BITS]) for folder in folders]
     problems += [
         f"{run.folder}: this folder holds no run: run.json, config.yaml and metrics.csv are missing or unreadable."
         for run in runs
@@ -143,11 +145,11 @@ def _draw(runs: Sequence[RunContents], out: Path, *, bits_per_byte: bool) -> Non
     differing = differing_settings(runs)
     labels = [f"{number}  {_legend(run, differing)}" for number, run in enumerate(runs, start=1)]
     if bits_per_byte:
-        panels = {"validation": [run.series("val/bits_per_byte") for run in runs]}
+        panels = {"validation": [run.series(BITS) for run in runs]}
         figure = curves.overlay_figure(panels, labels, unit="bits per byte")
     else:
-        validation = [run.series("val/loss", "eval/val_loss") for run in runs]
-        training = [run.series("eval/train_loss", "train/loss") for run in runs]
+        validation = [run.series(*VALIDATION) for run in runs]
+        training = [run.series(*TRAINING) for run in runs]
         figure = curves.overlay_figure({"validation": validation, "training": training}, labels)
     try:
         drawing.save_figure(figure, out, creator=CREATOR)

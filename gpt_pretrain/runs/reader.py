@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,19 @@ def first_series(metrics: Mapping[str, MetricSeries], *columns: str) -> MetricSe
     return next((metrics[column] for column in columns if metrics.get(column)), MetricSeries())
 
 
-def read_run(folder: Path) -> RunContents:
-    """Read the files in a run's folder."""
+def read_run(folder: Path, *, columns: Collection[str] | None = None) -> RunContents:
+    """Read the files in a run's folder.
+
+    Args:
+        columns: The columns of metrics.csv to keep; None keeps all.
+    """
     text, config = read_settings(folder)
     return RunContents(
         folder,
         metadata=metadata_without_secrets(read_metadata(folder)),
         config_text=text,
         config=config,
-        metrics=read_metrics(folder / METRICS),
+        metrics=read_metrics(folder / METRICS, columns=columns),
         samples=read_samples(folder / SAMPLES),
     )
 
@@ -143,18 +147,22 @@ def run_results(run: RunContents) -> dict[str, Any]:
     return known | {name: value for name, value in run.section("result").items() if value is not None}
 
 
-def read_metrics(file: Path) -> dict[str, MetricSeries]:
+def read_metrics(file: Path, *, columns: Collection[str] | None = None) -> dict[str, MetricSeries]:
     """Return the columns of a metrics.csv in a run's folder, without rows and values that cannot be read or are not finite.
 
     Reading stops after more values than a run would write into a file of this size.
+
+    Args:
+        columns: The columns to keep; None keeps all. A command that reads many runs keeps only what it shows.
     """
-    columns: dict[str, MetricSeries] = {}
+    found: dict[str, MetricSeries] = {}
     left = FREE_VALUES + _size(file) // BYTES_PER_VALUE
     for row in read_rows(file):
-        left -= VALUES_PER_ROW + _add_row(columns, row)
+        kept = row if columns is None else {name: row[name] for name in ("step", "tokens_seen", *columns) if name in row}
+        left -= VALUES_PER_ROW + _add_row(found, kept)
         if left < 0:
             break
-    return columns
+    return found
 
 
 def format_setting(value: Any) -> str:

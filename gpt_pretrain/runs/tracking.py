@@ -257,6 +257,9 @@ def _stored_identifier(program: str, run_dir: Path) -> tuple[str | None, bool]:
 
 
 def _remember(program: str, identifier: str, run_dir: Path) -> None:
+    """Write a signed identifier to the run metadata, unless it is none that could be continued, as a server may send."""
+    if not IDENTIFIER.fullmatch(identifier):
+        return
     metadata = read_metadata(run_dir)
     known, signatures = (metadata_section(metadata, name) for name in (TRACKING_FIELD, SIGNATURES_FIELD))
     with suppress(FileExistsError):

@@ -193,7 +193,7 @@ def _pictures(jobs: Sequence[Job]) -> list[Picture]:
 def _read_curves(files: Sequence[Path], columns: Sequence[str]) -> list[MetricSeries]:
     """Return the first of these metrics of each file, with as many points as a chart shows; none of a file that is repeated."""
     own = set(without_repetitions(files))
-    series = (first_series(read_metrics(file), *columns) if file in own else MetricSeries() for file in files)
+    series = (first_series(read_metrics(file, columns=columns), *columns) if file in own else MetricSeries() for file in files)
     return [thin_series(one) for one in series]
 
 

@@ -28,7 +28,7 @@ from gpt_pretrain.runs.leaderboard import Entry, find_entries
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.metrics_rows import History
-from gpt_pretrain.runs.reader import RunContents, read_metrics
+from gpt_pretrain.runs.reader import MetricSeries, RunContents, read_metrics
 from gpt_pretrain.sweeps import report_page
 from gpt_pretrain.sweeps.chart import _scale_axis, sweep_figure
 from gpt_pretrain.sweeps.results import Job, ranking_rows, read_sweep, swept_keys
@@ -94,6 +94,14 @@ def test_rows_without_values_count(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = tmp_path / "metrics.csv"
     file.write_text("step,train/loss\n1,1.5\n2,2.5\n" + "3\n" * 40 + "4,4.5\n")
     assert read_metrics(file)["train/loss"].values == [1.5, 2.5]
+
+
+def test_a_comparison_keeps_only_the_metrics_that_it_shows(tmp_path: Path) -> None:
+    rows = "step,tokens_seen,val/loss,evaluation/text/loss,mine\n1,2,3.5,4.5,5.5\n"
+    runs = [made(tmp_path / name, metrics_csv=rows) for name in "ab"]
+    assert set(reader.read_run(runs[0]).metrics) == {"val/loss", "evaluation/text/loss", "mine"}
+    kept = compare._read_runs([str(run) for run in runs], tmp_path / "x.svg")
+    assert [one.metrics for one in kept] == [{"val/loss": MetricSeries([1], [2], [3.5])}] * 2
 
 
 def test_only_some_texts_of_a_results_file_are_shown() -> None:

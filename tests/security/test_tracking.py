@@ -18,7 +18,7 @@ from gpt_pretrain.config.schema import MlflowSettings, WandbSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.runs.metadata import read_metadata, update_metadata
-from gpt_pretrain.runs.tracking import mlflow_logger, outlive_failures, wandb_logger
+from gpt_pretrain.runs.tracking import _remember, mlflow_logger, outlive_failures, wandb_logger
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.signing import signature
 
@@ -61,6 +61,14 @@ def test_a_stranger_names_no_run_in_the_user_s_account(made: list[RecordedLogger
         mlflow_logger(MlflowSettings("x", "http://server"), run_dir=tmp_path)
     assert "mine" not in [made[0].arguments["id"], made[1].run_id]
     assert (made[0].arguments["id"], made[1].run_id) == (made[2].arguments["id"], made[3].run_id), "continued once it is signed"
+
+
+@pytest.mark.parametrize("identifier", ["a" * 1_000_000, "../../x"], ids=["long", "path"])
+def test_a_server_writes_no_odd_identifier_to_the_metadata(made: list[RecordedLogger], tmp_path: Path, identifier: str) -> None:
+    made_here = mlflow_logger(MlflowSettings("x", "http://server"), run_dir=tmp_path)
+    known = read_metadata(tmp_path)["tracking"]
+    _remember("mlflow", identifier, tmp_path)
+    assert read_metadata(tmp_path)["tracking"] == known == {"mlflow": made_here.run_id}
 
 
 def test_a_signature_for_one_program_is_none_for_another(made: list[RecordedLogger], tmp_path: Path) -> None:
