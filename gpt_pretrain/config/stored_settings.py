@@ -106,8 +106,8 @@ BOUNDS: dict[str, Callable[[], int]] = {
     "callbacks.grid.prompts": lambda: 10,
     "callbacks.grid.temperatures": lambda: 10,
     "callbacks.grid.top_ks": lambda: 10,
-    "callbacks.doctor.window": lambda: 1_000_000,
-    "callbacks.doctor.patience": lambda: 1_000_000,
+    "callbacks.doctor.window": lambda: 10_000,  # steps that the health monitor looks through at each step
+    "callbacks.doctor.patience": lambda: 10_000,
     "trainer.devices": max_processes,
     "trainer.num_nodes": lambda: 1,
     "data.num_workers": cores,

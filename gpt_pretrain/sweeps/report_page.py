@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import short_form
+from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.charts.curves import overlay_figure, thin_series
 from gpt_pretrain.runs.folder import METRICS, REPORT, display_path, without_repetitions
@@ -117,7 +118,9 @@ def _start_command(settings: dict[str, Any]) -> str | None:
     stored = metadata_section(settings, "overrides")
     overrides = [*metadata_texts(stored, "hydra"), *metadata_texts(stored, "task")]
     typed = [
-        as_typed(short_form(override)) for override in overrides if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))
+        as_typed(short_form(override_without_secrets(override)))
+        for override in overrides
+        if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))
     ]
     return f"{script_command('train.py')} {join_words(['-m', *typed])}" if overrides else None
 
@@ -129,7 +132,7 @@ def _sweep_facts(settings: dict[str, Any]) -> list[tuple[str, str]]:
     return facts_table(
         ("Sweeper", choices.get("hydra/sweeper")),
         ("Launcher", choices.get("hydra/launcher")),
-        ("Config params", ", ".join(f"{key}={value}" for key, value in params.items())),
+        ("Config params", ", ".join(override_without_secrets(f"{key}={value}") for key, value in params.items())),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import override_key, short_form, split_override
+from gpt_pretrain.config.secrets import metadata_without_secrets
 from gpt_pretrain.runs.folder import without_repetitions
 from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, metadata_section, metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.runs.next_commands import repeat_command
@@ -85,12 +86,12 @@ def read_sweep(folder: Path) -> list[Job]:
     """Return the jobs in a sweep's folder, the best first. Jobs without a score are last.
 
     The score is the validation loss, or bits per byte if jobs have different tokenizers. Links are left out: they lead to jobs of
-    other sweeps, or repeat a job.
+    other sweeps, or repeat a job. Secrets that an earlier version recorded are cut out.
     """
     jobs = []
     files = (file for file in sorted(folder.glob(f"*/{METADATA_FILE}")) if not file.parent.is_symlink())
     for path in without_repetitions(files):
-        metadata = read_metadata(path.parent)
+        metadata = metadata_without_secrets(read_metadata(path.parent))
         pairs = map(split_override, stored_overrides(metadata))
         settings = {key: plain_value(value) for key, value in pairs}
         jobs.append(Job(path.parent, settings, str(metadata.get("state", "unknown")), metadata))

@@ -16,7 +16,8 @@ from gpt_pretrain.config.secrets import metadata_without_secrets
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.saving import save_run_page
 from gpt_pretrain.sweeps.folder import job_folder_name
-from tests.helpers.hostile_files import SMALL
+from gpt_pretrain.sweeps.report_page import save_sweep_page
+from tests.helpers.hostile_files import SMALL, hostile_sweep
 from tests.helpers.hostile_server import Stranger
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -157,6 +158,19 @@ def test_a_run_of_an_earlier_version_is_shown_without_secrets(tmp_path: Path) ->
     assert not any(secret in f"{run.config_text} {run.config} {run.metadata}" for secret in SECRETS)
     assert run.config["seed"] == "1" and run.config["data.url"] == "http://***@host/t.txt?sig=***"
     assert "OPTIONSECRET1" not in save_run_page(tmp_path).read_text()
+
+
+def test_a_sweep_of_an_earlier_version_is_shown_without_secrets(tmp_path: Path) -> None:
+    sweep = hostile_sweep(tmp_path / "sweep", task=TYPED)
+    metadata = {"command": shlex.join(["python", *TYPED]), "overrides": TYPED, "swept": TYPED, "error": f"no {TYPED[0]}"}
+    for number in range(2):
+        (sweep / f"job{number}").mkdir()
+        (sweep / f"job{number}" / "run.json").write_text(
+            json.dumps(metadata | {"state": "finished", "result": {"best_val_loss": 1.0 + number}})
+        )
+    page = save_sweep_page(sweep).read_text()
+    assert not any(secret in page for secret in SECRETS)
+    assert page.count("sig=***") > 4, "the command of the sweep, its best job, the errors and the table"
 
 
 def test_metadata_of_an_earlier_version_is_shown_without_secrets() -> None:
