@@ -138,10 +138,10 @@ class CheckRunFolder(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
         if _writes(config):
-            _check_not_running(folder)
             resumed = config.get("resume") is not None
             _check_writable(folder, setting=None if resumed else "hydra.run.dir")
             _check_no_links(folder, WRITTEN_BY_RUNS)
+            _check_not_running(folder)
             if "run_dir" in config and not OmegaConf.is_interpolation(config, "run_dir"):
                 _check_writable(Path(config.run_dir), setting="run_dir")
 
@@ -171,8 +171,9 @@ def _check_no_links(folder: Path, names: Sequence[str]) -> None:
 
 def _check_not_running(folder: Path) -> None:
     """End the program if another one trains in this folder, before its settings and its log change there."""
-    if is_main() and (folder / METADATA_FILE).exists() and is_running(folder):
-        sys.exit(print_error(UserError(RUNS_ALREADY.format(folder))))
+    with suppress(OSError):  # The run itself reports a lock that cannot be opened.
+        if is_main() and (folder / METADATA_FILE).exists() and is_running(folder):
+            sys.exit(print_error(UserError(RUNS_ALREADY.format(folder))))
 
 
 def _make_folder(folder: Path) -> None:
