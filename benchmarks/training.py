@@ -55,8 +55,8 @@ def bare(shape: Training, *, precision: str) -> Measurement:
 
 def bare_step(shape: Training, *, precision: str) -> Callable[[Tensor, Tensor], None]:
     """Build this program's model and optimizer. Return a function that trains them on token ids and their targets."""
+    from gpt_pretrain.evaluation.loss import next_token_loss
     from gpt_pretrain.model.gpt2 import GPTModel
-    from gpt_pretrain.model.kernels.loss import linear_cross_entropy
     from gpt_pretrain.system.devices import keep_freed_memory
     from gpt_pretrain.training.acceleration import compile_model
     from gpt_pretrain.training.optimizer import clip_gradients
@@ -69,8 +69,7 @@ def bare_step(shape: Training, *, precision: str) -> Callable[[Tensor, Tensor], 
 
     def step(token_ids: Tensor, target_ids: Tensor) -> None:
         with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            hidden = model.hidden_states(token_ids).flatten(0, 1)
-            loss = linear_cross_entropy(hidden, model.head_weight, target_ids.flatten(), compiled=compiled)
+            loss = next_token_loss(model, token_ids, target_ids, compiled=compiled)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
         clip_gradients(optimizer, norm, max_norm=1.0)

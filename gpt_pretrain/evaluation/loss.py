@@ -35,9 +35,10 @@ def next_token_loss(
     if isinstance(model, CustomModel):
         assert positions is None
         return model.loss(token_ids, target_ids)
-    hidden = model.hidden_states(token_ids, positions=positions)
+    embedding, head = model.embedding_and_head()
+    hidden = model.hidden_states(token_ids, positions=positions, embedding=embedding)
     cap = model.config.logit_cap
-    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), cap=cap, compiled=compiled)
+    return linear_cross_entropy(hidden.flatten(0, 1), head, target_ids.flatten(), cap=cap, compiled=compiled)
 
 
 @dataclass(frozen=True)

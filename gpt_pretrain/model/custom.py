@@ -53,9 +53,10 @@ class CustomModel(LanguageModel):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> Tensor:
         """Return the logits, (B, T, V), since the hidden states of the module are unknown."""
-        assert cache is None and positions is None and mask is None
+        assert cache is None and positions is None and mask is None and embedding is None
         logits: Tensor = self(token_ids)
         return logits
 

@@ -97,9 +97,10 @@ class GPTModel(LanguageModel):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> Tensor:
         positions, mask = self._positions_and_mask(token_ids, cache, positions, mask)
-        x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
+        x = self.drop_emb(self._embed(token_ids, embedding) + self.pos_emb(positions))  # (B, T, D)
         hidden: Tensor = self.final_norm(self._run_blocks(x, cache=cache, mask=mask))
         return hidden
 

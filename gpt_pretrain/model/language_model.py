@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.kernels.tied_weight import split_weight
 from gpt_pretrain.model.kv_cache import KVCache
 from gpt_pretrain.system.argument_types import check_type
 
@@ -55,6 +56,7 @@ class LanguageModel(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> Tensor:
         """Return the output of the last norm, the input of the output head.
 
@@ -64,6 +66,7 @@ class LanguageModel(nn.Module):
             positions: Position of each token in its document, int64, (B, T), starting at 0 in each document. Tokens attend only
                 to their own document. None treats each row as one document. Cannot be combined with a cache.
             mask: Only with positions: the tokens that each token attends to, bool, (B, 1, T, T); None means its own document.
+            embedding: The weight of the token embedding from `embedding_and_head`; None means `tok_emb`'s own.
 
         Returns:
             (B, T, D).
@@ -87,6 +90,12 @@ class LanguageModel(nn.Module):
         """The weight of the output head, (V, D)."""
         return self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
 
+    def embedding_and_head(self) -> tuple[Tensor | None, Tensor]:
+        """Return the weights for a training step: of the token embedding for `hidden_states`, and of the output head, (V, D)."""
+        if self.config.tie_embeddings and self.tok_emb.sparse and torch.is_grad_enabled():
+            return split_weight(self.tok_emb.weight)
+        return None, self.head_weight
+
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
@@ -96,6 +105,10 @@ class LanguageModel(nn.Module):
     def num_parameters(self) -> int:
         """Return the number of trainable parameters. A tied output head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def _embed(self, token_ids: Tensor, embedding: Tensor | None) -> Tensor:
+        embedded: Tensor = self.tok_emb(token_ids) if embedding is None else F.embedding(token_ids, embedding, sparse=True)
+        return embedded  # (B, T, D)
 
     def _positions_and_mask(
         self, token_ids: Tensor, cache: KVCache | None, positions: Tensor | None, mask: Tensor | None

@@ -146,10 +146,11 @@ class ModernModel(LanguageModel):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> Tensor:
         positions, mask = self._positions_and_mask(token_ids, cache, positions, mask)
         rotation = rotation_at(positions, self.config.head_dim)
-        x = self.drop_emb(rms_norm(self.tok_emb(token_ids)))  # (B, T, D)
+        x = self.drop_emb(rms_norm(self._embed(token_ids, embedding)))  # (B, T, D)
         return rms_norm(self._run_blocks(x, cache=cache, rotation=rotation, mask=mask))
 
     def _init_modern(self) -> None:

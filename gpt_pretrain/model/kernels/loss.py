@@ -164,19 +164,24 @@ def _aligned(n_columns: int) -> int:
     return -(-n_columns // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT
 
 
+def _head_rows(vocab_size: int, device: str) -> int:
+    """Return the rows of the weight in products: on a GPU with rows of zeros, since only aligned products are fast."""
+    return vocab_size if device == "cpu" else _aligned(vocab_size)
+
+
 def _logits_buffer(rows: int, vocab_size: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(rows, _aligned(vocab_size), dtype=dtype, device=device)
 
 
 def _aligned_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weight in a dtype. On a GPU, add rows of zeros up to the alignment, since only aligned products are fast.
+    """Return the weight in a dtype, with the rows of zeros of `_head_rows`.
 
     A row of zeros gives a logit of 0. No softmax reads that logit, so it adds nothing to any gradient.
     """
     V, D = weight.shape
-    if weight.device.type == "cpu" or _aligned(V) == V:
+    if (n_rows := _head_rows(V, weight.device.type)) == V:
         return weight.to(dtype)
-    aligned = weight.new_zeros(_aligned(V), D, dtype=dtype)
+    aligned = weight.new_zeros(n_rows, D, dtype=dtype)
     aligned[:V] = weight
     return aligned
 
@@ -190,15 +195,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         N, V = len(hidden), len(weight)
         with torch.autocast(device, enabled=False):
-            x, w = hidden.to(dtype), _aligned_weight(weight, dtype)
-            rows = chunk_rows(N, V, device)
-            block_rows = loss_block_rows(rows, V, device) if softmax_gradient is _softmax_gradient else rows
-            buffer = _logits_buffer(rows, V, dtype=dtype, device=hidden.device)[:, : len(w)]
+            x, rows = hidden.to(dtype), chunk_rows(N, V, device)
             total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
             counted = (target_ids != IGNORED).to(total.dtype)
             count = counted.sum().clamp(min=1)
             row_weights = counted if dtype == torch.float16 else counted / count
-            gradients = _Gradients(x, w, rows, count) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
+            # The largest tensor first, so that glibc gives it the memory that it had in the last step.
+            gradients = _Gradients(x, weight, rows, count) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
+            w = _aligned_weight(weight, dtype)
+            block_rows = loss_block_rows(rows, V, device) if softmax_gradient is _softmax_gradient else rows
+            buffer = _logits_buffer(rows, V, dtype=dtype, device=hidden.device)[:, : len(w)]
             for start in range(0, N, rows):
                 chunk = slice(start, min(start + rows, N))
                 logits = buffer[: chunk.stop - start]  # (up to rows, V or more); columns from V on are and stay 0
@@ -207,7 +213,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     block = slice(first, first + block_rows)
                     total += softmax_gradient(logits[block], V, target_ids[chunk][block], row_weights[chunk][block], cap)
                 if gradients is not None:
-                    gradients.add(logits, chunk)
+                    gradients.add(logits, w, chunk)
         ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight)
         return total / count
 
@@ -233,39 +239,46 @@ class _Gradients:
 
     Args:
         x: Hidden states, (N, D).
-        w: Weight, (V, D), possibly with more rows of zeros.
+        weight: (V, D).
         rows: Rows of a chunk.
         count: Number of positions in the mean.
     """
 
-    def __init__(self, x: Tensor, w: Tensor, rows: int, count: Tensor) -> None:
-        self.x, self.w, self.count = x, w, count
+    def __init__(self, x: Tensor, weight: Tensor, rows: int, count: Tensor) -> None:
+        self.x, self.count = x, count
         self.fp16 = x.dtype == torch.float16
         self.scale = 0.5 ** math.ceil(math.log2(rows)) if self.fp16 else 1.0
+        wide, n_rows = torch.promote_types(x.dtype, torch.float32), _head_rows(len(weight), x.device.type)
+        self.d_weight = torch.empty(n_rows, weight.shape[1], dtype=wide, device=x.device)
         self.d_hidden = torch.empty_like(x)
-        self.d_weight: Tensor | None = None
+        self.is_first = True
 
-    def add(self, d_logits: Tensor, chunk: slice) -> None:
-        torch.mm(d_logits, self.w, out=self.d_hidden[chunk])
+    def add(self, d_logits: Tensor, w: Tensor, chunk: slice) -> None:
+        """Add the gradients of a chunk.
+
+        Args:
+            d_logits: (rows, V, possibly with more columns of zeros).
+            w: Weight, (V, D), possibly with more rows of zeros.
+        """
+        torch.mm(d_logits, w, out=self.d_hidden[chunk])
         x = self.x[chunk] * self.scale if self.fp16 else self.x[chunk]
-        if torch.promote_types(x.dtype, torch.float32) == x.dtype:
-            self.d_weight = d_logits.T @ x if self.d_weight is None else self.d_weight.addmm_(d_logits.T, x)
-        else:
+        if x.dtype != self.d_weight.dtype:
             self._add_in_fp32(d_logits.T, x)
+        elif self.is_first:
+            torch.mm(d_logits.T, x, out=self.d_weight)
+        else:
+            self.d_weight.addmm_(d_logits.T, x)
+        self.is_first = False
 
     def _add_in_fp32(self, d_logits_t: Tensor, x: Tensor) -> None:
         """Add a product in half precision by blocks. A CPU needs memory for each product and its copy in fp32 beside the sum."""
-        is_first = self.d_weight is None
-        if self.d_weight is None:
-            self.d_weight = torch.empty(self.w.shape, dtype=torch.float32, device=x.device)
-        rows = gradient_rows(len(self.w), x.device.type)
-        for start in range(0, len(self.w), rows):
+        rows = gradient_rows(len(self.d_weight), x.device.type)
+        for start in range(0, len(self.d_weight), rows):
             product, total = d_logits_t[start : start + rows] @ x, self.d_weight[start : start + rows]
-            total.copy_(product) if is_first else total.add_(product)
+            total.copy_(product) if self.is_first else total.add_(product)
 
     def finish(self, hidden_dtype: torch.dtype, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of the hidden states and of the weight, without rows beyond the vocabulary."""
-        assert self.d_weight is not None
         d_hidden = self.d_hidden.to(hidden_dtype)
         if self.fp16:
             d_hidden = d_hidden / self.count.to(hidden_dtype)
