@@ -20,12 +20,11 @@ from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import STORED_NAME, StoredTokenizer, build_tokenizer, fetch_tokenizer, restore_tokenizer
 from gpt_pretrain.tokenizers.nanogpt_meta import MAX_META_BYTES, META, read_meta
-from gpt_pretrain.tokenizers.vocabulary_files import read_folder_tokenizer, read_tokenizer_file
+from gpt_pretrain.tokenizers.vocabulary_files import read_folder_tokenizer
 
 NAME_FIELD, DEFINITION_FIELD = "tokenizer", "tokenizer_definition"  # of a checkpoint
 OPENAI_MODELS = re.compile(r"(openai-community/)?gpt2(-medium|-large|-xl)?")
 DATASET_NAME = re.compile(r"\w[\w.-]*")
-ENCODING = "tokenizer.pkl"  # nanochat's file
 MAX_PADDING = 128  # rows without a token, to which a vocabulary is rounded up
 EXPECTED = (UserError, DamagedFileError, OSError)
 
@@ -143,14 +142,12 @@ def nanogpt_finder(path: Path, content: Mapping[str, Any]) -> FindTokenizer:
 def nanochat_finder(path: Path, size: int) -> FindTokenizer:
     """Return a function that finds the tokenizer of a checkpoint of nanochat, if the sizes agree.
 
-    It searches the folder of the checkpoint, and nanochat's folder of tokenizers beside its folders of checkpoints.
+    It searches the folder of the checkpoint, and nanochat's folder of the tokenizer beside its folders of checkpoints.
     """
+    folder = path.absolute().parent.parent.parent / "tokenizer"
 
     def find() -> Tokenizer | None:
-        for file in (path.parent / ENCODING, path.absolute().parent.parent.parent / "tokenizer" / ENCODING):
-            if file.is_file() and (found := read_tokenizer_file(file)).vocab_size == size:
-                log.info("%s: its tokenizer is read from %s", path, file)
-                return found
-        return neighbor_finder(path, size)()
+        beside = neighbor_finder(path, size)()
+        return neighbor_finder(folder / path.name, size)() if beside is None and folder.is_dir() else beside
 
     return find

@@ -138,7 +138,7 @@ def _read_folder(path: Path, name: str) -> Tokenizer:
         )
     raise UserError(
         f"tokenizer={name}: this folder has no vocabulary. It needs tokenizer.json, vocab.json with merges.txt, "
-        "vocab.txt, *.tiktoken or nanoGPT's meta.pkl."
+        "vocab.txt, *.tiktoken, nanoGPT's meta.pkl or nanochat's tokenizer.pkl."
     )
 
 

@@ -12,6 +12,7 @@ from gpt_pretrain.system.pickle_rules import InertObject, PickleRules
 from gpt_pretrain.system.pickles import read_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 
+ENCODING_FILE = "tokenizer.pkl"
 ENCODING_CLASS = "tiktoken.core.Encoding"
 MARK = ENCODING_CLASS.rpartition(".")[0].encode()  # every such pickle contains it, in each protocol
 

@@ -16,7 +16,7 @@ from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.tokenizers.added_tokens import FilesBeside, read_beside
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.definition import parse_tokenizer_json
-from gpt_pretrain.tokenizers.encoding_pickle import is_encoding_pickle
+from gpt_pretrain.tokenizers.encoding_pickle import ENCODING_FILE, is_encoding_pickle
 from gpt_pretrain.tokenizers.nanogpt_meta import META, read_meta
 from gpt_pretrain.tokenizers.tables import restore_table
 from gpt_pretrain.tokenizers.vocabulary_formats import (
@@ -95,7 +95,7 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
     found = recognize(name, content[:HEAD]).described()
     raise UserError(
         f"{path} is {found}, not a file of a tokenizer. Give {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, {VOCAB_TXT}, "
-        f"*{TIKTOKEN_ENDING}, nanoGPT's {META} or nanochat's tokenizer.pkl, or the folder of a model."
+        f"*{TIKTOKEN_ENDING}, nanoGPT's {META} or nanochat's {ENCODING_FILE}, or the folder of a model."
     )
 
 
@@ -142,6 +142,8 @@ def read_tokenizer(read: ReadFile, *, label: str, location: str) -> Tokenizer | 
                 return from_sentencepiece(content, _beside(read), label=label)
         if (content := read(name := META)) is not None:
             return read_meta(content, end_of_text=False, label=label)
+        if (content := read(name := ENCODING_FILE)) is not None and is_encoding_pickle(content):
+            return from_encoding_pickle(content, label=label)
         if (content := read(name := TABLE_JSON)) is not None:
             return restore_table(label, parse_tokenizer_json(content))
     except DamagedFileError as error:

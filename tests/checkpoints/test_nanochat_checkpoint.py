@@ -107,7 +107,8 @@ def test_its_vocabulary_is_found_beside_it_and_in_its_own_folder(tmp_path: Path,
     text = "The other 1234 theatres\n\n  rain; naïve 東京 <|user_start|>there"
     assert ours.encode(text) == theirs.encode(text, allowed_special={"<|user_start|>"})
     assert ours.eos_id == theirs.encode_single_token("<|bos|>")
-    assert build_tokenizer(tmp_path / place / "tokenizer.pkl").encode(text) == ours.encode(text)
+    for named in (tmp_path / place / "tokenizer.pkl", tmp_path / place):
+        assert build_tokenizer(named).encode(text) == ours.encode(text)
 
 
 def test_a_later_nanochat_is_refused_and_not_sent_to_a_conversion_that_loses_tensors(tmp_path: Path) -> None:
