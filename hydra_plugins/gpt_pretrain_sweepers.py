@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # Other machines may have other files.
 CHOOSING_OPTIMIZER = {"optimizer", "optimizer.name", "model", "experiment"}  # groups and settings that may choose another one
 
+LEAST_NUMBERS, MAX_NUMBER = {"n_trials": 1, "n_parallel": 1, "pruning_after": 0, "seed": 0}, 10**9  # of a search
+
 
 class RunSweeper(Sweeper):
     """The base of all sweepers: one folder per job, complete jobs are skipped, and the ranking is printed at the end.
@@ -210,9 +212,9 @@ class SearchSweeper(RunSweeper):
     def run(self, runner: JobRunner, overrides: Sequence[Override]) -> None:
         from gpt_pretrain.sweeps.search import Search
 
-        for name in ("n_trials", "n_parallel"):
-            if not isinstance(count := getattr(self, name), int) or count < 1:
-                raise UserError(f"hydra.sweeper.{name}={count}: must be a whole number of at least 1.")
+        for name, least in LEAST_NUMBERS.items():
+            if type(count := getattr(self, name)) is not int or not least <= count <= MAX_NUMBER:
+                raise UserError(f"hydra.sweeper.{name}={count}: must be a whole number from {least} to {MAX_NUMBER:,}.")
         fixed = [one.input_line or "" for one in overrides if not one.is_sweep_override()]
         spaces = {
             short_form(f"{one.get_key_element()}=")[:-1]: _search_space(one) for one in overrides if one.is_sweep_override()

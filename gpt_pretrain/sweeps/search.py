@@ -96,7 +96,7 @@ class Search:
                 or its journal is damaged.
         """
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-        if sampler not in samplers:
+        if not isinstance(sampler, str) or sampler not in samplers:  # Hydra's own settings have no types.
             raise UserError(f"hydra.sweeper.sampler={sampler}: must be one of {', '.join(samplers)}.")
         if problems := [problem for key, space in spaces.items() for problem in _range_problems(key, space)]:
             raise UserError(problems)
