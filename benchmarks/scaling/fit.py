@@ -23,7 +23,18 @@ from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json"))
 TABLE = Path(law_module.__file__).with_name(law_module.TABLE)
 # The initial value of each constant. All except the free ones are fitted as logarithms, since they are positive.
-START = {"a": 0.1, "alpha": 0.35, "b": 0.2, "beta": 0.35, "repeats": 1.0, "capacity": 60.0, "ngrams": 0.7, "vocabulary": 0.0}
+START = {
+    "a": 0.1,
+    "alpha": 0.35,
+    "b": 0.2,
+    "beta": 0.35,
+    "repeats": 1.0,
+    "capacity": 60.0,
+    "ngrams": 0.7,
+    "vocabulary": 0.0,
+    "overfit_matrices": 1e-4,
+    "overfit_vocabulary": 0.1,
+}
 FREE = ("ngrams", "vocabulary")
 ROBUST = 0.02  # larger residuals count less
 PRIOR = 0.02  # pull of the logarithms towards their initial values, in case the results leave them open
@@ -49,7 +60,7 @@ def main() -> None:
     law = fit(cases)
     print(f"{len({(case.text, case.training) for case in cases})} trainings, most of them predicted from two pilots")
     for name, (low, high) in spread(cases).items():
-        print(f"{name:11}{law.constants[name]:8.3f}  (80% of resamples: {low:.3f} to {high:.3f})")
+        print(f"{name:18} {law.constants[name]:9.4g}  (80% of resamples: {low:.4g} to {high:.4g})")
     left_out = leave_texts_out(cases)
     for length in PILOTS:
         print(f"pilots of {length / 1000:g} kB, each text left out of the fit")
@@ -61,7 +72,7 @@ def main() -> None:
         print(f"  median error {np.median(outside):.1%}, nine of ten within {np.quantile(outside, NINE_OF_TEN):.1%}, {within}")
     if "--write" in sys.argv:
         content = {
-            "constants": {name: round(value, 4) for name, value in law.constants.items()},
+            "constants": {name: float(f"{value:.4g}") for name, value in law.constants.items()},
             "errors": {str(length): round(width(cases, left_out, length), 4) for length in PILOTS},
             "largest": dict(law.largest),
         }
@@ -95,7 +106,7 @@ def _is_usual(row: Row) -> bool:
 
 
 def _training(row: Row) -> Training:
-    return Training(*(row[name] for name in ("matrices", "vocab_size", "unique_bytes", "trained_bytes")))
+    return Training(*(row[name] for name in ("matrices", "vocab_size", "unique_bytes", "trained_bytes", "bytes_per_token")))
 
 
 def fit(cases: Sequence[Case]) -> Law:

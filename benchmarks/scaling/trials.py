@@ -24,6 +24,14 @@ BUDGETS = (
     *(("code", 300, "s", 2000, 2048), ("code", 2000, "s", 2000, 4096), ("german", 900, "s", 2000, 2048)),
 )
 
+# Short texts that are read many times, where small vocabularies overfit less: text, kB, shape, passes, vocabularies.
+REPEATED = (
+    *(("manual", 100, "s", 20, (512, 1024, 2048)), ("code", 100, "s", 20, (512, 1024, 2048))),
+    *(("german", 100, "s", 20, (512, 1024, 2048)), ("manual", 100, "m", 20, (512, 1024)), ("manual", 100, "s", 40, (512,))),
+    *(("manual", 900, "l", 20, (1024, 2048)), ("manual", 900, "l", 10, (1024, 4096)), ("manual", 900, "xl", 10, (1024,))),
+    *((text, 20, "xs", passes, (512,)) for text in ("manual", "quotes") for passes in (8, 16, 32, 64)),
+)
+
 
 def base(text: str, shape: str, trained: int, unique: int, vocab_size: int = VOCAB) -> Trial:
     """Return a trial. Its batch grows with the length of the training, and its regularization with the passes over the text."""
@@ -46,7 +54,7 @@ def regularization_of(repeats: float) -> str:
 
 def all_trials() -> list[Trial]:
     """Return all trials without repetitions, the cheapest first, so that even an interrupted study covers all questions."""
-    groups = (pilots, size_and_tokens, repeats, other_texts, vocabularies, regularizations, rates, longer, budgets)
+    groups = (pilots, size_and_tokens, repeats, other_texts, vocabularies, regularizations, rates, longer, budgets, overfitting)
     return sorted(dict.fromkeys(trial for group in groups for trial in group()), key=work)
 
 
@@ -123,3 +131,12 @@ def longer() -> list[Trial]:
 def budgets() -> list[Trial]:
     """Train the models that a budget chooses: with large vocabularies, and on texts that are read many times."""
     return [base(text, shape, trained * K, unique * K, size) for text, unique, shape, trained, size in BUDGETS]
+
+
+def overfitting() -> list[Trial]:
+    """Read short texts many times, with vocabularies of several sizes."""
+    return [
+        base(text, shape, passes * unique * K, unique * K, size)
+        for text, unique, shape, passes, sizes in REPEATED
+        for size in sizes
+    ]

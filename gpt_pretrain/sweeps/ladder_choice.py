@@ -130,8 +130,9 @@ def measured_training(result: RungResult, text: choice.TextFacts) -> MeasuredTra
     """Return a rung as the law sees it: its training and the loss that it reached."""
     config = result.rung.config
     matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
-    trained_bytes = result.tokens * text.bytes_per_token[config.vocab_size]
-    return MeasuredTraining(Training(matrices, config.vocab_size, text.train_bytes, trained_bytes), result.bits)
+    length = text.bytes_per_token[config.vocab_size]
+    training = Training(matrices, config.vocab_size, text.train_bytes, result.tokens * length, length)
+    return MeasuredTraining(training, result.bits)
 
 
 def _measured_speed(sizes: Sequence[RungResult]) -> Speed:

@@ -65,16 +65,18 @@ def test_the_fit_finds_the_law_that_made_the_losses() -> None:
         "capacity": 50.0,
         "ngrams": 0.6,
         "vocabulary": 0.01,
+        "overfit_matrices": 1e-4,
+        "overfit_vocabulary": 0.05,
     }
     law = Law(constants, {}, {})
     cases = []
     for level in (2.0, 2.6):
         difficulty = Difficulty(
-            Training(98_304, 1024, 1e6, 125_000), level, {20_000: 4.0, 125_000: 3.0, 1_000_000: 2.2 + level / 10}
+            Training(98_304, 1024, 1e6, 125_000, 2.7), level, {20_000: 4.0, 125_000: 3.0, 1_000_000: 2.2 + level / 10}
         )
-        for matrices in (1e5, 3e5, 1e6):
+        for matrices, vocab_size in ((1e5, 1024), (3e5, 1024), (1e6, 1024), (3e5, 4096)):
             for unique, trained in ((1e6, 1e5), (1e6, 1e6), (1e5, 1e6), (2e5, 5e5)):
-                training = Training(matrices, 1024, unique, trained)
+                training = Training(matrices, vocab_size, unique, trained, 2.7)
                 cases.append(Case("text", training, difficulty, law.bits_per_byte(training, difficulty)))
     assert max(abs(errors(fit(cases), cases))) < 0.01
 

@@ -27,7 +27,7 @@ from gpt_pretrain.training.budget.own_law import MeasuredTraining, fit_own_law
 from gpt_pretrain.training.budget.speed import Speed
 from tests.helpers.made_runs import make_sweep_folder
 
-PILOT = Training(98_304, 1024, 1_000_000, 125_000)
+PILOT = Training(98_304, 1024, 1_000_000, 125_000, 2.7)
 DIFFICULTY = Difficulty(PILOT, 2.6, {20_000: 3.2, 125_000: 2.8, 500_000: 2.5})
 TEXT = choice.TextFacts(1_000_000, {512: 2.0, 1024: 2.45, 2048: 2.9, 4096: 3.3}, DIFFICULTY)
 SPEED = Speed((1.5e6, 7e6, 3.6e7), (8e9, 2e10, 4e10), 8e-3)
@@ -210,8 +210,8 @@ def test_a_ladder_without_a_choice_has_a_picture_too() -> None:
 
 
 def test_measured_trainings_correct_the_law() -> None:
-    law, small, large = fitted_law(), Training(2e5, 1024, 1e6, 1e6), Training(8e5, 1024, 1e6, 1e6)
-    far = Training(8e5, 1024, 1e6, 3e7)
+    law, small, large = fitted_law(), Training(2e5, 1024, 1e6, 1e6, 2.7), Training(8e5, 1024, 1e6, 1e6, 2.7)
+    far = Training(8e5, 1024, 1e6, 3e7, 2.7)
     measured = [MeasuredTraining(one, HARDER * law.bits_per_byte(one, DIFFICULTY)) for one in (small, large)]
     own = fit_own_law(law, DIFFICULTY, measured)
     assert own.bits_per_byte(small, DIFFICULTY) == pytest.approx(measured[0].bits, rel=0.01)

@@ -10,7 +10,7 @@ from gpt_pretrain.training.budget.law import Difficulty, Training
 from gpt_pretrain.training.budget.speed import Speed
 from gpt_pretrain.training.planning import expected_loss
 
-PILOT = Training(98_304, 1024, 1_000_000, 125_000)
+PILOT = Training(98_304, 1024, 1_000_000, 125_000, 2.7)
 TEXT = choice.TextFacts(1_000_000, {1024: 2.45, 4096: 3.3}, Difficulty(PILOT, 2.6, {20_000: 3.2, 125_000: 2.8, 500_000: 2.5}))
 MODEL = {
     "context_length": 256,

@@ -10,12 +10,13 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Parallelism, checkpoint_bytes, matmul_parameters, training_flops_per_token, training_memory
 from gpt_pretrain.tokenizers.bpe_training import TOKENS_PER_ENTRY
 from gpt_pretrain.training.budget.amount import Budget
-from gpt_pretrain.training.budget.law import Difficulty, Law, Training
+from gpt_pretrain.training.budget.law import STUDIED_VOCABULARY, Difficulty, Law, Training
 from gpt_pretrain.training.budget.speed import Speed
 
 SHAPES = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12))  # width and blocks
 HEAD_DIM, CONTEXT = 32, 128
 LENGTHS, SHORTER = 16, 2.0**-0.5  # candidate lengths of each model's training, each shorter by this factor
+LONGER = 2.0**0.125  # factor between lengths of a run that fills its budget
 ENOUGH = 1.005  # a cheaper choice is taken if its expected loss is at most this factor higher
 MIN_STEPS = 20
 SMALLEST_STEP = 512  # tokens
@@ -24,10 +25,7 @@ BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses,
 # The most passes over a text: in general, and over a text with very few tokens for the vocabulary. With more passes, even a
 # regularized model mostly memorizes.
 MOST_PASSES, FEW_TOKENS_PASSES = 64, 16
-# The most parameters of the blocks per distinct token read, up to a few passes over the text and with more; the law was not
-# measured beyond. A larger model memorizes a text that it reads many times.
-FEW_PASSES, MOST_PARAMETERS, MOST_WITH_MORE_PASSES = 2, 30, 9
-STUDIED_VOCABULARY = 4096  # tokens
+MOST_PARAMETERS = 30  # of the blocks per distinct token read; the law was not measured beyond
 CAUTION = 0.01  # how much worse a choice counts for each doubling beyond the study
 NEARLY = 0.8  # share of the budget; a choice that spends less is limited by something else
 MAX_MEMORY, MAX_DISK = 0.6, 0.8  # shares of the free memory and disk space
@@ -141,7 +139,7 @@ class Candidate:
     @property
     def passes(self) -> float:
         """Passes over the text."""
-        return self.training.trained_bytes / self.training.unique_bytes
+        return self.training.passes
 
 
 def batch_of(tokens: float, context: int = CONTEXT) -> int:
@@ -181,12 +179,11 @@ def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: i
             most = min(most, most_steps * per_step) * SHORTER
             matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
             fresh = min(steps * per_step, text.train_bytes / length)
-            most_parameters = MOST_PARAMETERS if steps * per_step <= FEW_PASSES * fresh else MOST_WITH_MORE_PASSES
-            too_large = matrices > most_parameters * fresh and config.emb_dim > SHAPES[0][0] and not fixed
+            too_large = matrices > MOST_PARAMETERS * fresh and config.emb_dim > SHAPES[0][0] and not fixed
             rare = fresh < TOKENS_PER_ENTRY * config.vocab_size and config.vocab_size > min(text.bytes_per_token)
             if steps < MIN_STEPS or too_large or rare:
                 continue
-            training = Training(matrices, config.vocab_size, text.train_bytes, steps * per_step * length)
+            training = Training(matrices, config.vocab_size, text.train_bytes, steps * per_step * length, length)
             expected = conditions.law.bits_per_byte(training, text.difficulty)
             penalty = _extrapolation_penalty(training, conditions.law, read=steps * per_step)
             yield Candidate(config, size, steps, steps * step / BESIDES, training, expected, per_step, penalty)
@@ -244,24 +241,37 @@ def best_of(found: Sequence[Candidate]) -> Candidate:
     return min((one for one in found if one.cautious <= ENOUGH * lowest), key=lambda one: (one.seconds, one.expected))
 
 
-def longest_steps(chosen: Candidate, text: TextFacts) -> int:
-    """Return the largest useful number of steps on the text. A text with little to learn, as noise, gets the chosen number."""
+def longest_steps(chosen: Candidate, conditions: Conditions) -> int:
+    """Return the largest useful number of steps: with more, the text is read too often, or a higher loss is expected.
+
+    A text with little to learn, as noise, gets the chosen number.
+    """
+    text = conditions.text
     if text.difficulty.gain < 1:
         return chosen.steps
-    return max(chosen.steps, int(chosen.steps * text.most_passes(chosen.config.vocab_size) / chosen.passes))
+    most = text.most_passes(chosen.config.vocab_size) / chosen.passes
+    factor = 1.0
+    while factor * LONGER < most and _lengthened(chosen, factor * LONGER, conditions).expected <= chosen.expected:
+        factor *= LONGER
+    return int(chosen.steps * factor)
+
+
+def _lengthened(chosen: Candidate, factor: float, conditions: Conditions) -> Candidate:
+    """Return a run with this many times the steps."""
+    training = replace(chosen.training, trained_bytes=chosen.training.trained_bytes * factor)
+    expected = conditions.law.bits_per_byte(training, conditions.text.difficulty)
+    return replace(
+        chosen, steps=int(chosen.steps * factor), seconds=chosen.seconds * factor, training=training, expected=expected
+    )
 
 
 def filled(chosen: Candidate, conditions: Conditions) -> Candidate:
-    """Lengthen a run to all steps that the budget allows and the text is good for, even if the law expects little of them."""
+    """Lengthen a run to all steps that the budget allows and the text is good for, even if little is expected of them."""
     budget = conditions.budget
     step, flops = chosen.seconds / chosen.steps, training_flops_per_token(chosen.config)
     most = min(conditions.limits.seconds / step, min(budget.tokens, budget.flops / flops) / chosen.step_tokens)
-    steps = int(min(longest_steps(chosen, conditions.text), most))
-    if steps <= chosen.steps:
-        return chosen
-    training = replace(chosen.training, trained_bytes=chosen.training.trained_bytes * steps / chosen.steps)
-    expected = conditions.law.bits_per_byte(training, conditions.text.difficulty)
-    return replace(chosen, steps=steps, seconds=steps * step, training=training, expected=expected)
+    steps = int(min(longest_steps(chosen, conditions), most))
+    return chosen if steps <= chosen.steps else replace(_lengthened(chosen, steps / chosen.steps, conditions), steps=steps)
 
 
 def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], conditions: Conditions) -> str:

@@ -1,8 +1,8 @@
 """Predict the bits per byte that a model reaches on held-out text. The prediction is a law fitted to measured trainings.
 
 `benchmarks/scaling` has the measurements and the fit. The law has the form of Hoffmann et al. 2022 (arXiv:2203.15556). Repeated
-text counts less, as in Muennighoff et al. 2023 (arXiv:2305.16264). Texts differ much in their difficulty, and in the effect of
-more text. Both are therefore measured on the text itself.
+text counts less, as in Muennighoff et al. 2023 (arXiv:2305.16264), and each repeat adds to overfitting. Texts differ much in
+their difficulty, and in the effect of more text. Both are therefore measured on the text itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ TABLE = "law.json"
 LARGEST_FACTOR = 100.0  # times the largest measured number; an extrapolation beyond it means nothing
 # The share of the bits of single bytes that contexts save in every text of the study, and the least value of `gain`.
 PREDICTABLE, LEAST_GAIN = 0.1, 0.1
+STUDIED_VOCABULARY = 4096  # tokens; the largest vocabulary of the study
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,19 @@ class Training:
         vocab_size: Tokens of the vocabulary.
         unique_bytes: Bytes of the training set.
         trained_bytes: Bytes to read, in several passes if the training set has fewer.
+        bytes_per_token: Bytes per token of the vocabulary.
     """
 
     matrices: float
     vocab_size: int
     unique_bytes: float
     trained_bytes: float
+    bytes_per_token: float
+
+    @property
+    def passes(self) -> float:
+        """Passes over the text."""
+        return self.trained_bytes / self.unique_bytes
 
     @property
     def fresh_bytes(self) -> float:
@@ -98,7 +106,9 @@ class Law:
         pilot = text.pilot
         fresh = text.counted(self.useful_bytes(training)) / text.counted(self.useful_bytes(pilot))
         vocabulary = self.constants["vocabulary"] * math.log2(training.vocab_size / pilot.vocab_size)
-        change = self.constants["ngrams"] * math.log(fresh) + vocabulary + math.log(self._core(training) / self._core(pilot))
+        overfitting = self.overfitting(training) - self.overfitting(pilot)
+        core = math.log(self._core(training) / self._core(pilot))
+        change = self.constants["ngrams"] * math.log(fresh) + vocabulary + core + overfitting
         expected: float = text.bits * math.exp(text.gain * change)
         return expected
 
@@ -115,9 +125,20 @@ class Law:
 
     def effective_bytes(self, training: Training) -> float:
         """Return the bytes of fresh text that are worth as much as all passes. Each further pass is worth less."""
-        passes = max(training.trained_bytes / training.unique_bytes - 1.0, 0.0)
+        repeats = max(training.passes - 1.0, 0.0)
         lasting = self.constants["repeats"]
-        return training.fresh_bytes * (1.0 + lasting * (1.0 - math.exp(-passes / lasting)))
+        return training.fresh_bytes * (1.0 + lasting * (1.0 - math.exp(-repeats / lasting)))
+
+    def overfitting(self, training: Training) -> float:
+        """Return the rise of the loss's logarithm by overfitting. Each further pass adds to it.
+
+        It grows with the parameters and the entries of the vocabulary per distinct token of the text. A larger vocabulary than
+        the study's is GPT-2's or a typed one, and only its parameters count.
+        """
+        c, tokens = self.constants, training.unique_bytes / training.bytes_per_token
+        entries = training.vocab_size if training.vocab_size <= STUDIED_VOCABULARY else 0
+        per_pass = c["overfit_matrices"] * training.matrices / tokens + c["overfit_vocabulary"] * entries / tokens
+        return per_pass * max(training.passes - 1.0, 0.0)
 
     def error(self, pilot: Training) -> float:
         """Return the error after a pilot, interpolated over the logarithm of its bytes."""

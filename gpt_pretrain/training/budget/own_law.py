@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,8 +67,7 @@ def fit_own_law(law: Law, text: Difficulty, measured: Sequence[MeasuredTraining]
     """
     matrices = math.exp(float(np.mean([math.log(one.training.matrices) for one in measured])))
     trained = math.exp(float(np.mean([math.log(one.training.trained_bytes) for one in measured])))
-    first = measured[0].training
-    center = Training(matrices, first.vocab_size, first.unique_bytes, trained)
+    center = replace(measured[0].training, matrices=matrices, trained_bytes=trained)
     terms = np.array([_terms(one.training, center) for one in measured])
     residuals = np.array([math.log(one.bits / law.bits_per_byte(one.training, text)) for one in measured])
     covariance = np.linalg.inv(terms.T @ terms / NOISE**2 + np.diag([1 / spread**2 for spread in SPREADS]))

@@ -81,7 +81,7 @@ def run_pilot(
             nats = next_token_loss(model.eval(), held[:, :-1], held[:, 1:]).item()
     bits = nats / math.log(2) * len(asked) / max(len(held_out.encode()), 1)
     trained_bytes = min(trained_bytes, steps * BATCH * CONTEXT * length)
-    return Training(matrices, tokenizer.vocab_size, unique_bytes, trained_bytes), bits
+    return Training(matrices, tokenizer.vocab_size, unique_bytes, trained_bytes, length), bits
 
 
 def _windows(tokens: np.ndarray) -> np.ndarray:

@@ -126,7 +126,7 @@ def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Con
         others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
         decisions = decided_settings(chosen, text, limit) | published_settings(chosen, settings)
     else:
-        others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, text)
+        others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, conditions)
         chosen = choice.filled(chosen, conditions)
         decisions = decided_settings(chosen, text, limit)
     taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}

@@ -77,7 +77,7 @@ def _batches(config: GPTConfig, conditions: choice.Conditions) -> Iterator[Publi
     tokens = min(budget.tokens, budget.flops / training_flops_per_token(config))
     steps = int(min(most_steps, tokens / step_tokens, max(limits.seconds, 0.0) / seconds))
     matrices = parameters - config.vocab_size * config.emb_dim
-    training = Training(matrices, config.vocab_size, text.train_bytes, max(steps * step_tokens, 1) * length)
+    training = Training(matrices, config.vocab_size, text.train_bytes, max(steps * step_tokens, 1) * length, length)
     windows = MOST_WINDOWS
     while windows:
         accumulate = step_tokens // (windows * CONTEXT * limits.devices)

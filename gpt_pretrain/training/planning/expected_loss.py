@@ -86,5 +86,5 @@ def _own_training(setup: TrainingSetup, plan: TrainingPlan, text: choice.TextFac
         return None
     config = GPTConfig(vocab_size=vocab_size, **vars(settings.model))
     matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
-    trained_bytes = plan.tokens * text.train_bytes / max(split.train.count, 1)
-    return Training(matrices, config.vocab_size, text.train_bytes, trained_bytes)
+    length = text.train_bytes / max(split.train.count, 1)
+    return Training(matrices, config.vocab_size, text.train_bytes, plan.tokens * length, length)
