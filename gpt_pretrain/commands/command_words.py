@@ -34,6 +34,7 @@ OTHER_CONFIGS = {"-cp", "--config-path", "-cn", "--config-name", "--experimental
 COMPLETION = {"-sc", "--shell-completion"}
 COMPLETION_STEPS = tuple(f"{step}={shell}" for step in ("install", "uninstall", "query") for shell in ("bash", "zsh", "fish"))
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # word processors replace hyphens by these
+PROMPTS, PYTHONS = ("$", "%", "&&", ";"), ("python", "python3")  # what may stand before a pasted command, and begin it
 TEXTS = ("prompt", "start_context")
 SUGGESTED = {
     "train": "data.path",
@@ -125,6 +126,10 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
         before: The argument before them.
     """
     word, text = words[0], " ".join(words)
+    if not text.strip():
+        return "A blank is no setting. A backslash that continues a command must be the last character of its line."
+    if _begins_command(words, script=script):
+        return f"{text}: this is the beginning of another command. Leave it out, or start it on a line of its own."
     name = word.lstrip(f"-{DASHES}")
     if word[0] in DASHES and f"-{name}" in SINGLE_FLAGS | VALUE_FLAGS:
         return f"{word}: this begins with a dash, not with a hyphen. Type -{name}"
@@ -151,6 +156,13 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
         return explain_python_file(word)
     suggested = f"{SUGGESTED[script]}={text}"
     return f"{text}: settings are written as name=value. Did you mean {quote_word(suggested)}?"
+
+
+def _begins_command(words: list[str], *, script: str) -> bool:
+    """Return whether words begin a command that was pasted behind another one."""
+    first, second, *_ = [*(words[1:] if words[0] in PROMPTS else words), "", ""]
+    scripts = (f"{script}.py", f"./{script}.py")
+    return first in scripts or (first in PYTHONS and second in scripts) or (first, second) == ("gpt-pretrain", script)
 
 
 def _explain_equals_sign(before: str, words: list[str], *, script: str) -> str | None:

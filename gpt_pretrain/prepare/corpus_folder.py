@@ -15,6 +15,7 @@ from typing import Any
 from gpt_pretrain.data.corpus import MAX_COUNT
 from gpt_pretrain.data.manifest import FORMAT, MANIFEST, MAX_MANIFEST, VERSION
 from gpt_pretrain.errors import UserError, describe_damage
+from gpt_pretrain.runs.folder import is_written_by_runs
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
 from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.locks import lock
@@ -32,7 +33,7 @@ START_OVER = "Choose another folder with out=, or start over with overwrite=true
 
 
 def check_output_folder(folder: Path, *, out: str, content: str) -> None:
-    """Check that neither the folder to be written nor a folder above it is a file.
+    """Check that neither the folder to be written nor a folder above it is a file, and that it does not hold a run.
 
     Args:
         out: The setting that names it.
@@ -45,6 +46,8 @@ def check_output_folder(folder: Path, *, out: str, content: str) -> None:
         if path.exists() and not path.is_dir():
             which = " is a file" if path == folder else f": {path} is a file"
             raise UserError(f"out={out}{which}. Choose a folder for {content}.")
+    if folder.is_dir() and os.access(folder, os.R_OK) and is_written_by_runs(os.listdir(folder)):
+        raise UserError(f"out={out} holds a run or a sweep. Choose another folder for {content}.")
 
 
 def folder_not_writable(folder: Path, error: OSError) -> UserError:

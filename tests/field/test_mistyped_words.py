@@ -115,6 +115,15 @@ def test_words_that_belong_together_are_explained_together() -> None:
     assert problem == 'upon a time: a text with spaces needs quotation marks. Type "prompt=Once upon a time"'
 
 
+def test_a_command_that_was_pasted_twice_or_cut_is_explained() -> None:
+    for words in (["python", "train.py"], ["train.py"], ["$", "python3", "./train.py"], ["gpt-pretrain", "train"]):
+        said = "this is the beginning of another command. Leave it out, or start it on a line of its own."
+        assert checked(*words, "model=tiny") == [f"{' '.join(words)}: {said}"]
+    blank = "A blank is no setting. A backslash that continues a command must be the last character of its line."
+    assert checked("data.path=book.txt", " ") == [blank]
+    assert "another command" not in "".join(checked("python", "is", "fun", script="generate"))
+
+
 def test_everything_wrong_is_said_at_once_without_a_word_of_hydra(script: Script) -> None:
     done = script("train.py", "optimizer.lrr=1", "trainer.max_steps=many", "model=huge", "optimizer.lr=-1", "seed=1,2")
     assert done.returncode == 2

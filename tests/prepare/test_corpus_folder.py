@@ -12,6 +12,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import encoding, pipeline, segments
 from tests.helpers import corpora, vocabularies
 from tests.helpers.corpora import SHORT, Killed, interrupt_before_shards, kill, start_prepare, write_inputs, write_short_inputs
+from tests.helpers.made_runs import make_run
 from tests.helpers.waiting import wait_until
 
 
@@ -156,3 +157,12 @@ def test_a_complete_corpus_is_reported_without_its_inputs(tmp_path: Path, capsys
     assert "bytes of text per token" in capsys.readouterr().out
     with pytest.raises(UserError, match="no complete corpus to report on"):
         corpora.prepare(out=tmp_path / "nothing", report=True)
+
+
+def test_a_corpus_is_not_mixed_with_a_run(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A text.")
+    make_run(tmp_path / "run")
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(UserError, match=r"run holds a run or a sweep\. Choose another folder for the corpus\."):
+        corpora.prepare(tmp_path / "a.txt", out=tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == before
