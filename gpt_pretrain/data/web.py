@@ -11,14 +11,17 @@ import ipaddress
 import re
 import socket
 import time
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-import requests
 from tqdm import tqdm
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import without_secrets
+
+if TYPE_CHECKING:
+    import requests
 
 MAX_DOWNLOAD_BYTES = 10_000_000_000
 MAX_DOWNLOAD_SECONDS = 6 * 3600.0
@@ -135,6 +138,8 @@ def download_file(url: str, output_file: str, _pooch: object) -> None:
 
 
 def _receive(url: str, output_file: str, *, end: float) -> None:
+    import requests  # 12 MB and 0.1 s, for downloads only
+
     hooks = {"response": _check_response}
     with requests.get(url, stream=True, timeout=READ_TIMEOUT_SECONDS, hooks=hooks) as answer, open(output_file, "wb") as stream:
         answer.raise_for_status()

@@ -232,6 +232,7 @@ def test_weights_that_are_computed_again_have_the_same_dropout(dtype: torch.dtyp
 @pytest.mark.parametrize("masked", ["no mask", "one mask", "a mask for each text"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_attention_in_bf16_is_as_close_to_plain_attention_as_the_fused_kernel(n_tokens: int, masked: str, autocast: bool) -> None:
+    torch.manual_seed(0)  # Of so few numbers, some draws have larger roundings than others.
     exact = [torch.randn(2, n_tokens, 3, 16).bfloat16().float().requires_grad_() for _ in range(3)]
     narrow = [one.detach().bfloat16().requires_grad_() for one in exact]
     weighted = torch.randn(2, 3, n_tokens, 16)
