@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -122,12 +123,11 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     """
     if tokenizer.definition is not None:
         return hashlib.sha256(tokenizer.definition.encode()).hexdigest()
-    tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
-    eos_id = tokenizer.eos_id
+    count, eos_id = tokenizer.vocab_size, tokenizer.eos_id
+    tokens = map(tokenizer.token_bytes, range(count))
     if eos_id is None:
-        eos_id = len(tokens)
-        tokens.append(END_OF_TEXT.encode())
-    digest = hashlib.sha256(f"{len(tokens)} {eos_id}".encode())
-    for token in tokens:
+        count, eos_id, tokens = count + 1, count, chain(tokens, [END_OF_TEXT.encode()])
+    digest = hashlib.sha256(f"{count} {eos_id}".encode())
+    for token in tokens:  # One at a time: a few bytes of a file can stand for millions of ids.
         digest.update(len(token).to_bytes(4, "little") + token)
     return digest.hexdigest()
