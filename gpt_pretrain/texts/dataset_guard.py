@@ -15,6 +15,7 @@ import importlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.reading import MAX_NAMES, DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.dataset_rows import read_text_column
@@ -50,6 +51,9 @@ HARMLESS = frozenset(
     ]
 )
 SEPARATORS = ("sep", "delimiter")  # pandas takes a separator of several characters for a regular expression
+# Searches for the files of a pattern (datasets 5.2 makes two for each that a description lists), and characters of a description,
+# which datasets parses in pure Python.
+MAX_PATTERNS, MAX_DESCRIPTION = 10_000, 2_000_000
 OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets that open files
 
 Function = Callable[..., Any]
@@ -108,6 +112,7 @@ def check_reader(builder: Any, name: str, *, readers: Collection[str] = READERS)
     encoding = getattr(builder.config, "encoding", None)
     if isinstance(encoding, str) and codecs.lookup(encoding).name in SLOW_ENCODINGS:  # it has many spellings
         raise UserError(f"dataset={name}: its description asks for the encoding {encoding}, which no text has. Nothing was read.")
+    _check_repetitions(builder.config.data_files, name)
     usual = type(builder.config)()
     for setting in dataclasses.fields(builder.config):
         value = getattr(builder.config, setting.name)
@@ -119,17 +124,38 @@ def check_reader(builder: Any, name: str, *, readers: Collection[str] = READERS)
             )
 
 
+def _check_repetitions(data_files: Any, name: str) -> None:
+    """Check that no file is listed many times, since datasets reads it each time.
+
+    Raises:
+        UserError: If one is.
+    """
+    listed = Counter(str(file) for files in data_files.values() for file in files) if isinstance(data_files, dict) else Counter()
+    if listed and (most := listed.most_common(1)[0])[1] > MAX_NAMES:
+        raise UserError(
+            f"dataset={name}: its description lists {most[0]} {most[1]:,} times, and it would be read each time. Nothing was "
+            "read. Give the files themselves as inputs."
+        )
+
+
 class _OwnFiles:
     """Knows which paths and URLs belong to a dataset, and wraps functions so that they refuse all others."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._n_patterns = 0
         self.repository = re.escape(name)
         local = user_path(name)
         self.folder = Path(os.path.abspath(local if local.is_dir() else local.parent)) if local.exists() else None
 
     def check_pattern(self, resolve: Function) -> Function:
         def checked(pattern: str, base_path: str, *arguments: Any, **options: Any) -> Any:
+            self._n_patterns += 1
+            if self._n_patterns > MAX_PATTERNS:
+                raise UserError(
+                    f"dataset={self.name}: its description lists so many files and patterns that datasets would search more than "
+                    f"{MAX_PATTERNS:,} times for them. Nothing was read. Give the files themselves as inputs."
+                )
             whole = pattern if "://" in pattern or os.path.isabs(pattern) else f"{base_path}/{pattern}"
             if not self.includes(whole):
                 raise self._refusal("its description names", pattern)
@@ -161,6 +187,8 @@ class _OwnFiles:
         def checked(stream: Any, Loader: Any) -> Any:
             content = stream if isinstance(stream, str | bytes) else stream.read()
             try:
+                if len(content) > MAX_DESCRIPTION:
+                    raise DamagedFileError(f"it has more than {MAX_DESCRIPTION:,} characters")
                 parse_yaml_value(content)
             except DamagedFileError as error:
                 raise UserError(f"dataset={self.name}: its description is not read: {error}.") from error

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts import tables
+from gpt_pretrain.texts import dataset_guard, tables
 from gpt_pretrain.texts.dataset_guard import own_files_only
 from gpt_pretrain.texts.inputs import StreamedDataset
 from gpt_pretrain.texts.tables import _open_dataset
@@ -55,6 +55,32 @@ def test_a_small_description_of_a_dataset_does_not_expand(tmp_path: Path) -> Non
         (tmp_path / name).unlink()
     (tmp_path / "README.md").write_text(f"---\n{doubling.replace('<<', 'x')}---\n")
     with pytest.raises(UserError, match="its description is not read: its aliases stand for more than"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("n_patterns", "message"),
+    [(20, ""), (21, r"data\.jsonl 21 times, and it would be read each time"), (40, "more than 60 times for them")],
+)
+def test_a_description_does_not_list_a_file_many_times(
+    n_patterns: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_guard, "MAX_PATTERNS", 60)
+    (tmp_path / "data.jsonl").write_text('{"text": "one"}\n')
+    listed = "  - data.jsonl\n" * n_patterns
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{listed}---\n")
+    if not message:
+        assert read(tmp_path) == ["one"] * n_patterns
+        return
+    with pytest.raises(UserError, match=message):
+        read(tmp_path)
+
+
+def test_a_description_has_a_limited_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_guard, "MAX_DESCRIPTION", 1000)
+    (tmp_path / "data.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "README.md").write_text("---\ntags:\n" + "- a\n" * 300 + "---\n")
+    with pytest.raises(UserError, match="its description is not read: it has more than 1,000 characters"):
         read(tmp_path)
 
 
@@ -146,7 +172,7 @@ def test_the_memory_of_arrow_files_is_bounded(kind: str, tmp_path: Path) -> None
     code = """
 import sys
 from pathlib import Path
-from gpt_pretrain.texts import tables
+from gpt_pretrain.texts import dataset_guard, tables
 from tests.helpers.resource_limits import within
 from tests.helpers.read_datasets import read
 tables.DATASET_MEMORY = 1 << 26
