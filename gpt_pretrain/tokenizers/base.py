@@ -124,7 +124,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     if tokenizer.definition is not None:
         return hashlib.sha256(tokenizer.definition.encode()).hexdigest()
     count, eos_id = tokenizer.vocab_size, tokenizer.eos_id
-    tokens = map(tokenizer.token_bytes, range(count))
+    tokens: Iterator[bytes] = map(tokenizer.token_bytes, range(count))
     if eos_id is None:
         count, eos_id, tokens = count + 1, count, chain(tokens, [END_OF_TEXT.encode()])
     digest = hashlib.sha256(f"{count} {eos_id}".encode())
