@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -15,7 +16,7 @@ from pathlib import Path
 from gpt_pretrain.commands.job import is_hydra_job, is_multirun
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.metadata import was_interrupted
-from gpt_pretrain.system.formatting import short_message, shorten_middle
+from gpt_pretrain.system.formatting import format_si, short_message, shorten_middle
 from gpt_pretrain.system.streams import has_no_output, lost_output
 from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed.ranks import is_main, rank
@@ -29,6 +30,9 @@ DISK_ERRORS = (
 # Errors of a drive that is gone or does not answer, such as a network drive. Some systems lack some of them.
 DRIVE_ERROR_NAMES = ("ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "ENODEV", "ENXIO", "ESTALE", "EIO")
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+# What PyTorch's errors say if there is no memory, on a CPU and on a GPU.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+TORCH_AMOUNT = re.compile(r"tried to allocate (\d{1,18}) bytes")
 LIBRARY_VARIABLES = ("TORCH", "PYTORCH_", "MPL", "SOURCE_DATE_EPOCH")
 OTHER_RANK_DELAY_SECONDS = 3.0
 MAX_TRACEBACK = 100_000  # characters; a traceback may quote a whole file
@@ -128,6 +132,21 @@ def check_output(*, is_result: bool = False) -> None:
         raise UserError(f"Standard output cannot be written: {error.strerror or error}. What was printed is incomplete.")
 
 
+def _used_up_memory(error: Exception) -> UserError | None:
+    """Return a message about memory that Python, PyTorch or the system could not get; None for other errors."""
+    said = str(error)
+    is_torch = isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
+    is_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if not (is_torch or is_system or isinstance(error, MemoryError)):
+        return None
+    found = TORCH_AMOUNT.search(said)
+    amount = "" if found is None else f" for {format_si(int(found[1]), 'B')} more"
+    return UserError(
+        f"There is not enough memory{amount}. End other programs, raise a limit such as ulimit -v, or take a smaller model, "
+        "data.batch_size or model.context_length. plan=true tells what a training needs."
+    )
+
+
 def _describe_disk_error(error: OSError) -> str | None:
     """Return a message about an error of the disk, the drive or the number of open files; None for other errors."""
     name = error.filename2 or error.filename or "A file"  # filename2 is the file to be replaced
@@ -159,6 +178,8 @@ def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and "Unable to configure handler" in str(error):
         error = error.__cause__  # Python's logging could not open the log of a run
+    if (used_up := _used_up_memory(error)) is not None:
+        return used_up
     if isinstance(error, OSError) and (described := _describe_disk_error(error)) is not None:
         return UserError(described)
     if (refused := _refused_variable(error)) is not None:

@@ -110,7 +110,9 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = 
         DamagedFileError: If the file is larger.
     """
     with open_regular(path, within=within) as stream:
-        content = stream.read(max_bytes + 1)
+        # A stream takes memory for all that is asked for, so the file's size comes first. Files of the system state 0.
+        content = stream.read(min(os.fstat(stream.fileno()).st_size, max_bytes) + 1)
+        content += stream.read(max_bytes + 1 - len(content)) if len(content) <= max_bytes and stream.peek(1) else b""
     if len(content) > max_bytes:
         raise DamagedFileError(f"it has more than {max_bytes:,} bytes")
     return content
