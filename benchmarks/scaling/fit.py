@@ -34,6 +34,7 @@ START = {
     "vocabulary": 0.0,
     "overfit_matrices": 1e-4,
     "overfit_vocabulary": 0.1,
+    "vocabulary_fades": 0.3,
 }
 FREE = ("ngrams", "vocabulary")
 ROBUST = 0.02  # larger residuals count less

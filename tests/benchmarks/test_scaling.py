@@ -65,6 +65,7 @@ def test_the_fit_finds_the_law_that_made_the_losses() -> None:
         "capacity": 50.0,
         "ngrams": 0.6,
         "vocabulary": 0.01,
+        "vocabulary_fades": 0.2,
         "overfit_matrices": 1e-4,
         "overfit_vocabulary": 0.05,
     }

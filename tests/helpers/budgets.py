@@ -7,7 +7,7 @@ from gpt_pretrain.training.budget.speed import Speed
 
 LAW = Law(
     {"a": 0.06, "alpha": 0.24, "b": 0.12, "beta": 0.2, "repeats": 3.5, "capacity": 60.0, "ngrams": 0.68, "vocabulary": 0.0}
-    | {"overfit_matrices": 3e-5, "overfit_vocabulary": 0.07},
+    | {"vocabulary_fades": 0.3, "overfit_matrices": 3e-5, "overfit_vocabulary": 0.07},
     errors={125_000: 0.07},
     largest={"matrices": 1e6, "unique_bytes": 1e6, "trained_bytes": 1e6},
 )

@@ -105,7 +105,7 @@ class Law:
         """Return the expected loss: the pilot's, times the effect of a larger model, more text and another vocabulary."""
         pilot = text.pilot
         fresh = text.counted(self.useful_bytes(training)) / text.counted(self.useful_bytes(pilot))
-        vocabulary = self.constants["vocabulary"] * math.log2(training.vocab_size / pilot.vocab_size)
+        vocabulary = self.vocabulary_gain(training, pilot) * math.log2(training.vocab_size / pilot.vocab_size)
         overfitting = self.overfitting(training) - self.overfitting(pilot)
         core = math.log(self._core(training) / self._core(pilot))
         change = self.constants["ngrams"] * math.log(fresh) + vocabulary + core + overfitting
@@ -128,6 +128,11 @@ class Law:
         repeats = max(training.passes - 1.0, 0.0)
         lasting = self.constants["repeats"]
         return training.fresh_bytes * (1.0 + lasting * (1.0 - math.exp(-repeats / lasting)))
+
+    def vocabulary_gain(self, training: Training, pilot: Training) -> float:
+        """Return the change of the loss's logarithm by each doubling of the vocabulary. Larger models gain less."""
+        growth = math.log(training.matrices / pilot.matrices)
+        return self.constants["vocabulary"] * max(1.0 - self.constants["vocabulary_fades"] * growth, 0.0)
 
     def overfitting(self, training: Training) -> float:
         """Return the rise of the loss's logarithm by overfitting. Each further pass adds to it.
