@@ -106,7 +106,7 @@ class Search:
             study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="minimize", load_if_exists=True)
             _check_values_unchanged(study, distributions)
             # A resumed search must not draw the same values again.
-            study.sampler = samplers[sampler](seed=seed + len(study.get_trials(deepcopy=False)))
+            study.sampler = samplers[sampler](seed=(seed + len(study.get_trials(deepcopy=False))) % 2**32)
             study.set_user_attr("pruning_after", pruning_after if pruning else None)
             search = cls(study, distributions, folder / STUDY)
             search.requeue_unfinished()
