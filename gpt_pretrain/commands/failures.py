@@ -17,6 +17,7 @@ from gpt_pretrain.commands.job import is_hydra_job, is_multirun
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.metadata import was_interrupted
 from gpt_pretrain.system.formatting import format_si, short_message, shorten_middle
+from gpt_pretrain.system.resources import process_start
 from gpt_pretrain.system.streams import has_no_output, lost_output
 from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed.ranks import is_main, rank
@@ -174,6 +175,18 @@ def _refused_variable(error: Exception) -> UserError | None:
     return None
 
 
+def _changed_program(error: Exception) -> UserError | None:
+    """Return a message if a module of this program has changed since its process started; None for other errors."""
+    file = getattr(error, "path", None)
+    if not isinstance(error, ImportError) or file is None or Path(__file__).parents[1] not in Path(file).parents:
+        return None
+    seconds = time.monotonic() - process_start()
+    with suppress(OSError):
+        if time.time() - os.stat(file).st_mtime < seconds:
+            return UserError(f"{file} has changed since this command started, as after git pull. Start the command again.")
+    return None
+
+
 def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and "Unable to configure handler" in str(error):
@@ -184,6 +197,8 @@ def as_user_error(error: Exception) -> UserError | None:
         return UserError(described)
     if (refused := _refused_variable(error)) is not None:
         return refused
+    if (changed := _changed_program(error)) is not None:
+        return changed
     if not isinstance(error, UserError):
         return None
     error.problems = [short_message(problem) for problem in error.problems]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands import argument_checks
+from gpt_pretrain import errors
+from gpt_pretrain.commands import argument_checks, failures
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import check_arguments
 from gpt_pretrain.commands.main import run_command
@@ -123,3 +126,13 @@ def test_completion_is_for_the_scripts_alone(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match=r'In the source folder, it completes python train\.py: eval "\$\(python train\.py -sc'):
         check_arguments(sort_arguments(["-sc", "install=bash"]), script="train")
     assert completion_hint("train.py").startswith("Shell completion in the source folder, for python train.py: eval ")
+
+
+def test_a_program_that_was_updated_while_it_runs_is_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ImportError("cannot import name 'new'", name="gpt_pretrain.errors", path=errors.__file__)
+    monkeypatch.setattr(failures, "process_start", time.monotonic)
+    assert failures.as_user_error(error) is None, "the file is older than the process"
+    monkeypatch.setattr(failures, "process_start", lambda: time.monotonic() - time.time())
+    said = f"{errors.__file__} has changed since this command started, as after git pull. Start the command again."
+    assert str(failures.as_user_error(error)) == said
+    assert failures.as_user_error(ImportError("cannot import name 'x'", name="json", path=json.__file__)) is None
