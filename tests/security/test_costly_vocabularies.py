@@ -10,12 +10,14 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.tokenizers.base import fingerprint
 from gpt_pretrain.tokenizers.definition import added_token, canonical_fields
 from gpt_pretrain.tokenizers.fast_encoder import TOGETHER, _in_groups
 from gpt_pretrain.tokenizers.fitting import fit_to_rows
 from gpt_pretrain.tokenizers.nanogpt_meta import read_meta
 from gpt_pretrain.tokenizers.patterns import check_pattern
 from gpt_pretrain.tokenizers.sentencepiece_model import Piece, _merges
+from gpt_pretrain.tokenizers.tables import IdTokenizer
 from gpt_pretrain.tokenizers.unknown import UnknownText
 from gpt_pretrain.tokenizers.user_pieces import _overlapping
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
@@ -132,3 +134,8 @@ def test_a_word_of_many_unknown_characters_is_looked_at_as_far_as_it_is_shown() 
     with within(0.1, 50):
         unknown.add(text, token_ids)
     assert unknown.example == "\u3400"
+
+
+def test_a_number_of_ids_takes_no_memory_for_each_of_them() -> None:
+    with within(5, 20):
+        fingerprint(IdTokenizer(1_000_000))
