@@ -35,8 +35,10 @@ def next_token_loss(
     if isinstance(model, CustomModel):
         assert positions is None
         return model.loss(token_ids, target_ids)
-    embedding, head = model.embedding_and_head()
-    hidden = model.hidden_states(token_ids, positions=positions, embedding=embedding)
+    split = model.split_tied_weight()
+    hidden = model.hidden_states(token_ids, positions=positions, embedding=None if split is None else split[0])
+    # FSDP has gathered the head's weight only now.
+    head = model.head_weight if split is None else split[1]
     cap = model.config.logit_cap
     return linear_cross_entropy(hidden.flatten(0, 1), head, target_ids.flatten(), cap=cap, compiled=compiled)
 

@@ -66,7 +66,7 @@ class LanguageModel(nn.Module):
             positions: Position of each token in its document, int64, (B, T), starting at 0 in each document. Tokens attend only
                 to their own document. None treats each row as one document. Cannot be combined with a cache.
             mask: Only with positions: the tokens that each token attends to, bool, (B, 1, T, T); None means its own document.
-            embedding: The weight of the token embedding from `embedding_and_head`; None means `tok_emb`'s own.
+            embedding: The weight of the token embedding from `split_tied_weight`; None means `tok_emb`'s own.
 
         Returns:
             (B, T, D).
@@ -90,11 +90,11 @@ class LanguageModel(nn.Module):
         """The weight of the output head, (V, D)."""
         return self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
 
-    def embedding_and_head(self) -> tuple[Tensor | None, Tensor]:
-        """Return the weights for a training step: of the token embedding for `hidden_states`, and of the output head, (V, D)."""
+    def split_tied_weight(self) -> tuple[Tensor, Tensor] | None:
+        """Return the weight for `hidden_states` and for the output head of a training step, if they share a sparse gradient."""
         if self.config.tie_embeddings and self.tok_emb.sparse and torch.is_grad_enabled():
             return split_weight(self.tok_emb.weight)
-        return None, self.head_weight
+        return None
 
     @property
     def device(self) -> torch.device:
