@@ -22,7 +22,7 @@ ZIP_DAMAGE = (
 ENCRYPTED, HAS_END_MARK = 1, 2  # flags of a member; the second one is that of LZMA
 FORMS = {zipfile.ZIP_BZIP2: "bz2", zipfile.ZIP_LZMA: "xz", 93: "zst", 95: "xz"}  # methods of compression, and `decompress`
 LZMA_HEADER, LZMA_PROPERTIES = 4, 5  # bytes: a version and the length of the properties, then the properties
-UNKNOWN_SIZE = 2**64 - 1
+UNKNOWN_SIZE, LARGEST_WINDOW = 2**64 - 1, 2**32 - 1
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -42,7 +42,7 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[b
     except PackedFileError:
         raise
     except (*ZIP_DAMAGE, DamagedArchiveError) as error:
-        raise DamagedArchiveError(f"{member.filename}: {error or 'the archive is truncated'}") from error
+        raise DamagedArchiveError(f"{member.filename}: {str(error) or 'the archive is truncated'}") from error
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -75,5 +75,11 @@ def _with_lzma_header(blocks: Iterator[bytes], member: zipfile.ZipInfo) -> Itera
     if length != LZMA_PROPERTIES or len(first) < LZMA_HEADER + LZMA_PROPERTIES:
         raise DamagedArchiveError("the header of its compressed data is damaged")
     size = UNKNOWN_SIZE if member.flag_bits & HAS_END_MARK else member.file_size
-    properties, rest = first[LZMA_HEADER:][:LZMA_PROPERTIES], first[LZMA_HEADER + LZMA_PROPERTIES :]
-    yield from chain([properties + size.to_bytes(8, "little") + rest], blocks)
+    model, window = first[LZMA_HEADER : LZMA_HEADER + 1], first[LZMA_HEADER + 1 :][: LZMA_PROPERTIES - 1]
+    header = model + _whole_window(int.from_bytes(window, "little")).to_bytes(4, "little") + size.to_bytes(8, "little")
+    yield from chain([header + first[LZMA_HEADER + LZMA_PROPERTIES :]], blocks)
+
+
+def _whole_window(size: int) -> int:
+    """Return the next power of two, or the largest size. liblzma (5.4) takes other sizes, such as 7-Zip's, for damage."""
+    return min(1 << max(size - 1, 0).bit_length(), LARGEST_WINDOW)

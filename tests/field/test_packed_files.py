@@ -94,6 +94,7 @@ ZIPPED: dict[str, Callable[[bytes], bytes]] = {
     "zstandard": lambda content: packed_as(zstandard.compress(content), content, 93),
     "xz": lambda content: packed_as(lzma.compress(content), content, 95),
     "lzma without a mark at its end": lambda content: without_end_mark(content),
+    "lzma with 7-Zip's window": lambda content: without_end_mark(content, window=5_000_000),
 }
 
 
@@ -107,10 +108,15 @@ def packed_as(compressed: bytes, content: bytes, method: int) -> bytes:
     return bytes(archive)
 
 
-def without_end_mark(content: bytes) -> bytes:
-    """Return a zip archive whose compressed data ends with the content, as other programs write it."""
-    alone = lzma.compress(content, format=lzma.FORMAT_ALONE)
-    member = b"\x05\x02\x05\x00" + alone[:5] + alone[13:]
+def without_end_mark(content: bytes, *, window: int = 1 << 23) -> bytes:
+    """Return a zip archive whose compressed data ends with the content, as other programs write it.
+
+    Args:
+        window: The size of LZMA's dictionary in bytes.
+    """
+    filters = [{"id": lzma.FILTER_LZMA1, "dict_size": window}]
+    alone = lzma.compress(content, format=lzma.FORMAT_ALONE, filters=filters)
+    member = b"\x05\x02\x05\x00" + alone[:1] + window.to_bytes(4, "little") + alone[13:]
     made = bytearray(packed_as(member, content, zipfile.ZIP_LZMA))
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         made[made.rindex(mark) + offset] &= ~2
@@ -141,6 +147,15 @@ def test_members_are_read_in_blocks_and_damage_is_found(method: str) -> None:
     sizes = sizes_of_blocks(large)
     assert sum(sizes) == 40_000_000
     assert max(sizes) <= 2 * BLOCK
+
+
+def test_an_error_without_a_text_means_a_truncated_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> bytes:
+        raise EOFError
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    with pytest.raises(DamagedArchiveError, match=r"^a\.txt: the archive is truncated$"):
+        sizes_of_blocks(zipped({"a.txt": PLAIN.encode()}))
 
 
 def test_a_damaged_header_of_lzma_is_damage(tmp_path: Path) -> None:
