@@ -19,19 +19,17 @@ IMPORT_MACHINERY = "<frozen importlib"
 RETRY_SECONDS = 0.05
 PATIENCE = 20  # repetitions after which the user learns the reason for waiting
 WAITING = b"\nStopping as soon as the libraries are loaded. Press Ctrl-C again to end at once.\n"
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
+STOP_SHARE, STOP_SECONDS = 10, 60  # of a limit of processor time: its tenth, at most a minute of each core, is left for saving
 
 _is_waiting = False  # whether a module is still loading
 _repetitions = 0
 
 
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
-STOP_SHARE, STOP_SECONDS = 10, 60  # of a limit of processor time: its tenth, at most a minute of each core, is left for saving
-
-
 def stop_signals() -> list[signal.Signals]:
     """Return the signals that ask a run to stop.
 
-    They are Ctrl-C, a scheduler's, that of a limit of processor time, and a closed terminal's unless nohup ignores it.
+    They come from Ctrl-C, a scheduler, a limit of processor time, or a closed terminal unless nohup ignores its signal.
     """
     found = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     return [one for one in found if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]
@@ -51,6 +49,7 @@ def exit_on_signals() -> Iterator[None]:
     def leave(signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != own:  # a forked process, which has nothing to note
             os._exit(128 + signum)
+        use_remaining_time(signum)
         with suppress(OSError):  # The terminal may be gone.
             os.write(2, f"\nStopped by {signal.Signals(signum).name}.\n".encode())
         sys.exit(128 + signum)
@@ -79,6 +78,20 @@ def leave_time_to_stop() -> None:
     margin = min(kills // STOP_SHARE, STOP_SECONDS * (os.cpu_count() or 1))
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CPU, (max(kills - max(margin, 1), 1), kills))
+
+
+def use_remaining_time(signum: int) -> None:
+    """After SIGXCPU, have the system not send it again, so that the process can note its end.
+
+    The system would send it after each further second of processor time, and kill the process once the handlers are restored.
+    """
+    if signal.Signals(signum).name != "SIGXCPU":
+        return
+    import resource
+
+    kills = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CPU, (kills, kills))
 
 
 def handle_interrupts() -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.runs.metadata import read_metadata, track_run
-from gpt_pretrain.system.interrupts import leave_time_to_stop
+from gpt_pretrain.system.interrupts import exit_on_signals, leave_time_to_stop
+from gpt_pretrain.training.callbacks.stop import StopOnSignal
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.conftest import TINY_RUN
 from tests.helpers.training_runs import Printed, Train
@@ -79,6 +80,21 @@ def test_a_limit_of_processor_time_leaves_some_to_save(
     monkeypatch.setattr(resource, "setrlimit", lambda limit, pair: chosen.append((limit, pair)))
     leave_time_to_stop()
     assert chosen == ([] if after is None else [(LIMIT, after)])
+
+
+@pytest.mark.usefixtures("default_handlers")
+def test_a_limit_of_processor_time_does_not_end_a_run_that_is_being_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = list[tuple[int, tuple[int, int]]]()
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (540, 600))
+    monkeypatch.setattr(resource, "setrlimit", lambda limit, pair: chosen.append((limit, pair)))
+    with pytest.raises(SystemExit), exit_on_signals():
+        os.kill(os.getpid(), signal.SIGXCPU)
+    stop = StopOnSignal(None)  # type: ignore[arg-type]
+    stop.received = signal.SIGTERM
+    stop._receive(signal.SIGXCPU, None)
+    assert chosen == [(LIMIT, (600, 600))] * 2
+    stop._receive(signal.SIGTERM, None)
+    assert len(chosen) == 2
 
 
 @pytest.mark.parametrize("logging", ["run", "none"])

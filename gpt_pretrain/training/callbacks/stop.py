@@ -15,7 +15,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from gpt_pretrain.system.amounts import parse_duration
-from gpt_pretrain.system.interrupts import leave_time_to_stop, stop_signals
+from gpt_pretrain.system.interrupts import leave_time_to_stop, stop_signals, use_remaining_time
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -134,6 +134,7 @@ class StopOnSignal(Checkpoint):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         """Note a signal, and write a line to the terminal. Logging is not safe in a signal handler."""
+        use_remaining_time(signum)
         if self.received is not None:
             if signum == signal.SIGINT:
                 os._exit(128 + signum)
