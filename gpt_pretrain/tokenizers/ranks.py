@@ -29,6 +29,9 @@ O200K_PATTERN = "|".join(
         r"\s+",
     ]
 )
+# Escapes and character classes, which stay as they are; quantifiers of possessive repetitions; and ends. An escape or a class
+# that is not closed reaches to the end, so that the search takes time in proportion to the pattern's length.
+TRANSLATED = re.compile(r"(\\(?:[pPxo]\{[^}]*\}?|.)|\[\^?\]?(?:\\.|[^\\\]])*\]?)|([?*+]|\{\d+(?:,\d*)?\})\+|\$", re.DOTALL)
 NO_RANK = 1 << 62  # for a pair that is not a token
 
 
@@ -92,7 +95,7 @@ def ranks_to_merges(ranks: Mapping[bytes, int]) -> tuple[dict[str, int], list[li
 
 def to_oniguruma(pattern: str) -> str:
     """Translate a pattern of tiktoken for the tokenizers library. There, `{1,3}+` repeats and `$` matches at each line end."""
-    return re.sub(r"([?*+]|\{\d+(?:,\d*)?\})\+", r"\1", pattern).replace("$", r"\z")
+    return TRANSLATED.sub(lambda match: match[1] or match[2] or r"\z", pattern)
 
 
 def _last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:

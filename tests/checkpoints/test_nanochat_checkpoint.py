@@ -111,6 +111,17 @@ def test_its_vocabulary_is_found_beside_it_and_in_its_own_folder(tmp_path: Path,
         assert build_tokenizer(named).encode(text) == ours.encode(text)
 
 
+def test_escaped_characters_and_classes_of_a_pattern_keep_their_meaning(tmp_path: Path) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    for pair in (b"+b", b"*+", b"a$", b"$b", b"++", b"12", b"123"):
+        ranks[pair] = len(ranks)
+    pattern = r"[*+]|\$++|[^*+$\]\d]+|\]|\d{1,2}+|\++z$"
+    theirs = tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|bos|>": len(ranks)})
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(theirs))
+    ours, text = build_tokenizer(tmp_path), "a+b*+b$$ba$b]12345++ z"
+    assert ours.encode(text) == theirs.encode(text)
+
+
 def test_a_later_nanochat_is_refused_and_not_sent_to_a_conversion_that_loses_tensors(tmp_path: Path) -> None:
     later = state() | {"resid_lambdas": torch.ones(3), "x0_lambdas": torch.zeros(3)}
     with pytest.raises(
