@@ -133,11 +133,11 @@ class LocalFiles:
         return handles[name]
 
     def _check_stamp(self, name: str) -> None:
-        """Warn if a file has been written to since its first read. Its content may be the same, if a tool only sets its time."""
+        """Warn once if a file has been written to since its first read. A tool may have set its time alone."""
         status = os.fstat(self._handle(name))
         stamp = status.st_size, status.st_mtime_ns
-        if self._stamps.setdefault(name, stamp) != stamp:
-            self._stamps[name] = stamp
+        if self._stamps.setdefault(name, stamp) not in (stamp, None):
+            self._stamps[name] = None
             log.warning(
                 "%s has been written to while it is in use. If its content has changed, the results of this run come from both "
                 "contents: start again.",
@@ -145,8 +145,8 @@ class LocalFiles:
             )
 
     @cached_property
-    def _stamps(self) -> dict[str, tuple[int, int]]:
-        """The size and the modification time of each file at its first read."""
+    def _stamps(self) -> dict[str, tuple[int, int] | None]:
+        """The size and the modification time of each file at its first read. None after a warning."""
         return {}
 
     @cached_property

@@ -77,6 +77,8 @@ def test_a_token_file_that_is_overwritten_in_use_is_reported(tmp_path: Path, cap
     os.utime(tmp_path / "train.bin", ns=(1, 1))
     assert [files.read("train.bin", 0, 2) for _ in range(2)] == [b"cc", b"cc"]
     assert caplog.text.count("train.bin has been written to while it is in use.") == 1
+    os.utime(tmp_path / "train.bin", ns=(2, 2))
+    assert files.read("train.bin", 0, 2) == b"cc"
     (tmp_path / "new").write_bytes(b"eeff")
     (tmp_path / "new").replace(tmp_path / "train.bin")
     assert files.read("train.bin", 0, 2) == b"cc", "a file that takes its place is not read"
