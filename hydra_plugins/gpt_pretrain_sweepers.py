@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # Other machines may have other files.
 CHOOSING_OPTIMIZER = {"optimizer", "optimizer.name", "model", "experiment"}  # groups and settings that may choose another one
 
-LEAST_NUMBERS, MAX_NUMBER = {"n_trials": 1, "n_parallel": 1, "pruning_after": 0, "seed": 0}, 2**32 - 1  # of a search
+# Of a search.
+LEAST_NUMBERS = {"n_trials": 1, "n_parallel": 1, "pruning_after": 0, "seed": 0}
+MAX_NUMBER = 2**32 - 1
 
 
 class RunSweeper(Sweeper):

@@ -279,6 +279,7 @@ class _Gradients:
 
     def finish(self, hidden_dtype: torch.dtype, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of the hidden states and of the weight, without rows beyond the vocabulary."""
+        assert not self.is_first
         d_hidden = self.d_hidden.to(hidden_dtype)
         if self.fp16:
             d_hidden = d_hidden / self.count.to(hidden_dtype)
