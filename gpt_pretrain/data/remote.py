@@ -64,7 +64,7 @@ class RemoteFiles:
         self._opened: tuple[int, Any, str] | None = None  # process id, fsspec's file system, and the folder's path in it
         self._sizes: dict[str, int] = {}
         self._names: list[str] | None = None
-        self._has_answered = False
+        self._has_answered = self._has_read = False
         self.denial = ""
 
     def names(self) -> list[str]:
@@ -132,6 +132,7 @@ class RemoteFiles:
             )
         if len(data) != end - start:
             raise OSError(f"received {len(data):,} bytes instead of {end - start:,}")
+        self._has_read = True
         return data
 
     def _retry(self, job: Callable[[], Result], name: str) -> Result:
@@ -176,6 +177,9 @@ class RemoteFiles:
             raise
 
     def _may_recover(self, error: BaseException) -> bool:
+        # Some servers refuse access for a while if they are asked too often.
+        if getattr(error, "status", None) in DENIED and not self._has_read:
+            return False
         return _is_temporary(error) and (self._has_answered or why_unreachable(error) is None)
 
     def _bounded(self, job: Callable[[], Result]) -> Callable[[], Result]:
@@ -231,8 +235,7 @@ class RemoteFiles:
 def _is_temporary(error: BaseException) -> bool:
     """Return whether another attempt may succeed. fsspec's file systems raise exceptions of many kinds."""
     final = (FileNotFoundError, PermissionError, UserError, StoppedError)
-    is_denied = getattr(error, "status", None) in DENIED
-    return isinstance(error, Exception) and not isinstance(error, final) and not is_denied and not _lacks_credentials(error)
+    return isinstance(error, Exception) and not isinstance(error, final) and not _lacks_credentials(error)
 
 
 def _lacks_credentials(error: Exception) -> bool:

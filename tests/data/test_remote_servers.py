@@ -177,6 +177,13 @@ def test_a_refused_corpus_is_not_called_missing(tmp_path: Path, corpus: Path, st
     assert "use data=text" not in str(refused.value)
 
 
+def test_a_server_that_has_answered_is_asked_again_if_it_refuses(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
+    numbers = itertools.count()
+    with served(corpus, refuse=lambda request: 403 if request.headers["Range"] and next(numbers) == 1 else None) as address:
+        assert rows_of(data_of(tmp_path, f"http://{address}")) == expected
+    assert next(numbers) > 2
+
+
 def test_a_user_or_a_header_opens_a_refused_corpus(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
     keys = ["Bearer KEY", f"Basic {base64.b64encode(b'me:pass').decode()}"]
     with served(corpus, refuse=lambda request: None if request.headers["Authorization"] in keys else 401) as address:
