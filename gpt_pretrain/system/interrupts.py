@@ -19,6 +19,7 @@ IMPORT_MACHINERY = "<frozen importlib"
 RETRY_SECONDS = 0.05
 PATIENCE = 20  # repetitions after which the user learns the reason for waiting
 WAITING = b"\nStopping as soon as the libraries are loaded. Press Ctrl-C again to end at once.\n"
+
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
 STOP_SHARE, STOP_SECONDS = 10, 60  # of a limit of processor time: its tenth, at most a minute of each core, is left for saving
 
@@ -29,7 +30,7 @@ _repetitions = 0
 def stop_signals() -> list[signal.Signals]:
     """Return the signals that ask a run to stop.
 
-    They come from Ctrl-C, a scheduler, a limit of processor time, or a closed terminal unless nohup ignores its signal.
+    They come from Ctrl-C, a scheduler, a limit of processor time, and a closed terminal unless nohup ignores it.
     """
     found = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     return [one for one in found if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]
@@ -49,7 +50,8 @@ def exit_on_signals() -> Iterator[None]:
     def leave(signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != own:  # a forked process, which has nothing to note
             os._exit(128 + signum)
-        use_remaining_time(signum)
+        if signal.Signals(signum).name == "SIGXCPU":
+            use_all_time()
         with suppress(OSError):  # The terminal may be gone.
             os.write(2, f"\nStopped by {signal.Signals(signum).name}.\n".encode())
         sys.exit(128 + signum)
@@ -63,32 +65,34 @@ def exit_on_signals() -> Iterator[None]:
             signal.signal(signum, signal.SIG_DFL)
 
 
-def leave_time_to_stop() -> None:
+def leave_time_to_stop() -> bool:
     """Have the system ask this process to stop some time before it reaches its limit of processor time.
 
     `ulimit -t` sets the limit at which the system asks and the limit at which it kills to the same number.
+
+    Returns:
+        Whether the first of these limits was changed.
     """
     try:
         import resource
     except ImportError:  # on Windows
-        return
+        return False
     asks, kills = resource.getrlimit(resource.RLIMIT_CPU)
     if kills == resource.RLIM_INFINITY or asks not in (kills, resource.RLIM_INFINITY):
-        return
+        return False
     margin = min(kills // STOP_SHARE, STOP_SECONDS * (os.cpu_count() or 1))
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CPU, (max(kills - max(margin, 1), 1), kills))
+        return True
+    return False
 
 
-def use_remaining_time(signum: int) -> None:
-    """After SIGXCPU, have the system not send it again, so that the process can note its end.
-
-    The system would send it after each further second of processor time, and kill the process once the handlers are restored.
-    """
-    if signal.Signals(signum).name != "SIGXCPU":
+def use_all_time() -> None:
+    """Keep the system from asking this process to stop, as it does each second from the limit on, while results are written."""
+    try:
+        import resource
+    except ImportError:  # on Windows
         return
-    import resource
-
     kills = resource.getrlimit(resource.RLIMIT_CPU)[1]
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CPU, (kills, kills))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -10,12 +11,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.runs.metadata import read_metadata, track_run
 from gpt_pretrain.system.interrupts import exit_on_signals, leave_time_to_stop
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
+from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.callbacks.stop import StopOnSignal
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.conftest import TINY_RUN
@@ -82,19 +86,47 @@ def test_a_limit_of_processor_time_leaves_some_to_save(
     assert chosen == ([] if after is None else [(LIMIT, after)])
 
 
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return the limits of processor time that have been set, the first of them from outside."""
+    found = [(600, 600)]
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: found[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda limit, pair: found.append(pair))
+    return found
+
+
 @pytest.mark.usefixtures("default_handlers")
-def test_a_limit_of_processor_time_does_not_end_a_run_that_is_being_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = list[tuple[int, tuple[int, int]]]()
-    monkeypatch.setattr(resource, "getrlimit", lambda limit: (540, 600))
-    monkeypatch.setattr(resource, "setrlimit", lambda limit, pair: chosen.append((limit, pair)))
+def test_the_results_of_a_training_are_written_with_all_the_processor_time(limits: list[tuple[int, int]]) -> None:
+    """From its limit on, the system asks a process each second, which would end it while it writes its report."""
+    stop = StopOnSignal(mock.Mock())
+    stop.on_train_start(mock.Mock(), mock.Mock())
+    assert limits[1:] == [(540, 600)]
+    stop.on_train_end(mock.Mock(), mock.Mock())
+    assert limits[2:] == [(600, 600)]
+
+
+@pytest.mark.usefixtures("default_handlers")
+@pytest.mark.parametrize(("received", "after"), [(None, []), (signal.SIGXCPU, [(600, 600)])])
+def test_a_limit_that_the_user_has_set_is_kept_unless_it_has_stopped_the_run(
+    limits: list[tuple[int, int]], received: int | None, after: list[tuple[int, int]]
+) -> None:
+    limits[0] = (300, 600)
+    stop = StopOnSignal(mock.Mock())
+    stop.on_train_start(mock.Mock(), mock.Mock())
+    stop.received = received
+    stop.on_train_end(mock.Mock(), mock.Mock())
+    assert limits[1:] == after
+
+
+@pytest.mark.usefixtures("default_handlers")
+@pytest.mark.parametrize(("signum", "after"), [(signal.SIGXCPU, [(600, 600)]), (signal.SIGTERM, [])])
+def test_a_process_at_its_limit_of_processor_time_is_asked_once(
+    limits: list[tuple[int, int]], signum: signal.Signals, after: list[tuple[int, int]]
+) -> None:
+    limits[0] = (300, 600)
     with pytest.raises(SystemExit), exit_on_signals():
-        os.kill(os.getpid(), signal.SIGXCPU)
-    stop = StopOnSignal(None)  # type: ignore[arg-type]
-    stop.received = signal.SIGTERM
-    stop._receive(signal.SIGXCPU, None)
-    assert chosen == [(LIMIT, (600, 600))] * 2
-    stop._receive(signal.SIGTERM, None)
-    assert len(chosen) == 2
+        os.kill(os.getpid(), signum)
+    assert limits[1:] == after
 
 
 @pytest.mark.parametrize("logging", ["run", "none"])
@@ -128,3 +160,12 @@ def test_a_run_says_that_its_folder_was_deleted_or_renamed(train: Train, tmp_pat
         "name, which lacks the earlier part of the log and of the metrics."
     ]
     assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_drive_that_does_not_answer_is_left_to_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save = SaveRun(mock.Mock(), folder=tmp_path / "checkpoints", settings=mock.Mock(), tokenizer=ByteTokenizer(), config={})
+    monkeypatch.setattr(Path, "exists", mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+    save._check_folder()
+    assert caplog.messages == []

@@ -180,7 +180,12 @@ class SaveRun(Checkpoint):
     def _check_folder(self) -> None:
         """Warn once if the run's folder is no longer the one that it was started in."""
         folder = self.folder.parent
-        if self._warned_of_lost_folder or not ranks.is_main() or (folder / CONFIG).exists():
+        if self._warned_of_lost_folder or not ranks.is_main():
+            return
+        try:
+            if (folder / CONFIG).exists():
+                return
+        except OSError:  # a drive that does not answer, which the save itself reports
             return
         self._warned_of_lost_folder = True
         log.warning(

@@ -15,7 +15,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from gpt_pretrain.system.amounts import parse_duration
-from gpt_pretrain.system.interrupts import leave_time_to_stop, stop_signals, use_remaining_time
+from gpt_pretrain.system.interrupts import leave_time_to_stop, stop_signals, use_all_time
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -85,12 +85,13 @@ class StopOnSignal(Checkpoint):
         self.save = save
         self.received: int | None = None
         self._handlers: dict[int, Any] = {}  # the signal handlers to restore after training
+        self._asks_early = False  # whether a limit of processor time is lowered during the training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._module = pl_module
         if threading.current_thread() is threading.main_thread():
             self._handlers = {signum: signal.signal(signum, self._receive) for signum in stop_signals()}
-            leave_time_to_stop()
+            self._asks_early = leave_time_to_stop()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore_handlers()  # before Lightning restores the handlers that it has replaced
@@ -99,6 +100,9 @@ class StopOnSignal(Checkpoint):
         self._restore_handlers()
 
     def _restore_handlers(self) -> None:
+        if self._asks_early or self.received is not None:
+            use_all_time()
+            self._asks_early = False
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
@@ -134,7 +138,6 @@ class StopOnSignal(Checkpoint):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         """Note a signal, and write a line to the terminal. Logging is not safe in a signal handler."""
-        use_remaining_time(signum)
         if self.received is not None:
             if signum == signal.SIGINT:
                 os._exit(128 + signum)
