@@ -125,9 +125,10 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
     Args:
         before: The argument before them.
     """
+    words = [word for word in words if word.strip()]
+    if not words:
+        return "A blank is not a setting. A backslash that continues a command must be the last character of its line."
     word, text = words[0], " ".join(words)
-    if not text.strip():
-        return "A blank is no setting. A backslash that continues a command must be the last character of its line."
     if _begins_command(words, script=script):
         return f"{text}: this is the beginning of another command. Leave it out, or start it on a line of its own."
     name = word.lstrip(f"-{DASHES}")

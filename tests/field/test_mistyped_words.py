@@ -119,8 +119,9 @@ def test_a_command_that_was_pasted_twice_or_cut_is_explained() -> None:
     for words in (["python", "train.py"], ["train.py"], ["$", "python3", "./train.py"], ["gpt-pretrain", "train"]):
         said = "this is the beginning of another command. Leave it out, or start it on a line of its own."
         assert checked(*words, "model=tiny") == [f"{' '.join(words)}: {said}"]
-    blank = "A blank is no setting. A backslash that continues a command must be the last character of its line."
+    blank = "A blank is not a setting. A backslash that continues a command must be the last character of its line."
     assert checked("data.path=book.txt", " ") == [blank]
+    assert checked("", "book.txt") == ["book.txt: settings are written as name=value. Did you mean data.path=book.txt?"]
     assert "another command" not in "".join(checked("python", "is", "fun", script="generate"))
 
 
