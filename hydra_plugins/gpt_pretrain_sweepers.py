@@ -33,7 +33,7 @@ from gpt_pretrain.sweeps.folder import (
     job_folder_name,
     sign_sweep,
 )
-from gpt_pretrain.sweeps.places import check_places
+from gpt_pretrain.sweeps.named_files import check_named_files
 from gpt_pretrain.sweeps.results import read_sweep, search_by_bits, varied_keys
 from gpt_pretrain.sweeps.runner import JobRunner, open_sweep
 from gpt_pretrain.sweeps.submitted_jobs import private_submission_folder
@@ -130,7 +130,7 @@ class RunSweeper(Sweeper):
         """
         assert self.config is not None
         if type(self.launcher).__name__ in LOCAL_LAUNCHERS:
-            check_places(batch)
+            check_named_files(batch)
         params = getattr(self.launcher, "params", {})
         on_slurm = type(self.launcher).__name__ == "SlurmLauncher"
         with private_submission_folder(Path(str(self.config.hydra.sweep.dir)), params, on_slurm=on_slurm), _reworded_counts():
@@ -225,7 +225,7 @@ class SearchSweeper(RunSweeper):
             raise UserError("A search needs a setting to vary, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'.")
         if type(self.launcher).__name__ in LOCAL_LAUNCHERS:
             listed = [f"{key}={value}" for key, space in spaces.items() for value in getattr(space, "values", ())]
-            check_places([[*fixed, *listed]])
+            check_named_files([[*fixed, *listed]])
         search = Search.open(
             runner.folder,
             spaces,

@@ -144,7 +144,7 @@ def _used_up_memory(error: Exception) -> UserError | None:
     amount = "" if found is None else f" for {format_si(int(found[1]), 'B')} more"
     return UserError(
         f"There is not enough memory{amount}. End other programs, raise a limit such as ulimit -v, or take a smaller model, "
-        "data.batch_size or model.context_length. plan=true tells what a training needs."
+        "data.batch_size or model.context_length. plan=true shows what a training needs."
     )
 
 

@@ -257,7 +257,7 @@ def _stored_identifier(program: str, run_dir: Path) -> tuple[str | None, bool]:
 
 
 def _remember(program: str, identifier: str, run_dir: Path) -> None:
-    """Write a signed identifier to the run metadata, unless it is none that could be continued, as a server may send."""
+    """Write a signed identifier to the run metadata. Leave out an invalid one, since a server may send anything."""
     if not IDENTIFIER.fullmatch(identifier):
         return
     metadata = read_metadata(run_dir)

@@ -85,7 +85,7 @@ def run_ladder(
     save_settings()
     assert ladder.choice is not None
     best = ladder.choice.best
-    runner.requested = []  # The choice is made without the rungs that failed, and resuming the ladder would not repeat them.
+    runner.requested = []  # Rungs that failed count as done: the choice is made, and a resumed ladder does not repeat them.
     runner.run([([*common, *best.overrides(settings.optimizer.lr)], best.final_name)])
 
 

@@ -15,7 +15,7 @@ from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.sweeps.places import check_places
+from gpt_pretrain.sweeps.named_files import check_named_files
 from tests.conftest import TINY_RUN
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -49,7 +49,7 @@ def test_a_sweep_finds_a_missing_text_before_its_first_job(script: Script, tmp_p
         assert not list((tmp_path / "s").glob("*/run.json"))
 
 
-def test_all_missing_places_of_a_sweep_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_missing_files_of_a_sweep_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "corpus").mkdir()
@@ -60,10 +60,10 @@ def test_all_missing_places_of_a_sweep_are_named(tmp_path: Path, monkeypatch: py
         ["data.path=corpus", "checkpoint=corpus"],
         ["data.path=${other}", "run_dir=nowhere"],
     ]
-    check_places(jobs)
+    check_named_files(jobs)
     missing = ["data.path='no, such.txt'", "init_from=runs/a/best.ckpt", "checkpoint=x.ckpt", "prompt_file=p.txt"]
     with pytest.raises(UserError) as refused:
-        check_places([*jobs, missing, missing])
+        check_named_files([*jobs, missing, missing])
     assert [problem.partition(":")[0] for problem in refused.value.problems] == [one.replace("'", "") for one in missing]
 
 

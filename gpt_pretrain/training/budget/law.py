@@ -137,8 +137,8 @@ class Law:
     def overfitting(self, training: Training) -> float:
         """Return the rise of the loss's logarithm by overfitting. Each further pass adds to it.
 
-        It grows with the parameters and the entries of the vocabulary per distinct token of the text. A larger vocabulary than
-        the study's is GPT-2's or a typed one, and only its parameters count.
+        It grows with the parameters of the blocks and with the entries of the vocabulary, both per distinct token of the text.
+        The entries of a vocabulary beyond the study, such as GPT-2's, are not counted.
         """
         c, tokens = self.constants, training.unique_bytes / training.bytes_per_token
         entries = training.vocab_size if training.vocab_size <= STUDIED_VOCABULARY else 0

@@ -13,18 +13,18 @@ OF_WEIGHTS = ("init_from", "checkpoint", "pretrained")
 OF_FILES = ("prompt_file", "tasks.path")
 
 
-def check_places(jobs: Iterable[Sequence[str]]) -> None:
+def check_named_files(jobs: Iterable[Sequence[str]]) -> None:
     """Check the paths in the overrides of jobs. A missing one would fail its job after the others have trained.
 
     Raises:
         UserError: If some are missing. It lists all of them.
     """
     named = dict.fromkeys(split_override(override) for overrides in jobs for override in overrides)
-    if problems := [problem for key, value in named for problem in _place_problems(key, plain_value(value))]:
+    if problems := [problem for key, value in named for problem in _file_problems(key, plain_value(value))]:
         raise UserError(problems)
 
 
-def _place_problems(key: str, value: str) -> Iterator[str]:
+def _file_problems(key: str, value: str) -> Iterator[str]:
     if value in ("", "null") or "${" in value:
         return
     try:
