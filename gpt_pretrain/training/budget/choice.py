@@ -242,7 +242,7 @@ def best_of(found: Sequence[Candidate]) -> Candidate:
 
 
 def longest_steps(chosen: Candidate, conditions: Conditions) -> int:
-    """Return the largest useful number of steps: with more, the text is read too often, or a higher loss is expected.
+    """Return the largest useful number of steps. With more, the text is read too often or the expected loss rises.
 
     A text with little to learn, as noise, gets the chosen number.
     """
@@ -250,10 +250,13 @@ def longest_steps(chosen: Candidate, conditions: Conditions) -> int:
     if text.difficulty.gain < 1:
         return chosen.steps
     most = text.most_passes(chosen.config.vocab_size) / chosen.passes
-    factor = 1.0
-    while factor * LONGER < most and _lengthened(chosen, factor * LONGER, conditions).expected <= chosen.expected:
-        factor *= LONGER
-    return int(chosen.steps * factor)
+    factor, best = 1.0, chosen
+    while factor * LONGER < most:
+        longer = _lengthened(chosen, factor * LONGER, conditions)
+        if longer.expected > best.expected:
+            break
+        factor, best = factor * LONGER, longer
+    return best.steps
 
 
 def _lengthened(chosen: Candidate, factor: float, conditions: Conditions) -> Candidate:

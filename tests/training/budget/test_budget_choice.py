@@ -132,12 +132,13 @@ def test_a_text_is_good_for_some_passes_only():
 def test_a_run_does_not_fill_its_budget_where_it_would_overfit():
     found, chosen = conditions(100_000, Budget(seconds=3600.0)), choose(100_000, Budget(seconds=60.0))
     steps = choice.longest_steps(chosen, found)
-    lengths = [
-        dataclasses.replace(chosen.training, trained_bytes=chosen.training.trained_bytes * n)
-        for n in (1, steps / chosen.steps, 64)
-    ]
-    first, longest, far = (LAW.bits_per_byte(one, DIFFICULTY) for one in lengths)
-    assert longest <= first < far and steps > chosen.steps
+    factors = (1.0, steps / chosen.steps / 1.1, steps / chosen.steps, steps / chosen.steps * 1.1, 64.0)
+    first, shorter, longest, longer, far = (
+        LAW.bits_per_byte(dataclasses.replace(chosen.training, trained_bytes=chosen.training.trained_bytes * factor), DIFFICULTY)
+        for factor in factors
+    )
+    assert longest < min(shorter, longer) and first < far
+    assert steps > chosen.steps
 
 
 def test_a_text_with_fewer_tokens_than_the_vocabulary_has_is_read_less_often():
