@@ -178,7 +178,7 @@ class SaveRun(Checkpoint):
             self._warn_not_written(self._saved_at - 1, problem.strerror or str(problem))
 
     def _check_folder(self) -> None:
-        """Warn once if the run's folder is no longer the one that it was started in."""
+        """Warn once if the run's folder was deleted or renamed."""
         folder = self.folder.parent
         if self._warned_of_lost_folder or not ranks.is_main():
             return
