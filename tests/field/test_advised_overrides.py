@@ -38,7 +38,7 @@ OTHERS |= {
 }  # arguments of functions
 OTHERS |= {"max_tokens", "version"}  # fields of requests and answers of the server
 # Fields of config.json.
-OTHERS |= {"activation_function", "head_dim", "intermediate_size", "model_type", "n_inner", "quant_method"}
+OTHERS |= {"activation_function", "head_dim", "intermediate_size", "model_type", "n_inner", "quant_method", "window_pattern"}
 # Fields that are shown after their group.
 OTHERS |= {"drop_rate", "emb_dim", "init", "kind", "n_kv_heads", "path"}
 OTHERS |= {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "window_step"}

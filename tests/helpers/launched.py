@@ -10,7 +10,13 @@ from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.fork_server import ForkedCommand
 from tests.helpers.waiting import wait_until
 
-OVERRIDES = [*TINY_RUN, "trainer=ddp", "data.batch_size=4", "callbacks.loss_curve=false", "logger=csv"]
+OVERRIDES = [
+    *(one for one in TINY_RUN if not one.startswith("data.batch_size=")),
+    "trainer=ddp",
+    "data.batch_size=4",
+    "callbacks.loss_curve=false",
+    "logger=csv",
+]
 SLOW = ["trainer.max_epochs=4", "checkpoint.every_n_steps=2", "+callbacks.custom.pause._target_=tests.helpers.two_hosts.Pause"]
 REMOVED_VARIABLES = ("SLURM_", "TORCHELASTIC_", "GPT_PRETRAIN_", "HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
 TIMEOUT_SECONDS = 120
