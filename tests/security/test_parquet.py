@@ -148,7 +148,11 @@ LISTS = pa.array([["one"]])
 @pytest.mark.parametrize(
     ("columns", "text_field", "message"),
     [
-        ({"text": LISTS}, "text", r"its column text is of the type list<.*>, not text\.$"),
+        (
+            {"text": LISTS},
+            "text",
+            r"its column text is of the type list<.*>, not text\. To make one text of each list, join its parts first",
+        ),
         ({"text": LISTS, "body": ["a"]}, "text", r"not text\. Set text_field= to another column: body\."),
         ({"text": pa.array([b"one"], pa.binary(3))}, "text", r"is of the type fixed_size_binary\[3\], not text"),
         ({"text": [1]}, "text", "is of the type int64, not text"),
