@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +59,11 @@ TINY_RUN = [
     "eval_iter=1",
     "sampler.max_new_tokens=5",
 ]
+
+
+def without(overrides: Iterable[str], *names: str) -> list[str]:
+    """Return the overrides without those of some settings, which a test types with other values."""
+    return [one for one in overrides if one.partition("=")[0] not in names]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,12 +6,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import ROOT, TINY_RUN, without
 from tests.helpers.fork_server import ForkedCommand
 from tests.helpers.waiting import wait_until
 
 OVERRIDES = [
-    *(one for one in TINY_RUN if not one.startswith("data.batch_size=")),
+    *without(TINY_RUN, "data.batch_size"),
     "trainer=ddp",
     "data.batch_size=4",
     "callbacks.loss_curve=false",

@@ -16,13 +16,20 @@ from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import ROOT, TINY_RUN, without
 from tests.helpers.fork_server import ForkServer
 from tests.helpers.waiting import wait_until
 
 # 54 training windows make 13 batches of 4, an odd number for two ranks or two accumulated batches. The remaining 2 windows are
 # dropped, although they would fill a batch of 2. There are 2 validation batches.
-RUN = [*TINY_RUN, "data.stride=340", "data.batch_size=4", "model.drop_rate=0.0", "eval_iter=3", "callbacks.doctor=null"]
+RUN = [
+    *without(TINY_RUN, "data.stride", "data.batch_size"),
+    "data.stride=340",
+    "data.batch_size=4",
+    "model.drop_rate=0.0",
+    "eval_iter=3",
+    "callbacks.doctor=null",
+]
 SPY = '''
 from pathlib import Path
 import lightning as L
