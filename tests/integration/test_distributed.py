@@ -23,7 +23,7 @@ from tests.helpers.waiting import wait_until
 # 54 training windows make 13 batches of 4, an odd number for two ranks or two accumulated batches. The remaining 2 windows are
 # dropped, although they would fill a batch of 2. There are 2 validation batches.
 RUN = [
-    *without(TINY_RUN, "data.stride", "data.batch_size"),
+    *without(TINY_RUN, "data.stride", "data.batch_size", "eval_iter"),
     "data.stride=340",
     "data.batch_size=4",
     "model.drop_rate=0.0",
