@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gpt_pretrain.model.kernels.chunks import chunk_rows, gradient_rows, loss_block_rows
+from gpt_pretrain.model.kernels.chunks import chunk_rows, loss_block_rows
+from gpt_pretrain.model.kernels.loss_gradients import LossGradients
 
 IGNORED = -100  # The target id of a position that does not count, as in PyTorch's own losses.
 # The columns of the logits buffer are padded to a multiple of this number. Vector units and tensor cores are slow at reading rows
@@ -201,7 +202,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             count = counted.sum().clamp(min=1)
             row_weights = counted if dtype == torch.float16 else counted / count
             # The largest tensor first, so that glibc gives it the memory that it had in the last step.
-            gradients = _Gradients(x, weight, rows, count) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
+            gradients = (
+                LossGradients(x, _head_rows(len(weight), x.device.type), rows, count)
+                if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+                else None
+            )
             w = _aligned_weight(weight, dtype)
             block_rows = loss_block_rows(rows, V, device) if softmax_gradient is _softmax_gradient else rows
             buffer = _logits_buffer(rows, V, dtype=dtype, device=hidden.device)[:, : len(w)]
@@ -229,62 +234,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_hidden.mul_(d_loss)
             d_weight.mul_(d_loss)
         return d_hidden, d_weight, None, None, None
-
-
-class _Gradients:
-    """The gradients of the hidden states and of the head's weight, summed chunk by chunk.
-
-    Half-precision gradients are summed in fp32. In fp16, the small gradients of a mean would underflow, so each chunk adds the
-    gradients of a sum. The sums over the rows of a chunk could overflow, so x is scaled down first.
-
-    Args:
-        x: Hidden states, (N, D).
-        weight: (V, D).
-        rows: Rows of a chunk.
-        count: Number of positions in the mean.
-    """
-
-    def __init__(self, x: Tensor, weight: Tensor, rows: int, count: Tensor) -> None:
-        self.x, self.count = x, count
-        self.fp16 = x.dtype == torch.float16
-        self.scale = 0.5 ** math.ceil(math.log2(rows)) if self.fp16 else 1.0
-        wide, n_rows = torch.promote_types(x.dtype, torch.float32), _head_rows(len(weight), x.device.type)
-        self.d_weight = torch.empty(n_rows, weight.shape[1], dtype=wide, device=x.device)
-        self.d_hidden = torch.empty_like(x)
-        self.is_first = True
-
-    def add(self, d_logits: Tensor, w: Tensor, chunk: slice) -> None:
-        """Add the gradients of a chunk.
-
-        Args:
-            d_logits: (rows, V, possibly with more columns of zeros).
-            w: Weight, (V, D), possibly with more rows of zeros.
-        """
-        torch.mm(d_logits, w, out=self.d_hidden[chunk])
-        x = self.x[chunk] * self.scale if self.fp16 else self.x[chunk]
-        if x.dtype != self.d_weight.dtype:
-            self._add_in_fp32(d_logits.T, x)
-        elif self.is_first:
-            torch.mm(d_logits.T, x, out=self.d_weight)
-        else:
-            self.d_weight.addmm_(d_logits.T, x)
-        self.is_first = False
-
-    def _add_in_fp32(self, d_logits_t: Tensor, x: Tensor) -> None:
-        """Add a product in half precision by blocks. A CPU needs memory for each product and its copy in fp32 beside the sum."""
-        rows = gradient_rows(len(self.d_weight), x.device.type)
-        for start in range(0, len(self.d_weight), rows):
-            product, total = d_logits_t[start : start + rows] @ x, self.d_weight[start : start + rows]
-            total.copy_(product) if self.is_first else total.add_(product)
-
-    def finish(self, hidden_dtype: torch.dtype, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of the hidden states and of the weight, without rows beyond the vocabulary."""
-        assert not self.is_first
-        d_hidden = self.d_hidden.to(hidden_dtype)
-        if self.fp16:
-            d_hidden = d_hidden / self.count.to(hidden_dtype)
-            self.d_weight /= self.scale * self.count
-        return d_hidden, self.d_weight[: len(weight)].to(weight.dtype)
 
 
 def _softmax_gradient(logits: Tensor, vocab_size: int, target_ids: Tensor, row_weights: Tensor, cap: float | None) -> Tensor:
