@@ -61,7 +61,7 @@ def read_nanochat_checkpoint(
         )
     sizes = {ours: as_count(config.get(theirs)) for theirs, ours in SIZES.items()}
     if missing := [theirs for theirs, ours in SIZES.items() if sizes[ours] is None]:
-        raise UserError(f"{_meta_file(path)} states no {name_some(missing)}, without which the model is not known.")
+        raise UserError(f"{_meta_file(path)} lacks {name_some(missing)}, so the shape of the model is unknown.")
     if sizes["n_kv_heads"] == sizes["n_heads"]:
         sizes["n_kv_heads"] = None
     slots = {name: find_slot(name) for name in tensors}

@@ -118,7 +118,7 @@ def check_complete(folder: Path, manifest: dict[str, Any]) -> None:
                 raise UserError(f"{path} is missing or its size differs from the manifest. {START_OVER}.")
             n_names[status.st_dev, status.st_ino] += 1
             if n_names[status.st_dev, status.st_ino] > MAX_NAMES:  # A report would read a small file any number of times.
-                raise UserError(f"{path} is listed very often by the manifest, by this or other names. {START_OVER}.")
+                raise UserError(f"{path} is listed more than {MAX_NAMES} times, under this or other names. {START_OVER}.")
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, state: str) -> None:

@@ -143,7 +143,7 @@ def test_without_its_settings_it_is_refused_with_the_file_that_has_them(tmp_path
 def test_settings_that_contradict_the_tensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its config has vocab_size=300, but its tensors have vocab_size=270"):
         load_pretrained(save(tmp_path, state(), vocab_size=300))
-    with pytest.raises(UserError, match="states no n_head"):
+    with pytest.raises(UserError, match="lacks n_head"):
         load_pretrained(save(tmp_path, state(), n_head=None))
 
 
