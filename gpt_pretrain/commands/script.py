@@ -6,35 +6,27 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import gpt_pretrain
 from gpt_pretrain.commands.command_words import SCHEMAS
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.commands.hydra_errors import explain_hydra_error
-from gpt_pretrain.commands.hydra_files import cut_hydra_files
 from gpt_pretrain.commands.job import typed_arguments
+from gpt_pretrain.commands.run_folder_check import remove_empty_folders
 from gpt_pretrain.config.custom_parts import CUSTOM_GROUPS, open_schema
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import find_type
-from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
-from gpt_pretrain.runs.metadata import METADATA_FILE, RUNS_ALREADY, is_running
-from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
 from gpt_pretrain.system.checkout import completion_hint, script_command
 from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
-from gpt_pretrain.system.files import make_writable_folder
 from gpt_pretrain.system.interrupts import handle_interrupts
-from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.system.streams import prepare_streams
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, launch_info, node_rank
 from gpt_pretrain.training.distributed.ranks import (
@@ -42,7 +34,6 @@ from gpt_pretrain.training.distributed.ranks import (
     exit_without_teardown,
     explain_lost_ranks,
     is_distributed,
-    is_main,
 )
 from gpt_pretrain.training.distributed.requeue import earlier_run
 
@@ -50,8 +41,6 @@ TEXTS = ("prompt", "start_context")  # settings with texts as values
 LOST_OUTPUT = (
     "Standard output cannot be written any longer ({reason}). Training continues; its messages are in the run's train.log."
 )
-WITHOUT_FILE = ("terminal", "stderr")  # options of hydra/job_logging for processes that write no run
-_made_folders: list[Path] = []  # folders made by this process, the innermost first
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: Hydra raises its errors instead of printing them
 
 
@@ -110,7 +99,7 @@ def hydra_script(name: str) -> Iterator[None]:
             reported = as_user_error(error) or (None if debugging else explain_hydra_error(error, script=name))
             sys.exit(print_defect(error) if reported is None else print_error(reported))
         finally:
-            _remove_empty_folders()
+            remove_empty_folders()
 
 
 def _arguments(name: str) -> list[str]:
@@ -126,84 +115,3 @@ def _rank_arguments(name: str) -> list[str]:
     typed = typed_arguments()
     with explain_lost_ranks():
         return agree_on_overrides(lambda: to_hydra_arguments(sys.argv[1:], script=name), earlier_run=lambda: earlier_run(typed))
-
-
-class CheckRunFolder(Callback):
-    """Check that a run's folder can be written and contains no links in the way. Remove secrets from Hydra's files there."""
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if is_main():
-            cut_hydra_files(config)
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.run.dir)
-        if _writes(config):
-            resumed = config.get("resume") is not None
-            _check_writable(folder, setting=None if resumed else "hydra.run.dir")
-            _check_no_links(folder, WRITTEN_BY_RUNS)
-            _check_not_running(folder)
-            if "run_dir" in config and not OmegaConf.is_interpolation(config, "run_dir"):
-                _check_writable(Path(config.run_dir), setting="run_dir")
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        if list_checkpoints(folder):
-            problem = (
-                f"{folder} holds a run, so it cannot hold a sweep as well. Choose another folder with hydra.sweep.dir=FOLDER."
-            )
-            sys.exit(print_error(UserError(problem)))
-        _check_writable(folder, setting="hydra.sweep.dir")
-        _check_no_links(folder, WRITTEN_BY_SWEEPS)
-
-
-def _writes(config: DictConfig) -> bool:
-    """Return whether this process writes into its folder. A plan, another machine of a training and generate.py do not."""
-    job_logging = config.hydra.runtime.choices.get("hydra/job_logging")
-    return job_logging not in WITHOUT_FILE or config.hydra.job.config_name == "evaluate"
-
-
-def _check_no_links(folder: Path, names: Sequence[str]) -> None:
-    try:
-        check_no_links(folder, names)
-    except UserError as error:
-        sys.exit(print_error(error))
-
-
-def _check_not_running(folder: Path) -> None:
-    """End the program if another one trains in this folder, before its settings and its log change there."""
-    with suppress(OSError):  # The run itself reports a lock that cannot be opened.
-        if is_main() and (folder / METADATA_FILE).exists() and is_running(folder):
-            sys.exit(print_error(UserError(RUNS_ALREADY.format(folder))))
-
-
-def _make_folder(folder: Path) -> None:
-    _made_folders.extend(one for one in (folder, *folder.parents) if not one.exists())
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _remove_empty_folders() -> None:
-    """Remove folders that this process has made and that are still empty, for example after a mistake in the settings."""
-    while _made_folders:
-        with suppress(OSError):
-            _made_folders.pop(0).rmdir()
-
-
-def _check_writable(folder: Path, *, setting: str | None) -> None:
-    """End the program if a folder cannot be written.
-
-    Args:
-        setting: The setting that names another folder; None for a resumed run, which keeps its own folder.
-    """
-    try:
-        check_folder_name(folder)
-        _make_folder(folder)
-        make_writable_folder(folder)
-    except UserError as error:
-        sys.exit(print_error(error))
-    except OSError as error:
-        remedy = f"Choose another one with {setting}=FOLDER."
-        if setting is None:
-            copy = join_words(["cp", "-r", str(folder), "FOLDER"])
-            remedy = f"A resumed run continues in its own folder. Copy it first: {copy}, then resume=FOLDER."
-        problem = f"{folder}: this folder cannot be written ({error.strerror or error}). {remedy}"
-        sys.exit(print_error(UserError(problem)))

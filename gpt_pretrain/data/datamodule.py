@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -18,6 +15,7 @@ from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.custom_data import build_custom_datasets
 from gpt_pretrain.data.dataset import Batch, WindowDataset
 from gpt_pretrain.data.fetching import stop_fetching
+from gpt_pretrain.data.loader import TimedLoader, check_locks, ignore_signals, start_method
 from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSampler
 from gpt_pretrain.data.sources import DataSource, build_datasets
 from gpt_pretrain.data.token_stream import TokenSplit
@@ -25,34 +23,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.argument_types import check_type
 from gpt_pretrain.system.environment import use_short_socket_folder
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.interrupts import stop_signals
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 EVAL_EPOCH = 2**31  # a number that no epoch of training reaches, for an order of its own
-
-
-class TimedLoader(DataLoader[Batch]):
-    """A DataLoader that measures the seconds spent waiting for its batches."""
-
-    seconds_waited = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return TimedBatches(super().__iter__(), self)
-
-
-class TimedBatches(Iterator[Batch]):
-    """One iteration of a `TimedLoader`."""
-
-    def __init__(self, batches: Iterator[Batch], loader: TimedLoader) -> None:
-        self.batches = batches
-        self.loader = loader
-
-    def __next__(self) -> Batch:
-        start = time.perf_counter()
-        try:
-            return next(self.batches)
-        finally:
-            self.loader.seconds_waited += time.perf_counter() - start
 
 
 class TextDataModule(L.LightningDataModule):
@@ -247,47 +220,18 @@ class TextDataModule(L.LightningDataModule):
         workers, ahead = self.settings.num_workers, self.settings.remote.prefetch_batches
         if workers > 0:
             use_short_socket_folder()
-            _check_locks(workers)
+            check_locks(workers)
         loader = TimedLoader(
             windows,
             sampler=PrefetchingSampler(sampler, windows.prefetch, batches=ahead) if windows.remote else sampler,
             batch_size=None,  # the sampler yields whole batches
             num_workers=workers,
-            multiprocessing_context=_start_method() if workers > 0 else None,
+            multiprocessing_context=start_method() if workers > 0 else None,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_signals,
             # An iterator draws a seed when it is created. With its own generator it leaves the global random state as it is.
             generator=torch.Generator(),
         )
         self._loaders.append(loader)
         return loader
-
-
-def _check_locks(workers: int) -> None:
-    """Check that processes can share a lock.
-
-    Raises:
-        UserError: If they cannot, as in a container without /dev/shm.
-    """
-    try:
-        multiprocessing.Lock()
-    except OSError as error:
-        raise UserError(
-            f"data.num_workers={workers}: no worker process can be started here, since locks cannot be made in /dev/shm "
-            f"({error.strerror}). Set data.num_workers=0."
-        ) from error
-
-
-def _ignore_signals(_worker: int) -> None:
-    """Ignore the signals that ask a run to stop, which reach the whole process group, so that the run can end its workers."""
-    for signum in stop_signals():
-        signal.signal(signum, signal.SIG_IGN)
-
-
-def _start_method() -> str | None:
-    """Return the start method of worker processes, or None for the current one.
-
-    In joblib's processes the current method is joblib's own, loky, which workers of a DataLoader cannot use.
-    """
-    return multiprocessing.get_all_start_methods()[0] if multiprocessing.get_start_method() == "loky" else None

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.checkpoints.custom_model import check_model_class
 from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.config.conversion import to_settings
-from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, storable_parts
+from gpt_pretrain.config.custom_parts import CUSTOM, storable_parts
 from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
@@ -26,7 +25,6 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.held_out import HeldOutSet, prepare_held_out
-from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.files import write_text
@@ -38,10 +36,9 @@ from gpt_pretrain.training.acceleration import pick_precision
 from gpt_pretrain.training.budget.amount import parse_budget
 from gpt_pretrain.training.budget.plan import BudgetPlan, plan_budget
 from gpt_pretrain.training.budget.typed import check_budget, check_lengths
-from gpt_pretrain.training.custom_optimizer import check_optimizer_class
-from gpt_pretrain.training.custom_schedule import check_scheduler_class
+from gpt_pretrain.training.custom_checks import check_custom_model, check_custom_optimizer, check_custom_scheduler
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.resume import state_change_problems
+from gpt_pretrain.training.restored_settings import state_change_problems
 from gpt_pretrain.training.run_length import total_steps
 from gpt_pretrain.training.run_tokenizer import choose_start_context, find_tokenizer, tokenizer_problems
 from gpt_pretrain.training.starting_point import StartingPoint, build_model, from_checkpoint, from_weights
@@ -105,7 +102,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
     Args:
         overridden: The settings that the user overrides. If weights fix the architecture, an override that contradicts them is a
             problem. All other settings adapt to the weights.
-        began: The start of a time budget; None for now.
+        began: The start of a time budget, in seconds of `time.monotonic`; None for now.
 
     Raises:
         UserError: If anything is wrong. It lists the problems of settings, weights and data together.
@@ -145,7 +142,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
 def _check_settings(settings: TrainSettings) -> ProblemCollector:
     """Collect the problems that can be seen before weights, tokenizer and data are opened."""
     found = ProblemCollector(train_problems(settings))
-    checks = (_check_custom_model, _check_custom_optimizer, _check_custom_scheduler, _check_no_other_run, _check_export)
+    checks = (check_custom_model, check_custom_optimizer, check_custom_scheduler, _check_no_other_run, _check_export)
     for check in checks:
         with found.collect():
             check(settings)
@@ -210,49 +207,6 @@ def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) ->
     else:
         del plain["custom"]
     return plain
-
-
-def _check_custom_model(settings: TrainSettings) -> None:
-    """Check the user's own model, and the settings that it does not support. Take the context of its class if none is typed."""
-    own = settings.custom.get("model")
-    if own is None:
-        if settings.model.kind == CUSTOM_KIND and settings.init_from is None:
-            raise UserError(
-                f"model.kind={CUSTOM_KIND}: this is your own class, which has no name. Add model._target_=package.Class"
-            )
-        return
-    context_length = check_model_class(own)
-    if "context_length" not in own and context_length is not None:
-        vars(settings.model).update(context_length=context_length)
-    refused = {
-        "trainer.strategy=fsdp": settings.trainer.strategy == "fsdp" and "whose blocks this program would shard",
-        "trainer.activation_checkpointing=true": settings.trainer.activation_checkpointing and "whose blocks would be recomputed",
-        "data.respect_documents=true": settings.data.respect_documents and "which gets token ids only, and no positions",
-        "export=true": settings.export and "for which transformers has no class",
-    }
-    if problems := [
-        f"{setting} is not possible with your own model, {reason}. Leave it out." for setting, reason in refused.items() if reason
-    ]:
-        raise UserError(problems)
-
-
-def _check_custom_optimizer(settings: TrainSettings) -> None:
-    """Check the user's own optimizer, and note its learning rate."""
-    if (own := settings.custom.get("optimizer")) is None:
-        return
-    lr = check_optimizer_class(own)
-    if settings.trainer.strategy == "fsdp":
-        raise UserError(
-            f"optimizer._target_={own[TARGET]}: your own optimizer cannot train a model that is spread over devices, since its "
-            "state may not have the shapes of the weights. Choose trainer=ddp."
-        )
-    if "lr" not in own and lr is not None:
-        settings.optimizer.lr = lr
-
-
-def _check_custom_scheduler(settings: TrainSettings) -> None:
-    if (own := settings.custom.get("scheduler")) is not None:
-        check_scheduler_class(own)
 
 
 def _resolve_devices(settings: TrainSettings) -> TrainSettings:

@@ -30,7 +30,8 @@ from gpt_pretrain.tokenizers.fitting import TooManyTokensError
 from gpt_pretrain.training.budget.pace import Pace
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.remaining import check_incomplete, stored_pace
-from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
+from gpt_pretrain.training.restored_settings import restore_settings
+from gpt_pretrain.training.resume import newest_checkpoint, read_resumable
 
 log = logging.getLogger(__name__)
 

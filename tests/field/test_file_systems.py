@@ -31,8 +31,8 @@ from tests.helpers.user_machine import REFUSE, SHORT, Run, assert_trained
 def test_a_run_folder_of_another_user_is_refused_with_what_helps(
     run_after: Run, trained: Path, override: str, remedy: str
 ) -> None:
-    before = "import gpt_pretrain.commands.script" + REFUSE.format(
-        code="EACCES", target="gpt_pretrain.commands.script.make_writable_folder"
+    before = "import gpt_pretrain.commands.run_folder_check" + REFUSE.format(
+        code="EACCES", target="gpt_pretrain.commands.run_folder_check.make_writable_folder"
     )
     done = run_after(before, "train.py", f"{override}={trained}")
     assert done.returncode == 2

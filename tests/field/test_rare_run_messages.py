@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gpt_pretrain.commands import lm_eval, stored_overrides, verify_resume
-from gpt_pretrain.commands.train import _stored_devices
+from gpt_pretrain.commands.rank_processes import _stored_devices
 from gpt_pretrain.config.override_messages import explain_locations
 from gpt_pretrain.data.custom_data import LoaderWindows, _find_loader
 from gpt_pretrain.runs.results_file import _run_problems
@@ -25,7 +25,7 @@ from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
 from gpt_pretrain.training.distributed import launch
 from gpt_pretrain.training.distributed.rendezvous import _agreed_start
 from gpt_pretrain.training.remaining import check_incomplete
-from gpt_pretrain.training.resume import _keep_epoch_limits
+from gpt_pretrain.training.restored_settings import _keep_epoch_limits
 from gpt_pretrain.training.starting_point import _build_custom
 from tests.conftest import tiny_model
 from tests.helpers.own_parts import Counting, Numbers

@@ -21,10 +21,10 @@ from huggingface_hub.utils import http_backoff
 
 from gpt_pretrain.data import remote, web
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.download import download, download_name, find_download
 from gpt_pretrain.data.http_session import BoundedResponse
 from gpt_pretrain.data.private_cache import TAG
 from gpt_pretrain.data.remote import RemoteFiles
-from gpt_pretrain.data.text import download, download_name, find_download
 from gpt_pretrain.data.web import check_redirect
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.urls import check_url
