@@ -71,6 +71,20 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         script: "train", "generate", "evaluate" or "serve".
     """
     problems = [explain_stray(before, words, script=script) for before, words in arguments.strays]
+    problems += _flag_problems(arguments, script=script)
+    if COMPLETION.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
+        explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
+        own = custom_groups(arguments.overrides, folders=arguments.config_folders)
+        for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
+            check = partial(override_problems, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
+            found = list(check(override))
+            problems += [*_lookalike_problem(override, check)] or found if found else []
+    return problems
+
+
+def _flag_problems(arguments: Arguments, *, script: str) -> list[str]:
+    """List the problems of a script's options of Hydra, such as -m and --cfg."""
+    problems = list[str]()
     if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
@@ -97,13 +111,6 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         )
     elif COMPLETION & set(arguments.flags) and len([one for one in arguments.overrides if one.startswith(COMPLETION_STEPS)]) != 1:
         problems.append("-sc: name a shell, as in -sc install=bash, -sc install=zsh or -sc install=fish.")
-    if COMPLETION.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
-        explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
-        own = custom_groups(arguments.overrides, folders=arguments.config_folders)
-        for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
-            check = partial(override_problems, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
-            found = list(check(override))
-            problems += [*_lookalike_problem(override, check)] or found if found else []
     return problems
 
 

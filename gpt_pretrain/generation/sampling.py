@@ -190,8 +190,7 @@ def sample_next(
     Keskar et al. 2019 (arXiv:1909.05858) for repetition_penalty. The order is that of transformers.
     """
     if seen is not None and sampler.repetition_penalty != 1:
-        penalty = sampler.repetition_penalty
-        logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+        logits = _penalize_repetitions(logits, seen, sampler.repetition_penalty)
     if sampler.temperature < LEAST_TEMPERATURE:
         likeliest = logits.argmax(dim=-1, keepdim=True)  # (B, 1); NaN counts as the highest
         check_logits(logits.gather(-1, likeliest))
@@ -206,15 +205,17 @@ def sample_next(
     if sampler.top_p is not None:
         if ids is None:
             probabilities, ids = _sort_likeliest(probabilities, sampler.top_p)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        dropped = before >= sampler.top_p
-        dropped[..., 0] = False  # Even if top_p is 0 in float32, the most likely token stays.
-        probabilities = probabilities.masked_fill(dropped, 0.0)
+        probabilities = _keep_top_p(probabilities, sampler.top_p)
     if sampler.min_p is not None:
         least = sampler.min_p * probabilities.max(dim=-1, keepdim=True).values
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     choice = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
     return (choice if ids is None else ids.gather(-1, choice)).squeeze(-1)
+
+
+def _penalize_repetitions(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Lower the logits of tokens that are in the text, (B, V): divide positive ones by the penalty, multiply negative ones."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def _sort_likeliest(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -228,6 +229,14 @@ def _sort_likeliest(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor
     if not bool((values.sum(dim=-1) > top_p).all()):
         return probabilities.topk(vocab_size, dim=-1)
     return F.pad(values, (0, vocab_size - values.shape[-1])), ids
+
+
+def _keep_top_p(probabilities: Tensor, top_p: float) -> Tensor:
+    """Set the probabilities behind the first ones whose sum reaches top_p to zero. They are in descending order, (B, V)."""
+    before = probabilities.cumsum(dim=-1) - probabilities
+    dropped = before >= top_p
+    dropped[..., 0] = False  # Even if top_p is 0 in float32, the most likely token stays.
+    return probabilities.masked_fill(dropped, 0.0)
 
 
 def _next_logits_function(model: DecodingModel, prompt: Tensor, *, n_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -160,9 +160,6 @@ def _write_corpus(
     rejected_file = folder / REJECTED_FILE
     groups = _group_inputs(settings, inputs)
     task_folders = [folder / WORK / f"task-{number:05d}" for number in range(len(groups))]
-    records_as_is = _has_old_rules(plan)
-    if records_as_is:
-        _check_old_rules_can_go_on(inputs, task_folders, folder)
     options = EncodingOptions(
         settings.tokenizer,
         itemsize,
@@ -170,9 +167,11 @@ def _write_corpus(
         settings.max_rejected,
         settings.max_failed_files,
         rejected_file,
-        records_as_is=records_as_is,
+        records_as_is=_has_old_rules(plan),
         fast=inputs.size is None or inputs.size >= WORTHWHILE,
     )
+    if options.records_as_is:
+        _check_old_rules_can_go_on(inputs, task_folders, folder)
     if options.fast:
         _report_slow_encoding(settings.tokenizer)
     if settings.executor is not None:
@@ -186,19 +185,38 @@ def _write_corpus(
         shards = write_shards(
             task_folders, settings, folder, itemsize=itemsize, workers=workers, progress=progress, interrupt=interrupt
         )
-    manifest = {
+    manifest = _manifest(plan, shards, counts, failed, source=inputs.source, itemsize=itemsize)
+    return manifest, counts
+
+
+def _manifest(
+    plan: Mapping[str, Any],
+    shards: Mapping[str, Any],
+    counts: RecordCounts,
+    failed: Sequence[dict[str, Any]],
+    *,
+    source: Any,
+    itemsize: int,
+) -> dict[str, Any]:
+    """Return the content of the manifest of a corpus.
+
+    Args:
+        failed: The rejected records that stand for files that cannot be read to their end.
+        source: The inputs, as `CorpusInputs` describes them.
+        itemsize: Bytes of a token id.
+    """
+    return {
         "format": FORMAT,
         "version": VERSION,
         "tokenizer": plan["tokenizer"],
         "itemsize": itemsize,
         "parts": shards["parts"],
-        "source": inputs.source,
+        "source": source,
         "options": plan["options"],
         "rejected": {"records": counts.rejected, "by_reason": dict(sorted(counts.by_reason.items()))},
         "duplicates": shards["duplicates"],
         **({FAILED: [describe_rejected(record) for record in failed]} if failed else {}),
     }
-    return manifest, counts
 
 
 def _judge_rejected(

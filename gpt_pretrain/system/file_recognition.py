@@ -142,23 +142,8 @@ def content_name(name: str) -> str:
 def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None:
     """Return the kind by the first bytes alone, or None."""
     is_text = not _has_controls(head[:512])
-    for offset, magic, kind in SIGNATURES:
-        if head.startswith(magic, offset):
-            is_named = suffix[1:] in kind.name.lower().split()
-            if is_text and _is_word(magic) and not is_named and not (kind in TEXTUAL and TEXTUAL[kind].match(head)):
-                continue  # It is a text that begins with these letters.
-            if kind is ZIP:
-                return _zip_kind(head, suffix)
-            if kind is ARROW and suffix == ".feather":
-                return FEATHER
-            if kind.form == "bz2" and head[4:10] not in (b"1AY&SY", b"\x17rE8P\x90"):
-                continue
-            if kind is ARROW and offset == 8 and not head.startswith(b"\xff\xff\xff\xff"):
-                continue
-            if kind.form == "zst" and offset == 1 and head[0] & 0xF0 != 0x50:
-                continue
-            if not (as_text and kind in TEXTUAL):
-                return kind
+    if (kind := _by_table(head, suffix, is_text=is_text, as_text=as_text)) is not None:
+        return kind
     if head.startswith(b"RIFF") and len(head) >= 12 and not is_text:
         return {
             b"WEBP": FileKind("WebP image", advice=PICTURE_ADVICE),
@@ -181,6 +166,28 @@ def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None
     if len(head) > 10 and head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < 1 << 27 and head[6:8] == b"\0\0":
         return SUFFIXES[".safetensors"]
     return TAR if _is_old_tar(head) else SUFFIXES[".lzma"] if suffix == ".lzma" and head.startswith(b"\x5d\0\0") else None
+
+
+def _by_table(head: bytes, suffix: str, *, is_text: bool, as_text: bool) -> FileKind | None:
+    """Return the kind by the table of signatures, or None. A text may begin with the letters of a signature."""
+    for offset, magic, kind in SIGNATURES:
+        if head.startswith(magic, offset):
+            is_named = suffix[1:] in kind.name.lower().split()
+            if is_text and _is_word(magic) and not is_named and not (kind in TEXTUAL and TEXTUAL[kind].match(head)):
+                continue  # It is a text that begins with these letters.
+            if kind is ZIP:
+                return _zip_kind(head, suffix)
+            if kind is ARROW and suffix == ".feather":
+                return FEATHER
+            if kind.form == "bz2" and head[4:10] not in (b"1AY&SY", b"\x17rE8P\x90"):
+                continue
+            if kind is ARROW and offset == 8 and not head.startswith(b"\xff\xff\xff\xff"):
+                continue
+            if kind.form == "zst" and offset == 1 and head[0] & 0xF0 != 0x50:
+                continue
+            if not (as_text and kind in TEXTUAL):
+                return kind
+    return None
 
 
 def _is_word(magic: bytes) -> bool:

@@ -90,36 +90,39 @@ def fetch(repo_id: str, file: str) -> Path:
             return Path(hf_hub_download(repo_id, file, local_files_only=True))
         except LocalEntryNotFoundError:
             raise refusal or LocalEntryNotFoundError(file) from None
-    except GatedRepoError as error:
-        raise UserError(
-            f"{repo_id}: access to this model requires agreement to its terms on the hub. Agree to them there and set HF_TOKEN."
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"{repo_id}: there is no such file or folder here, and no such model on the hub ({constants.ENDPOINT}). "
-            "GPT-2's models are gpt2, gpt2-medium, gpt2-large and gpt2-xl."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        reason = (
-            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached or returns an error"
-        )
-        raise HubFileMissingError(
-            f"{repo_id}: there is no such file or folder here, the model's {file} is not in the cache, and {reason}. "
-            "Download it once with a connection, or name a folder that contains it.",
-            certain=False,
-        ) from error
-    except EntryNotFoundError as error:
-        raise HubFileMissingError(
-            f"{repo_id}: this model has no {file} on the hub, so it cannot be read.", certain=True
-        ) from error
     except UserError:
         raise
     # Errors of the network, the HTTP library and the disk have no common class.
     except Exception as error:
-        raise UserError(
-            f"{repo_id}: {file} could not be downloaded ({type(error).__name__}: {_first_line(error)}). "
-            "Try again; the download resumes."
-        ) from error
+        raise _explain_failure(error, repo_id, file) from error
+
+
+def _explain_failure(error: Exception, repo_id: str, file: str) -> UserError:
+    """Return the message for a file of the hub that could not be fetched."""
+    if isinstance(error, GatedRepoError):
+        return UserError(
+            f"{repo_id}: access to this model requires agreement to its terms on the hub. Agree to them there and set HF_TOKEN."
+        )
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        return UserError(
+            f"{repo_id}: there is no such file or folder here, and no such model on the hub ({constants.ENDPOINT}). "
+            "GPT-2's models are gpt2, gpt2-medium, gpt2-large and gpt2-xl."
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        reason = (
+            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached or returns an error"
+        )
+        return HubFileMissingError(
+            f"{repo_id}: there is no such file or folder here, the model's {file} is not in the cache, and {reason}. "
+            "Download it once with a connection, or name a folder that contains it.",
+            certain=False,
+        )
+    if isinstance(error, EntryNotFoundError):
+        return HubFileMissingError(f"{repo_id}: this model has no {file} on the hub, so it cannot be read.", certain=True)
+    return UserError(
+        f"{repo_id}: {file} could not be downloaded ({type(error).__name__}: {_first_line(error)}). "
+        "Try again; the download resumes."
+    )
 
 
 def fetch_if_present(repo_id: str, file: str) -> Path | None:

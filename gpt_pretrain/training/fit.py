@@ -77,14 +77,7 @@ def fit(
     """
     attempt = Attempt(setup.start.resume, setup.start.step)
     while True:
-        L.seed_everything(setup.settings.seed, workers=True, verbose=False)
-        module = build_module(setup)
-        module.lr_scale, module.skipped = attempt.lr_scale, attempt.skipped
-        trainer = build_run_trainer(
-            setup, config=config, run_dir=run_dir, first_step=attempt.step, extra_callbacks=extra_callbacks
-        )
-        if not attempt.rollbacks:
-            _introduce(setup, module, run_dir)
+        trainer, module = _build_attempt(attempt, setup, config=config, run_dir=run_dir, extra_callbacks=extra_callbacks)
         stopped_by = None
         try:
             with _explain_damage(module, attempt.resume):
@@ -136,6 +129,19 @@ def build_module(setup: TrainingSetup) -> GPTLitModule:
         compiled=compiled,
         custom=settings.custom,
     )
+
+
+def _build_attempt(
+    attempt: Attempt, setup: TrainingSetup, *, config: dict[str, Any], run_dir: Path, extra_callbacks: list[Callback]
+) -> tuple[L.Trainer, GPTLitModule]:
+    """Build the Trainer and the module of an attempt, from the same seed each time. Describe the run before the first one."""
+    L.seed_everything(setup.settings.seed, workers=True, verbose=False)
+    module = build_module(setup)
+    module.lr_scale, module.skipped = attempt.lr_scale, attempt.skipped
+    trainer = build_run_trainer(setup, config=config, run_dir=run_dir, first_step=attempt.step, extra_callbacks=extra_callbacks)
+    if not attempt.rollbacks:
+        _introduce(setup, module, run_dir)
+    return trainer, module
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import Strategy
 
-from gpt_pretrain.config.schema import DataSettings, TrainerSettings
+from gpt_pretrain.config.schema import CallbacksSettings, DataSettings, TrainerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.held_out import HeldOutSet
 from gpt_pretrain.generation.config import SamplerConfig
@@ -118,6 +118,76 @@ def _build_loggers(setup: TrainingSetup, *, run_dir: Path, first_step: int) -> l
     return build_loggers(setup.settings.logger, run_dir=run_dir, first_step=first_step, evaluated=evaluated)
 
 
+def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Path) -> list[Callback]:
+    """Build the callbacks that the settings ask for, in the order in which they act.
+
+    The first rank has all of them. The other ranks have only callbacks that take part in computing.
+    """
+    settings, data, main = setup.settings, setup.data, ranks.is_main()
+    chosen, per_epoch = settings.callbacks, tokens_per_epoch(data, settings.trainer)
+    computes = main or settings.trainer.strategy == "fsdp"  # every rank holds a part of a sharded model
+    metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
+    losses = _build_evaluation(setup)
+    finish = _build_finish(setup)
+    average = None if settings.ema_decay is None else WeightAverage(data, decay=settings.ema_decay)
+    signs = WarningSigns(settings, chosen.doctor, data, losses) if chosen.doctor is not None and main else None
+    samples = _build_samples(setup, run_dir) if chosen.samples and computes else None
+    save = SaveRun(
+        data,
+        folder=checkpoint_dir(run_dir),
+        settings=settings.checkpoint,
+        tokenizer=setup.tokenizer,
+        config=config,
+        average=average,
+    )
+    metadata = MetadataWriter(
+        run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=per_epoch
+    )
+    ordered = (
+        Randomness(seed=settings.seed),
+        metrics,
+        losses,
+        _build_time_left(setup, losses, finish),
+        finish,
+        _keep_budget(setup, setup.budget) if setup.budget is not None else None,
+        average,
+        _build_held_out(setup, setup.held_out, average=average) if setup.held_out is not None and computes else None,
+        signs,
+        samples,
+        _build_early_stopping(settings.callbacks),
+        LossCurve(losses, folder=run_dir, tokens_per_epoch=per_epoch) if chosen.loss_curve and main else None,
+        _build_progress_bar(setup) if chosen.progress_bar and main else None,
+        save,
+        metadata if main else None,
+        StopOnSignal(save),
+    )
+    return [callback for callback in ordered if callback is not None]
+
+
+def _build_evaluation(setup: TrainingSetup) -> PeriodicEvaluation:
+    settings = setup.settings
+    return PeriodicEvaluation(
+        setup.data,
+        eval_freq=settings.eval_freq,
+        eval_iter=settings.eval_iter,
+        warns_of_misfit=settings.init_from is not None and settings.callbacks.doctor is None,
+    )
+
+
+def _build_finish(setup: TrainingSetup) -> FinishAtLimit:
+    """Build the callback that ends the run at its limits. The steps of a budget are `KeepBudget`'s."""
+    trainer = setup.settings.trainer
+    max_steps = trainer.max_steps if trainer.max_tokens is None else setup.total_steps
+    return FinishAtLimit(max_steps=max_steps if setup.budget is None else -1, max_time=trainer.max_time)
+
+
+def _build_time_left(setup: TrainingSetup, losses: PeriodicEvaluation, finish: FinishAtLimit) -> TimeLeft:
+    steps_in_epoch = steps_per_epoch(setup.data, setup.settings.trainer)
+    return TimeLeft(
+        setup.settings, losses, total_steps=setup.total_steps, per_epoch=steps_in_epoch, max_seconds=finish.max_seconds
+    )
+
+
 def _keep_budget(setup: TrainingSetup, plan: BudgetPlan) -> KeepBudget:
     step_windows, _ = windows_per_step(setup.data, setup.settings.trainer)
     return KeepBudget(
@@ -130,74 +200,13 @@ def _keep_budget(setup: TrainingSetup, plan: BudgetPlan) -> KeepBudget:
     )
 
 
-def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Path) -> list[Callback]:
-    """Build the callbacks that the settings ask for, in the order in which they act.
-
-    The first rank has all of them. The other ranks have only callbacks that take part in computing.
-    """
-    settings, data, main = setup.settings, setup.data, ranks.is_main()
-    chosen, n_steps, per_epoch = settings.callbacks, setup.total_steps, tokens_per_epoch(data, settings.trainer)
-    losses = PeriodicEvaluation(
-        data,
-        eval_freq=settings.eval_freq,
-        eval_iter=settings.eval_iter,
-        warns_of_misfit=settings.init_from is not None and settings.callbacks.doctor is None,
-    )
-    metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
-    max_steps = settings.trainer.max_steps if settings.trainer.max_tokens is None else n_steps
-    if setup.budget is not None:  # KeepBudget ends the run
-        max_steps = -1
-    finish = FinishAtLimit(max_steps=max_steps, max_time=settings.trainer.max_time)
-    steps_in_epoch = steps_per_epoch(data, settings.trainer)
-    callbacks: list[Callback] = [
-        Randomness(seed=settings.seed),
-        metrics,
-        losses,
-        TimeLeft(settings, losses, total_steps=n_steps, per_epoch=steps_in_epoch, max_seconds=finish.max_seconds),
-        finish,
-    ]
-    average = None
-    if setup.budget is not None:
-        callbacks.append(_keep_budget(setup, setup.budget))
-    if settings.ema_decay is not None:
-        callbacks.append(average := WeightAverage(data, decay=settings.ema_decay))
-    if setup.held_out is not None and (main or settings.trainer.strategy == "fsdp"):  # as for samples below
-        callbacks.append(_build_held_out(setup, setup.held_out, total_steps=n_steps, average=average))
-    signs = samples = None
-    if chosen.doctor is not None and main:
-        callbacks.append(signs := WarningSigns(settings, chosen.doctor, data, losses))
-    if chosen.samples and (main or settings.trainer.strategy == "fsdp"):  # every rank holds a part of a sharded model
-        callbacks.append(samples := _build_samples(setup, run_dir))
-    if chosen.early_stopping is not None:
-        stop = chosen.early_stopping
-        callbacks.append(EarlyStopping("val/loss", patience=stop.patience, min_delta=stop.min_delta))
-    if chosen.loss_curve and main:
-        callbacks.append(LossCurve(losses, folder=run_dir, tokens_per_epoch=per_epoch))
-    if chosen.progress_bar and main:
-        callbacks.append(ProgressBar(total_steps=n_steps, max_epochs=total_epochs(data, settings.trainer)))
-    save = SaveRun(
-        data,
-        folder=checkpoint_dir(run_dir),
-        settings=settings.checkpoint,
-        tokenizer=setup.tokenizer,
-        config=config,
-        average=average,
-    )
-    metadata = MetadataWriter(
-        run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=per_epoch
-    )
-    return [*callbacks, save, *([metadata] if main else []), StopOnSignal(save)]
-
-
-def _build_held_out(
-    setup: TrainingSetup, held_out: HeldOutSet, *, total_steps: int, average: WeightAverage | None
-) -> HeldOutEvaluation:
+def _build_held_out(setup: TrainingSetup, held_out: HeldOutSet, *, average: WeightAverage | None) -> HeldOutEvaluation:
     settings = setup.settings
     return HeldOutEvaluation(
         held_out,
         None if _is_remote(settings.data) else setup.data.split.train,
         every_n_steps=settings.evaluation.every_n_steps,
-        total_steps=total_steps,
+        total_steps=setup.total_steps,
         batch_tokens=held_out_batch(settings),
         average=average,
     )
@@ -219,3 +228,12 @@ def _build_samples(setup: TrainingSetup, run_dir: Path) -> Samples:
         seed=settings.seed,
         file=run_dir / "samples.txt",
     )
+
+
+def _build_early_stopping(chosen: CallbacksSettings) -> EarlyStopping | None:
+    stop = chosen.early_stopping
+    return None if stop is None else EarlyStopping("val/loss", patience=stop.patience, min_delta=stop.min_delta)
+
+
+def _build_progress_bar(setup: TrainingSetup) -> ProgressBar:
+    return ProgressBar(total_steps=setup.total_steps, max_epochs=total_epochs(setup.data, setup.settings.trainer))

@@ -14,6 +14,7 @@ from gpt_pretrain.data.sampler import shuffled_indices
 from gpt_pretrain.evaluation.loss import next_token_loss
 from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training.budget.law import Training
 from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gradient_norm
@@ -58,23 +59,7 @@ def run_pilot(
         model = new_model(
             GPTConfig(tokenizer.vocab_size, CONTEXT, WIDTH, HEADS, LAYERS, tie_embeddings=False, init="modern", kind="modern")
         )
-        optimizer = build_optimizer(model, copy.deepcopy(OPTIMIZER), shared=False)  # the other ranks wait
-        rates = [group["lr"] for group in optimizer.param_groups]
-        windows, start, step = _windows(tokens), time.monotonic(), 0
-        while step < steps:
-            if step == 1:
-                start = time.monotonic()
-            if step == 1 + MEASURED_STEPS:  # The rate is still constant, so a shorter schedule causes no jump.
-                affordable = seconds * MEASURED_STEPS / max(time.monotonic() - start, 1e-9)
-                steps = int(min(steps, max(affordable, FEWEST_STEPS)))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = lr_at(step, lr=rate, settings=SCHEDULE, total_steps=steps)
-            batch = torch.from_numpy(windows[_chosen(step, len(windows))])
-            next_token_loss(model, batch[:, :-1], batch[:, 1:]).backward()  # type: ignore[no-untyped-call]
-            clip_gradients(optimizer, gradient_norm(model.parameters()), max_norm=1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
+        steps = _train(model, _windows(tokens), steps=steps, seconds=seconds)
         matrices = model.num_parameters() - 2 * tokenizer.vocab_size * WIDTH
         with torch.no_grad():
             held = torch.from_numpy(_windows(asked))
@@ -82,6 +67,32 @@ def run_pilot(
     bits = nats / math.log(2) * len(asked) / max(len(held_out.encode()), 1)
     trained_bytes = min(trained_bytes, steps * BATCH * CONTEXT * length)
     return Training(matrices, tokenizer.vocab_size, unique_bytes, trained_bytes, length), bits
+
+
+def _train(model: LanguageModel, windows: np.ndarray, *, steps: int, seconds: float) -> int:
+    """Train on windows, (N, T + 1), for this number of steps, or for fewer where a limit of time allows no more.
+
+    Returns:
+        The number of steps.
+    """
+    optimizer = build_optimizer(model, copy.deepcopy(OPTIMIZER), shared=False)  # the other ranks wait
+    rates = [group["lr"] for group in optimizer.param_groups]
+    start, step = time.monotonic(), 0
+    while step < steps:
+        if step == 1:
+            start = time.monotonic()
+        if step == 1 + MEASURED_STEPS:  # The rate is still constant, so a shorter schedule causes no jump.
+            affordable = seconds * MEASURED_STEPS / max(time.monotonic() - start, 1e-9)
+            steps = int(min(steps, max(affordable, FEWEST_STEPS)))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr_at(step, lr=rate, settings=SCHEDULE, total_steps=steps)
+        batch = torch.from_numpy(windows[_chosen(step, len(windows))])
+        next_token_loss(model, batch[:, :-1], batch[:, 1:]).backward()  # type: ignore[no-untyped-call]
+        clip_gradients(optimizer, gradient_norm(model.parameters()), max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+    return steps
 
 
 def _windows(tokens: np.ndarray) -> np.ndarray:

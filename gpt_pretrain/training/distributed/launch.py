@@ -21,7 +21,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -68,6 +69,26 @@ def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: 
     folder = f"hydra.run.dir={quote_value(str(run_dir))}"
     command = [sys.executable, str(script), *overrides, folder, "hydra.output_subdir=null"]
     processes: list[subprocess.Popen[bytes]] = []
+    with _forwarding_signals(processes) as received:
+        for local_rank in range(devices):
+            rank = {"LOCAL_RANK": str(local_rank), "RANK": str(node * devices + local_rank)}
+            processes.append(_start_rank(command, environment | rank, listener=None if local_rank else listener))
+        if listener is not None:
+            listener.close()
+        code, failure = _wait(processes)
+    if code and node == 0:
+        _record_failure(run_dir, failure, interrupted=code - 128 in received)
+    if code:
+        sys.exit(code)
+
+
+@contextmanager
+def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[set[int]]:
+    """Forward the signals that ask a run to stop to all processes during the block, and end the processes after it.
+
+    Yields:
+        The signals received so far.
+    """
     received: set[int] = set()
 
     def forward(signum: int, _: FrameType | None) -> None:
@@ -77,21 +98,12 @@ def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: 
 
     previous_handlers = {signum: signal.signal(signum, forward) for signum in stop_signals()}
     try:
-        for local_rank in range(devices):
-            rank = {"LOCAL_RANK": str(local_rank), "RANK": str(node * devices + local_rank)}
-            processes.append(_start_rank(command, environment | rank, listener=None if local_rank else listener))
-        if listener is not None:
-            listener.close()
-        code, failure = _wait(processes)
+        yield received
     finally:
         for process in processes:
             process.kill()
         for signum, handler in previous_handlers.items():
             signal.signal(signum, handler)
-    if code and node == 0:
-        _record_failure(run_dir, failure, interrupted=code - 128 in received)
-    if code:
-        sys.exit(code)
 
 
 def _start_rank(
