@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError, PackedFileError
-from gpt_pretrain.texts.zip_members import ZIP_DAMAGE, read_member
+from gpt_pretrain.texts.zip_members import ZIP_DAMAGE, check_no_overlap, read_member
 
 RECORD = 512  # bytes of a header in a tar archive, and the unit to which contents are padded
 LONGEST_NAME = 1 << 16
@@ -86,9 +86,10 @@ def read_zip(stream: BinaryIO, *, size: int, limit: ContentLimit) -> Members:
     try:
         _check_directory(stream, size, limit)
         with zipfile.ZipFile(stream) as archive:
+            check_no_overlap(archive)
             for member in archive.infolist():
                 if not member.filename.endswith("/") and not stat.S_ISLNK(member.external_attr >> 16):
-                    yield member.filename, read_member(archive, member)
+                    yield member.filename, read_member(archive, member, window=limit.window)
     except ZIP_DAMAGE as error:
         problem = "its end, which lists its files, is missing" if str(error) == NO_DIRECTORY else str(error)
         raise DamagedArchiveError(problem or type(error).__name__) from error

@@ -135,7 +135,8 @@ class _Opener:
         if layers > MAX_LAYERS:
             raise DamagedArchiveError(f"its archives are nested more than {MAX_LAYERS} levels deep")
         if kind.form in COMPRESSED:
-            inner = self.limit.apply(decompress(blocks, kind.form))
+            # All layers keep their windows at the same time.
+            inner = self.limit.apply(decompress(blocks, kind.form, window=self.limit.window // (layers + 1)))
             yield from self.contents(content_name(name), label, inner, layers + 1, is_member=is_member)
         elif kind.form == "tar":
             yield from self._members(label, read_tar(blocks), layers)

@@ -17,9 +17,13 @@ BLOCK = 1 << 20  # bytes read at a time from a plain file, and yielded at a time
 ALWAYS_READ, MAX_EXPANSION = 1 << 28, 250
 # Bytes read at a time from an archive. This is little, since four bytes may expand to 128 KiB, zstandard's largest block.
 COMPRESSED_BLOCK = 1 << 12
-# Memory for a decompressor's window. It is allocated as a whole, but the system provides only what the content touches.
-MAX_XZ_MEMORY, MAX_ZSTD_WINDOW = 1 << 31, 1 << 31
+# A window is the part of the content that a decompressor keeps in memory. It may have ALWAYS_KEPT bytes, as 7-Zip's largest
+# windows have, or MAX_KEPT times the size of the archive. Archives of zstd often state MAX_WINDOW, whatever they contain. The system
+# provides only the memory that the content touches, so such an archive is read until its content exceeds the limit.
+ALWAYS_KEPT, MAX_KEPT, MAX_WINDOW = 300_000_000, 32, 1 << 31
+FRAME_HEADER = 18  # the most bytes at the beginning of a frame of zstd that state its window
 EXPANDED = f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it first"
+LARGE_WINDOW = "decompressing it takes far more memory than its size explains; if that is expected, decompress it first"
 MAGIC: dict[str, bytes | tuple[bytes, ...]] = {
     "gz": b"\x1f\x8b",
     "bz2": b"BZh",
@@ -58,10 +62,14 @@ class ContentLimit:
 
     Args:
         size: Size of the file in bytes.
+
+    Attributes:
+        window: The most bytes of content that a decompressor may keep in memory.
     """
 
     def __init__(self, size: int) -> None:
         self._left, self._exceeded_by = max_content(size), ""
+        self.window = min(max(ALWAYS_KEPT, MAX_KEPT * size), MAX_WINDOW)
 
     def apply(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield blocks as long as the limit allows.
@@ -93,17 +101,19 @@ def max_content(size: int) -> int:
     return max(ALWAYS_READ, MAX_EXPANSION * size)
 
 
-def decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
+def decompress(blocks: Iterable[bytes], form: str, *, window: int = MAX_WINDOW) -> Iterator[bytes]:
     """Yield the content of a compressed file in blocks of about BLOCK bytes. The file may be several files joined together.
 
     Args:
         blocks: The bytes of the compressed file.
         form: gz, bz2, xz or zst.
+        window: The most bytes of content that may be kept in memory.
 
     Raises:
         DamagedArchiveError: If the file is truncated or damaged. Everything before the damage is yielded first.
+        PackedFileError: If more of its content would have to be kept.
     """
-    yield from _join_blocks(_decompress(_split_blocks(blocks), form))
+    yield from _join_blocks(_decompress(_split_blocks(blocks), form, window))
 
 
 def drop_bytes(blocks: Iterable[bytes], count: int) -> Iterator[bytes]:
@@ -138,9 +148,9 @@ def _join_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-def _decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
+def _decompress(blocks: Iterable[bytes], form: str, window: int) -> Iterator[bytes]:
     member: Decompressor | None = None
-    make, n_members, is_new = _decompressors(form), 0, False
+    make, n_members, is_new = _decompressors(form, window), 0, False
     for data in blocks:
         while data:
             if member is None:
@@ -175,7 +185,11 @@ def _contents(member: Decompressor, data: bytes, form: str) -> Iterator[bytes]:
                 yield member.decompress(b"", BLOCK)
             return
         content = member.decompress(data)
+    except PackedFileError:
+        raise
     except DAMAGE as error:
+        if isinstance(error, lzma.LZMAError) and "emory" in str(error):
+            raise PackedFileError(LARGE_WINDOW) from error
         raise DamagedArchiveError(str(error)) from error
     except Exception as error:  # zstandard has an exception of its own, which cannot be named if it is not installed.
         if form != "zst":
@@ -188,16 +202,49 @@ def _contents(member: Decompressor, data: bytes, form: str) -> Iterator[bytes]:
         yield content[start : start + BLOCK]
 
 
-def _decompressors(form: str) -> Callable[[], Decompressor]:
+def _decompressors(form: str, window: int) -> Callable[[], Decompressor]:
     """Return a function that makes a decompressor. Each compressed part of a file needs a new one."""
     if form == "gz":
         return partial(zlib.decompressobj, wbits=31)
     if form == "bz2":
         return bz2.BZ2Decompressor
     if form == "xz":
-        return partial(lzma.LZMADecompressor, memlimit=MAX_XZ_MEMORY)
-    make: Callable[[], Decompressor] = _import_zstandard().ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompressobj
-    return make
+        return partial(lzma.LZMADecompressor, memlimit=window)
+    return partial(_Frame, _import_zstandard().ZstdDecompressor(max_window_size=MAX_WINDOW), window)
+
+
+class _Frame:
+    """Decompresses one frame of zstd.
+
+    Args:
+        library: The decompressor of the package zstandard.
+        window: The most bytes of content that may be kept in memory.
+    """
+
+    def __init__(self, library: Any, window: int) -> None:
+        self._frame: Decompressor = library.decompressobj()
+        self._window, self._size, self._header = window, 0, b""
+
+    @property
+    def eof(self) -> bool:
+        return self._frame.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._frame.unused_data
+
+    def decompress(self, data: bytes, /) -> bytes:
+        """Return the content of the next bytes.
+
+        Raises:
+            PackedFileError: If the frame keeps more than its window allows.
+        """
+        self._header += data[: FRAME_HEADER - len(self._header)]
+        content = self._frame.decompress(data)
+        self._size += len(content)
+        if self._size > self._window and _import_zstandard().get_frame_parameters(self._header).window_size > self._window:
+            raise PackedFileError(LARGE_WINDOW)
+        return content
 
 
 def _import_zstandard() -> Any:

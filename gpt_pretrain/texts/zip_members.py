@@ -25,8 +25,23 @@ LZMA_HEADER, LZMA_PROPERTIES = 4, 5  # bytes: a version and the length of the pr
 UNKNOWN_SIZE, LARGEST_WINDOW = 2**64 - 1, 2**32 - 1
 
 
-def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+def check_no_overlap(archive: zipfile.ZipFile) -> None:
+    """Check that no bytes of an archive belong to several members. A small archive could otherwise take unlimited time.
+
+    zipfile checks this too since Python 3.11.8 and 3.12.2.
+
+    Raises:
+        DamagedArchiveError: If some do.
+    """
+    if sum(member.compress_size for member in archive.infolist()) > archive.start_dir:
+        raise DamagedArchiveError("its files overlap")
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, window: int) -> Iterator[bytes]:
     """Yield the content of a member in blocks of at most about BLOCK bytes.
+
+    Args:
+        window: The most bytes of content that may be kept in memory.
 
     Raises:
         DamagedArchiveError: If it is damaged.
@@ -38,7 +53,7 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[b
     if not is_common and member.compress_type not in FORMS:
         raise PackedFileError(f"{member.filename} is compressed with a rare method; unpack the archive first")
     try:
-        yield from _read(archive, member) if is_common else _decompress(archive, member)
+        yield from _read(archive, member) if is_common else _decompress(archive, member, window)
     except PackedFileError:
         raise
     except (*ZIP_DAMAGE, DamagedArchiveError) as error:
@@ -51,7 +66,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
             yield block
 
 
-def _decompress(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+def _decompress(archive: zipfile.ZipFile, member: zipfile.ZipInfo, window: int) -> Iterator[bytes]:
     stored = copy.copy(member)
     stored.compress_type, stored.file_size = zipfile.ZIP_STORED, member.compress_size
     del stored.CRC  # that of the content
@@ -59,7 +74,7 @@ def _decompress(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[b
     if member.compress_type == zipfile.ZIP_LZMA:
         compressed = _with_lzma_header(compressed, member)
     checksum = 0
-    for block in decompress(compressed, FORMS[member.compress_type]):
+    for block in decompress(compressed, FORMS[member.compress_type], window=window):
         checksum = zlib.crc32(block, checksum)
         yield block
     if checksum != member.CRC:

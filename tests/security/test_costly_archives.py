@@ -1,17 +1,22 @@
-"""Archives in which a few bytes stand for very many members, or for very many fields that describe one."""
+"""Archives in which a few bytes stand for much: many members, many fields of one, or content that is kept in memory."""
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
 import struct
 import zipfile
+import zlib
 
 import pytest
+import zstandard
 
 from gpt_pretrain.texts.archives import read_zip
 from gpt_pretrain.texts.contents import open_contents
-from gpt_pretrain.texts.decompression import ALWAYS_READ, ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.decompression import ALWAYS_READ, ContentLimit, DamagedArchiveError, PackedFileError, decompress
 from gpt_pretrain.texts.left_out import LeftOut
+from tests.field.test_packed_files import packed_as
 from tests.helpers.resource_limits import within
 from tests.security.test_costly_files import zip_with_members
 
@@ -51,3 +56,61 @@ def test_the_list_of_a_zip_archive_counts_since_its_fields_are_copied_for_each_o
     assert len(list(read_zip(io.BytesIO(data), size=len(data), limit=limit))) == 20
     with within(0.1, 50), pytest.raises(DamagedArchiveError, match=MANY_FILES):
         list(read_zip(io.BytesIO(data), size=len(data), limit=limit))
+
+
+def with_window(content: bytes, form: str, *, window: int) -> bytes:
+    """Return compressed content, of which decompressing it keeps as many bytes in memory as its window has."""
+    if form == "xz":
+        return lzma.compress(content, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": window}])
+    parameters = zstandard.ZstdCompressionParameters(window_log=window.bit_length() - 1)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return compressor.compress(content) + compressor.flush()
+
+
+def contents_of_zip(archive: bytes, limit: ContentLimit) -> list[bytes]:
+    return [b"".join(blocks) for _, blocks in read_zip(io.BytesIO(archive), size=len(archive), limit=limit)]
+
+
+@pytest.mark.parametrize(("form", "method"), [("xz", 95), ("zst", 93)])
+def test_an_archive_keeps_no_more_content_in_memory_than_its_size_explains(form: str, method: int) -> None:
+    content = b"a line of text\n" * 300_000
+    large, small = (with_window(content, form, window=1 << bits) for bits in (22, 18))
+    for data, window in ((small, 1 << 20), (large, 1 << 23)):
+        assert b"".join(decompress([data], form, window=window)) == content
+    for size in (1, 7, 5000):  # The statement of the window may be divided.
+        with pytest.raises(PackedFileError, match="far more memory than its size explains"):
+            list(decompress([large[at : at + size] for at in range(0, len(large), size)], form, window=1 << 20))
+    archive, limit = packed_as(large, content, method), ContentLimit(0)
+    limit.window = 1 << 20
+    with pytest.raises(PackedFileError, match="far more memory than its size explains"):
+        contents_of_zip(archive, limit)
+
+
+def test_an_archive_of_zstd_that_states_a_large_window_is_read_if_its_content_is_small() -> None:
+    data = with_window(b"text", "zst", window=1 << 31)
+    assert b"".join(decompress([data], "zst", window=ContentLimit(len(data)).window)) == b"text"
+
+
+def test_the_window_of_an_archive_grows_with_its_size() -> None:
+    sizes = [ContentLimit(size).window for size in (0, 10_000_000, 50_000_000, 10_000_000_000)]
+    assert sizes == [300_000_000, 320_000_000, 1_600_000_000, 1 << 31]
+
+
+def shared(body: bytes, n_entries: int) -> bytes:
+    """Return a zip archive with one member in bzip2 that its list names many times."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.txt", body)
+    made = bytearray(stream.getvalue())
+    start, end = made.index(b"PK\1\2"), made.index(b"PK\5\6")
+    made[8], made[start + 10] = zipfile.ZIP_BZIP2, zipfile.ZIP_BZIP2
+    made[start + 16 : start + 20] = struct.pack("<I", zlib.crc32(b"text"))
+    entries = bytes(made[start:end]) * n_entries
+    return bytes(made[:start]) + entries + b"PK\5\6" + struct.pack("<4H2IH", 0, 0, n_entries, n_entries, len(entries), start, 0)
+
+
+def test_the_members_of_a_zip_archive_must_not_share_their_bytes() -> None:
+    body = bz2.compress(b"") * 30_000 + bz2.compress(b"text")
+    assert contents_of_zip(shared(body, 1), ContentLimit(0)) == [b"text"]
+    with within(1, 50), pytest.raises(DamagedArchiveError, match="overlap"):
+        contents_of_zip(shared(body, 100), ContentLimit(0))
