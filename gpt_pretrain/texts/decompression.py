@@ -17,8 +17,8 @@ BLOCK = 1 << 20  # bytes read at a time from a plain file, and yielded at a time
 ALWAYS_READ, MAX_EXPANSION = 1 << 28, 250
 # Bytes read at a time from an archive. This is little, since four bytes may expand to 128 KiB, zstandard's largest block.
 COMPRESSED_BLOCK = 1 << 12
-# A window is the part of the content that a decompressor keeps in memory. It may have ALWAYS_KEPT bytes, as 7-Zip's largest
-# windows have, or MAX_KEPT times the size of the archive. Archives of zstd often state MAX_WINDOW, whatever they contain. The system
+# A window is the part of the content that a decompressor keeps in memory. It may have ALWAYS_KEPT bytes, as 7-Zip's largest ones
+# have, or MAX_KEPT times the size of the archive. Archives of zstd often state MAX_WINDOW, whatever they contain. The system
 # provides only the memory that the content touches, so such an archive is read until its content exceeds the limit.
 ALWAYS_KEPT, MAX_KEPT, MAX_WINDOW = 300_000_000, 32, 1 << 31
 FRAME_HEADER = 18  # the most bytes at the beginning of a frame of zstd that state its window
