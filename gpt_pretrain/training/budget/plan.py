@@ -121,14 +121,15 @@ def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Con
     """
     text = conditions.text
     chosen, refused = _choose(settings, overridden, conditions)
-    limit = choice.limit_of(chosen, refused, conditions)
     if isinstance(chosen, PublishedCandidate):
         others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
-        decisions = decided_settings(chosen, text, limit) | published_settings(chosen, settings)
     else:
         others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, conditions)
         chosen = choice.filled(chosen, conditions)
-        decisions = decided_settings(chosen, text, limit)
+    limit = choice.limit_of(chosen, refused, conditions)
+    decisions = decided_settings(chosen, text, limit)
+    if isinstance(chosen, PublishedCandidate):
+        decisions |= published_settings(chosen, settings)
     taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
     if settings.optimizer.decay != "roles":
         taken = {name: one for name, one in taken.items() if not name.startswith("optimizer.")}

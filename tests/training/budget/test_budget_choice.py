@@ -210,3 +210,11 @@ def test_a_budget_that_the_start_uses_up_is_refused_with_the_time_of_the_start(l
     limits = dataclasses.replace(LIMITS, seconds=left)
     with pytest.raises(UserError, match="budget='10s' is too small for 20 optimizer steps of the " + message):
         decide(TrainSettings(budget="10s"), set(), conditions(1_000_000, Budget(seconds=10.0), limits))
+
+
+def test_a_run_that_is_lengthened_to_the_end_of_its_time_is_limited_by_time(compose_train: Callable[..., DictConfig]) -> None:
+    found = conditions(100_000, Budget(seconds=40.0), dataclasses.replace(LIMITS, seconds=40.0))
+    chosen = choose(100_000, Budget(seconds=40.0), found.limits)
+    assert choice.limit_of(chosen, {}, found) == "text"
+    lines = decide(to_settings(compose_train("budget=40s"), TrainSettings), set(), found)["lines"]
+    assert sum(line.endswith("limited by time") for line in lines) == 2
