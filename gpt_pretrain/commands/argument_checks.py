@@ -37,7 +37,7 @@ from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.inference_rules import evaluate_problems, generate_problems, serve_problems
 from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
-from gpt_pretrain.config.other_programs import OPTION_REMEDIES, counterpart, hydra_group_problem, other_value
+from gpt_pretrain.config.other_programs import EXPERIMENTS, OPTION_REMEDIES, counterpart, hydra_group_problem, other_value
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import (
@@ -87,8 +87,12 @@ def _flag_problems(arguments: Arguments, *, script: str) -> list[str]:
     problems = list[str]()
     if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
-    chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
-    problems += [f"{f'--cfg {value}'.rstrip()}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
+    chosen = [(flag, value) for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
+    problems += [
+        f"{f'{flag} {value}'.rstrip()}: must be job, hydra or all.{f' {EXPERIMENTS}' * bool(Path(value).suffix)}"
+        for flag, value in chosen
+        if value not in CONFIGS
+    ]
     named = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-cn", "--config-name")]
     problems += [
         f"--config-name={name}: this file has the settings of another script. Run {name}.py, or leave out --config-name."
@@ -119,6 +123,9 @@ def _lookalike_problem(override: str, check: Callable[[str], Iterable[str]]) -> 
     words = plain_characters(override).split(" ")
     if words != [override] and all("=" in word and not list(check(word)) for word in words):
         names = name_lookalikes(override)
+        if not names:
+            yield f"{override}: these are {len(words)} settings in one argument. Type {join_words(words)}"
+            return
         yield f"{override}: it has characters that cannot be seen, or look like others ({names}). Type {join_words(words)}"
 
 

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import get_type_hints
+
+from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.config.free_text import FREE_TEXTS
 from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
 from gpt_pretrain.config.other_programs import counterpart, explain_python_file
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form, takes_unit
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.config.setting_names import find_type, nearest, nearest_settings, script_groups
+from gpt_pretrain.config.setting_names import (
+    OTHER_NAMES,
+    find_type,
+    group_options,
+    nearest,
+    nearest_settings,
+    script_groups,
+    set_checked,
+)
 from gpt_pretrain.system.amounts import is_quantity
 from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.shell import quote_word
@@ -147,8 +158,8 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
             return f"{text}: a setting is written with an equals sign. Type {quote_word(f'{known}={value}')}"
         if known is not None:
             return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
-    if "=" in before:
-        return _explain_spaces(before, words, key=key)
+    if "=" in before and (explained := _explain_spaces(before, words, key=key, script=script)) is not None:
+        return explained
     if not _is_file_name(word, script) and (known := _known_name(word, script)) is not None:
         return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
     if word == "help":
@@ -179,8 +190,8 @@ def _explain_equals_sign(before: str, words: list[str], *, script: str) -> str |
     return pair and f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
 
 
-def _explain_spaces(before: str, words: list[str], *, key: str) -> str:
-    """Return the message about words that follow a setting with its value: parts of the value, separated by spaces.
+def _explain_spaces(before: str, words: list[str], *, key: str, script: str) -> str | None:
+    """Return the message about parts of a value that are separated by spaces, or None if the words cannot be values.
 
     Args:
         key: The name of the setting.
@@ -188,11 +199,23 @@ def _explain_spaces(before: str, words: list[str], *, key: str) -> str:
     text = " ".join(words)
     if takes_unit(key) and is_quantity(f"{before.partition('=')[2]} {text}"):
         return f"{text}: a value with a space needs quotation marks. Type {quote_word(f'{before} {text}')}"
+    if key not in FREE_TEXTS and not all(_can_be_value(key, one.strip(","), script) for one in words):
+        return None
     if key not in FREE_TEXTS:
         whole = f"{before.rstrip(',')},{','.join(one.strip(',') for one in words)}"
         return f'{text}: several values of a setting are written as one word. Type "{whole}"'
     whole = before.replace('"', '\\"') + " " + text
     return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
+
+
+def _can_be_value(key: str, word: str, script: str) -> bool:
+    """Return whether a setting or group can have a word as its value."""
+    if key in script_groups(script):
+        return word in group_options(key)
+    with suppress(OmegaConfBaseException, KeyError):
+        set_checked(schema_of(script), key, word)
+        return True
+    return takes_unit(key) and is_quantity(word)
 
 
 def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:
@@ -219,7 +242,8 @@ def _is_file_name(word: str, script: str) -> bool:
 def _exact_name(name: str, script: str) -> str | None:
     """Return the setting of this name, or of this last part of its name; None for any other word."""
     known = _known_name(name, script) if name.replace(".", "").replace("_", "").isalpha() else None
-    return known if known is not None and (known == name or known.endswith(f".{name}")) else None
+    is_exact = known is not None and (known in (name, OTHER_NAMES.get(name)) or known.endswith(f".{name}"))
+    return known if is_exact else None
 
 
 def _example(known: str, script: str) -> str:

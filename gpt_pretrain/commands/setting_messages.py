@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any, get_origin
 
+from gpt_pretrain.commands.command_words import SCHEMAS
+from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.other_programs import counterpart
 from gpt_pretrain.config.overrides import override_key, short_form, split_override, takes_unit
-from gpt_pretrain.config.setting_names import describe_type, names_within, nearest_settings
+from gpt_pretrain.config.setting_names import describe_type, is_declared, names_within, nearest_settings, same_names
 from gpt_pretrain.system.shell import quote_word
 
 TOGETHER = {"logger", "callbacks"}  # groups that can have several options at once
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 FRACTION = re.compile(r"\d+,\d+(e-?\d+)?\s*[a-z]*", re.IGNORECASE)  # with a decimal comma
+MAX_INTEGER = 2**63
 GROUPED = re.compile(r"\d{1,3}(,\d{3})+")  # with commas between thousands
 
 
@@ -20,6 +23,8 @@ def unknown_setting(override: str, schema: type) -> str:
     """Return the message about an override whose setting does not exist."""
     if (other := counterpart(*split_override(override), schema=schema)) is not None:
         return f"{override}: there is no such setting. {other}"
+    if (commands := _other_commands(override_key(override), schema)) is not None:
+        return f"{override}: there is no such setting here. It is a setting of {commands}."
     names = [short_form(f"{name}=")[:-1] for name in nearest_settings(override_key(override), schema)]
     if names:
         return f"{override}: there is no such setting. Did you mean {' or '.join(names)}?"
@@ -28,6 +33,15 @@ def unknown_setting(override: str, schema: type) -> str:
     shown = "hydra" if key.startswith("hydra.") else "job"
     remedy = f"{key.rpartition('.')[0]} has {', '.join(siblings)}." if siblings else f"--cfg {shown} shows all settings."
     return f"{override}: there is no such setting. {remedy}"
+
+
+def _other_commands(key: str, schema: type) -> str | None:
+    """Name the commands that have a setting which a schema lacks. Return None if none has it, or the schema has a similar one."""
+    if "." not in key and same_names(key, schema):
+        return None
+    found = [f"{name}.py" for name, other in SCHEMAS.items() if is_declared(other, key)]
+    found = found or ["gpt-pretrain prepare"] * is_declared(PrepareSettings, key)
+    return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:]))) or None
 
 
 def several_values(shown: str, key: str, hint: Any, *, is_group: bool) -> str:
@@ -59,6 +73,8 @@ def wrong_type(override: str, hint: Any, value: Any) -> str:
         remedy = f" Write {key}={float(value[:-1]) / 100:g}"
     elif re.fullmatch(r"[\[({][^\[\](){}:]+[\])}]", typed) and get_origin(hint) is not list:
         remedy = f" To try several values: -m {key}={typed[1:-1].replace(' ', '')}"
-    elif isinstance(value, float) and value.is_integer():
+    elif override_key(override) == "checkpoint" and isinstance(value, str):
+        remedy = f" To continue a run: {quote_word(f'resume={value}')}"
+    elif isinstance(value, float) and value.is_integer() and abs(value) < MAX_INTEGER:
         remedy = f" Write {key}={value:.0f}"
     return f"{override}: must be {describe_type(hint)}.{remedy}"

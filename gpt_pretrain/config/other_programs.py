@@ -61,7 +61,7 @@ REMEDIES: dict[str, tuple[str | None, str | None]] = {
     "report_to": ("Type logger=VALUE", None),
     "run_name task_name": ("Type hydra.run.dir=outputs/VALUE", None),
     "out_dir": ("Type hydra.run.dir=VALUE", "Type checkpoint=VALUE"),
-    "ckpt_path resume_from_checkpoint": ("Type resume=VALUE", "Type checkpoint=VALUE"),
+    "ckpt_path resume_from_checkpoint resume": ("Type resume=VALUE", "Type checkpoint=VALUE"),
     "model_name model_name_or_path": ("Type init_from=VALUE", "Type pretrained=VALUE"),
     "init_from model": (None, "Type pretrained=VALUE"),
     "model_args": (None, "Type pretrained=NAME"),

@@ -143,6 +143,8 @@ def describe_type(hint: Any) -> str:
         return f"a group of settings, which are set one by one: {names}{nullable}"
     if len(options) == 1 and get_origin(options[0]) is dict:
         return f"a mapping, such as {{name: value}}{nullable}"
+    if set(options) == {bool, str}:
+        return f"true or false, or a word such as auto{nullable}"
     return ", or ".join(phrases.get(one, "a mapping").partition(",")[0] for one in options) + nullable
 
 

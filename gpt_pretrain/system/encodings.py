@@ -56,6 +56,10 @@ ENOUGH_FREQUENT = 0.05
 # at least this share of kana, which all have the same first byte.
 LEAST_CONTROLS, ENOUGH_KANA = 0.01, 0.3
 LEAST_BEFORE_NULS = 256  # Bytes of a UTF-16 text before a padding of NULs.
+# Text of one byte per character, as a program that appends UTF-16 to it leaves before it. In UTF-16, so many bytes in a row are
+# hardly ever all letters, digits and spaces.
+NARROW = re.compile(rb"[\t\n\r -~]{64}")
+PAIRED = re.compile(rb"(?:[\t\n\r -~]\0){32}|(?:\0[\t\n\r -~]){32}")
 SEPARATING = 0.25  # A text has at most this share of NULs between its parts.
 
 
@@ -113,6 +117,8 @@ def _is_text_in(head: bytes, encoding: str) -> bool:
     They look like text if almost all are common characters or belong to one script. Several scripts are possible if they do not
     change within a word. Numbers, such as token ids, would be characters of random scripts.
     """
+    if NARROW.search(head) is not None:
+        return False
     filled = head.rstrip(b"\0")
     head = filled if len(filled) >= LEAST_BEFORE_NULS else head
     try:
@@ -163,6 +169,11 @@ def _has_only_nuls_besides_text(head: bytes) -> bool:
     if b"\0\0" in text or n_nuls > SEPARATING * len(text) or (text.isascii() and len(re.split(rb"[\0\s]", text, maxsplit=1)) < 2):
         return False
     return control_share(text.replace(b"\0", b"")) <= MANY_IN_TEXT and _is_utf8(text)
+
+
+def is_partly_utf_16(head: bytes) -> bool:
+    """Return whether the first bytes have both text of one byte per character and text in UTF-16."""
+    return NARROW.search(head) is not None and PAIRED.search(head) is not None
 
 
 def script_index(code: int) -> int | None:

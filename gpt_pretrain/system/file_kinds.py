@@ -87,6 +87,12 @@ JSON_OBJECTS = FileKind("JSON file", OBJECTS)
 CSV = FileKind("table in CSV", ROWS)
 EMPTY_FILE = FileKind("empty file", EMPTY)
 BINARY = FileKind("binary file of an unknown kind", advice="Only text is read. If it contains text, extract that first.")
+PART_OF_ZIP = FileKind("part of a zip archive", advice="Join its parts first: zip -s 0 FIRST.zip --out whole.zip")
+PARTLY_UTF_16 = FileKind(
+    "text in two encodings",
+    advice="Part of it is UTF-16, as Windows PowerShell appends it with >>. Save each part in UTF-8, for example with: "
+    "Add-Content -Encoding utf8",
+)
 NULS = FileKind("file of NULs", advice="It was never filled. If text follows them: tr -d '\\000' < {path} > new.txt")
 TOKENS = FileKind("file of token ids without a header", advice=_SHARDS)
 HTML = FileKind("HTML page", advice=_PANDOC.replace("plain", "plain -f html") + AS_TEXT_ADVICE)
@@ -173,6 +179,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (1, b"\x2a\x4d\x18", FileKind("zstandard file", "zst")),  # a frame to skip; its first byte is 0x50 to 0x5f
     (0, b"PK\x03\x04", ZIP),
     (0, b"PK\x05\x06", ZIP),
+    (0, b"PK\x07\x08", PART_OF_ZIP),
     (257, b"ustar", TAR),
     (0, b"PAR1", FileKind("Parquet table", PARQUET)),
     (0, b"PARE", FileKind("encrypted Parquet table", advice="Write it again without encryption.")),

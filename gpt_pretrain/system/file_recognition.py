@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from gpt_pretrain.system.damaged_text import conversion_damage, damage_in_records, escapes_left
-from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
+from gpt_pretrain.system.encodings import TextEncoding, detect_encoding, is_partly_utf_16
 from gpt_pretrain.system.file_kinds import (
     ARROW,
     AS_TEXT_ADVICE,
@@ -32,6 +32,8 @@ from gpt_pretrain.system.file_kinds import (
     NULS,
     PARQUET,
     PARQUET_SUMMARY,
+    PART_OF_ZIP,
+    PARTLY_UTF_16,
     PICKLE,
     PICTURE_ADVICE,
     PLAIN,
@@ -98,7 +100,9 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
             return LITDATA if suffix == ".bin" and _begins_with_offsets(head) else TOKENS
         if suffix in SUFFIXES and not is_text_kind(suffix):
             return SUFFIXES[suffix]
-        return BINARY if head.strip(b"\0") else NULS
+        if head.strip(b"\0"):
+            return PART_OF_ZIP if suffix == ".zip" else PARTLY_UTF_16 if is_partly_utf_16(head) else BINARY
+        return TAR if suffix == ".tar" else NULS  # An archive of no files consists of NULs.
     if suffix in SUFFIXES and not is_text_kind(suffix) and encoding.name == "utf-8" and b"\0" in head:
         return SUFFIXES[suffix]  # A program, for example, may consist mostly of text.
     if SUFFIXES.get(suffix) is PICKLE and not as_text:

@@ -127,7 +127,7 @@ def _ends_in_character(rest: bytes) -> bool:
 
 def _is_utf8_with_surrogates(block: bytes) -> bool:
     try:
-        text = block[: block.rfind(b"\n") + 1 or len(block)].decode(errors="surrogatepass")
+        text = _decode_with_surrogates(block)
     except UnicodeDecodeError:
         return False
     return any("\ud800" <= character <= "\udfff" for character in text)
@@ -136,10 +136,15 @@ def _is_utf8_with_surrogates(block: bytes) -> bool:
 def _is_utf8_of_java(block: bytes) -> bool:
     """Return whether a text is UTF-8 but for NULs of two bytes and perhaps surrogates, as Java writes it."""
     try:
-        block[: block.rfind(b"\n") + 1 or len(block)].replace(JAVA_NUL, b"").decode(errors="surrogatepass")
+        _decode_with_surrogates(block.replace(JAVA_NUL, b""))
     except UnicodeDecodeError:
         return False
     return JAVA_NUL in block
+
+
+def _decode_with_surrogates(block: bytes) -> str:
+    """Return the text of bytes, which may end within a character."""
+    return codecs.getincrementaldecoder("utf-8")(errors="surrogatepass").decode(block)
 
 
 def _around_first_invalid(path: str) -> tuple[bytes, int]:

@@ -36,7 +36,7 @@ def find_missing_text(
         try:
             utf8 = to_utf8(first, kind.encoding.name)
             if kind.form == ROWS:
-                columns = read_columns(utf8)
+                columns = read_columns(utf8, text_field, name)
                 return None if text_field in columns else _table_without(text_field, columns)
             if kind.form in (LINES, ARRAY, OBJECTS) and not name.lower().endswith(LINE_SUFFIXES):
                 return _json_without(text_field, take(utf8, LARGEST_JSON + 1))

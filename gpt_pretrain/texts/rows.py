@@ -6,9 +6,11 @@ import csv
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 from typing import Any, Literal
 
 from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.system.file_recognition import content_name
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.texts.blocks import peek
@@ -18,6 +20,7 @@ from gpt_pretrain.texts.decompression import DamagedArchiveError
 
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 
+TABBED = (".tsv", ".tab")  # suffixes of tables with tabs
 DELIMITERS = ",\t;|"
 EXCEL = re.compile(rf'"?sep=([{DELIMITERS}])"?\s*')
 MAX_ROWS = 4096  # rows of a chunk
@@ -39,7 +42,7 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
     """
     head, blocks = peek(iter(blocks))
     lines = _Lines(blocks)
-    header, delimiter = _read_header(lines)
+    header, delimiter = _read_header(lines, text_field, cursor.file)
     quoting = _detect_quoting(head, delimiter, len(header))
     check_column(text_field, header, cursor.file, advice=_advice_without_names(header, text_field, delimiter))
     column, n_columns = header.index(text_field), len(header)
@@ -86,13 +89,16 @@ def _describe_broken(row: list[str] | csv.Error, lines: _Lines, n_columns: int) 
     return f"{row}{escaped * lines.has_escape}"
 
 
-def read_columns(blocks: Iterable[bytes]) -> list[str]:
+def read_columns(blocks: Iterable[bytes], text_field: str, name: str) -> list[str]:
     """Return the names of the columns of a table.
+
+    Args:
+        name: The name of its file.
 
     Raises:
         DamagedArchiveError: If the first line is too long.
     """
-    return _read_header(_Lines(blocks))[0]
+    return _read_header(_Lines(blocks), text_field, name)[0]
 
 
 class _Lines:
@@ -218,8 +224,8 @@ class _ColumnCounter:
                 raise csv.Error(f"more than {MAX_COLUMNS:,} columns")
 
 
-def _read_header(lines: _Lines) -> tuple[list[str], str]:
-    """Return the names of the columns and the delimiter: the most frequent one, unless a line for Excel states another."""
+def _read_header(lines: _Lines, text_field: str, name: str) -> tuple[list[str], str]:
+    """Return the names of the columns and the delimiter, which a line for Excel may state."""
     csv.field_size_limit(LONGEST_RECORD)
     try:
         first = next(lines, "").removeprefix("\ufeff")
@@ -229,14 +235,28 @@ def _read_header(lines: _Lines) -> tuple[list[str], str]:
         if named := EXCEL.fullmatch(first):
             lines.end_row()
             first = next(lines, "")
-        outside = "".join(first.split('"')[::2])
-        delimiter = named[1] if named else max(DELIMITERS, key=outside.count)
+        delimiter = named[1] if named else _likely_delimiter(first, text_field, name)
         lines.delimiter = delimiter.encode()
         header = next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), [])
     except csv.Error as error:
         raise DamagedArchiveError(f"its first row is not a list of column names: {error}") from error
     lines.end_row()
     return [name.strip() for name in header], delimiter
+
+
+def _likely_delimiter(first: str, text_field: str, name: str) -> str:
+    """Return the delimiter of the first row: a tab if the file's name says so, or else the one beside the text's column.
+
+    If that does not decide, it is the most frequent one.
+    """
+    has_tabs = PurePath(content_name(name)).suffix.lower() in TABBED
+    outside, unquoted = "".join(first.split('"')[::2]), first.replace('"', "")
+
+    def rank(mark: str) -> tuple[bool, bool, int]:
+        has_column = text_field in map(str.strip, unquoted.split(mark, MAX_COLUMNS))
+        return has_tabs and mark == "\t" in outside, has_column, outside.count(mark)
+
+    return max(DELIMITERS, key=rank)
 
 
 def _detect_quoting(head: bytes, delimiter: str, n_columns: int) -> Quoting:

@@ -64,6 +64,8 @@ TEXTS = {
 DAMAGED = {
     "half a pair": (b"abc \xed\xa0\x80 def\n", "abc \ufffd def\n"),
     "pairs of surrogates": (b"x \xed\xa0\xbd\xed\xb8\x80 y\n", "x 😀 y\n"),
+    "surrogates in the last line": ("Grüße\n".encode() + b"x \xed\xa0\xbd\xed\xb8\x80" * 5, "Grüße\n" + "x 😀" * 5),
+    "NULs of Java in the last line": (b"first\n" + b"one\xc0\x80two", "first\nonetwo"),
     "one byte": ("Déjà vu.\n".encode() * 60 + b"\xff and more", "Déjà vu.\n" * 60 + " and more"),
     "NULs of Java": (b"one\xc0\x80two\n", "onetwo\n"),
     "cut": ("Grüße 今天\n".encode() * 20 + b"abc \xe4\xbd", "Grüße 今天\n" * 20 + "abc "),

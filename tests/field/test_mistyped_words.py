@@ -100,6 +100,64 @@ def test_a_mistyped_word_is_explained_with_the_nearest_names(word: str) -> None:
     assert checked(word) == ([] if message is None else [message])
 
 
+HERE = "there is no such setting here. It is a setting of"
+
+
+@pytest.mark.parametrize(
+    ("script", "word", "message"),
+    [
+        ("train", "prompt=hello", f"{HERE} generate.py."),
+        ("train", "pretrained=gpt2", f"{HERE} generate.py, evaluate.py and serve.py."),
+        ("train", "tasks.path=x", f"{HERE} evaluate.py."),
+        ("train", "val_fraction=0.1", f"{HERE} gpt-pretrain prepare."),
+        ("train", "stride=64", "there is no such setting. Did you mean data.stride?"),
+        ("train", "checkpoint=runs/one", "every_n_steps, every_n_minutes, keep. To continue a run: resume=runs/one"),
+        ("generate", "trainer.max_steps=5", f"{HERE} train.py."),
+        ("generate", "data.path=book.txt", f"{HERE} train.py and evaluate.py."),
+        ("generate", "resume=latest", "there is no such setting. Type checkpoint=latest"),
+        ("evaluate", "out=answers.jsonl", f"{HERE} generate.py."),
+        ("serve", "prompt=x", f"{HERE} generate.py."),
+    ],
+)
+def test_a_setting_of_another_command_is_named(script: str, word: str, message: str) -> None:
+    (problem,) = checked(word, script=script)
+    assert problem.startswith(f"{word}: ")
+    assert problem.endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("config/train_x.py", "config/train_x.py: settings are not read from Python files."),
+        ("learning_rate: 3e-4", "a setting is written with an equals sign. Type optimizer.lr=3e-4"),
+        ("help", "settings are written as name=value. Type --help to see some."),
+        ("trainer.max_step", "trainer.max_step: this setting has no value. Type trainer.max_steps=VALUE"),
+        ("book.txt", "Did you mean data.path=book.txt?"),
+        ("5k", 'several values of a setting are written as one word. Type "trainer.max_steps=1,5k"'),
+    ],
+)
+def test_a_word_that_cannot_be_a_value_is_explained_by_itself(word: str, message: str) -> None:
+    (problem,) = checked("trainer.max_steps=1", word)
+    assert message in problem
+
+
+def test_a_file_of_settings_after_the_option_c_is_explained() -> None:
+    (problem,) = checked("-c", "train.yaml")
+    assert problem.startswith(
+        "-c train.yaml: must be job, hydra or all. Settings that belong together are in a file experiment/NAME.yaml"
+    )
+
+
+def test_two_settings_within_one_pair_of_quotation_marks_are_explained() -> None:
+    said = "seed=3 eval_iter=2: these are 2 settings in one argument. Type seed=3 eval_iter=2"
+    assert checked("seed=3 eval_iter=2") == [said]
+
+
+def test_a_huge_number_is_not_suggested() -> None:
+    assert checked("trainer.max_tokens=1e99") == ["trainer.max_tokens=1e99: must be a whole number, such as 10, or null."]
+    assert checked("compile=1") == ["compile=1: must be true or false, or a word such as auto."]
+
+
 def test_words_that_belong_together_are_explained_together() -> None:
     assert checked("--max_steps", "5") == ["--max_steps 5: settings are written without dashes. Type trainer.max_steps=5"]
     (problem,) = checked("data.path=", "book.txt")[1:] or checked("data.path=", "book.txt")

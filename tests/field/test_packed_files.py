@@ -88,6 +88,19 @@ def test_a_damaged_archive_is_still_called_damaged(tmp_path: Path) -> None:
         in_training(tmp_path / "a.zip")
 
 
+@pytest.mark.parametrize("start", [b"PK\x07\x08PK\x03\x04", b"\x8c\xf1\0\x02" * 40])
+def test_a_part_of_a_divided_archive_is_named(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "whole.zip").write_bytes(start + zipped({"a.txt": PLAIN.encode()}))
+    with pytest.raises(UserError, match=r"part of a zip archive, not text. Join its parts first: zip -s 0"):
+        in_training(tmp_path / "whole.zip")
+
+
+def test_an_archive_of_no_files_is_called_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"\0" * 10240)
+    with pytest.raises(UserError, match="it contains no file that can be read"):
+        in_training(tmp_path / "a.tar")
+
+
 ZIPPED: dict[str, Callable[[bytes], bytes]] = {
     "bzip2": lambda content: zipped({"a.txt": content}, zipfile.ZIP_BZIP2),
     "lzma": lambda content: zipped({"a.txt": content}, zipfile.ZIP_LZMA),

@@ -53,6 +53,18 @@ def test_two_columns_of_the_same_name_are_not_guessed_between(tmp_path: Path, na
             read(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "text\tnumber (one, two, three, or more)\nhello, you\t1\n"),
+        ("a.csv", "number (one, two, three, or more);text\n1;hello, you\n"),
+    ],
+)
+def test_commas_in_the_names_of_columns_divide_nothing(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    check(tmp_path / name, ["hello, you"])
+
+
 def test_one_column_is_not_several(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,n\na\n")
     with pytest.raises(UserError, match=r"broken row \(1 column instead of 2\)"):
@@ -67,7 +79,7 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, start: str) -> None:
 
 def test_a_quoted_value_of_many_short_lines_is_given_to_the_module_csv_at_once() -> None:
     lines = rows._Lines([b'text\n"a\n' + b"b\n" * 1000 + b'c"\nd\n'])
-    assert rows._read_header(lines) == (["text"], ",")
+    assert rows._read_header(lines, "text", "a.csv") == (["text"], ",")
     handed_out = []
     for row in rows._rows((handed_out.append(line) or line for line in lines), ",", csv.QUOTE_MINIMAL):  # type: ignore[func-returns-value]
         lines.end_row()

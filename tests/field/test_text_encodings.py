@@ -89,6 +89,17 @@ def test_many_control_characters_are_a_warning(
     assert "Warning: 0.99% of the text is NUL" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("appended", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("share", [1, 4, 40])
+def test_utf_16_that_was_appended_to_another_text_makes_no_garbage(tmp_path: Path, appended: str, share: int) -> None:
+    (tmp_path / "a.txt").write_bytes(PLAIN.encode() * 4 + PLAIN.encode(appended) * share)
+    kind = recognize("a.txt", (tmp_path / "a.txt").read_bytes())
+    assert kind.encoding is None or kind.encoding.name == "utf-8"
+    if appended == "utf-16" and share > 1:
+        with pytest.raises(UserError, match=r"text in two encodings\. Part of it is UTF-16, as Windows PowerShell"):
+            in_training(tmp_path / "a.txt")
+
+
 def test_a_mark_in_the_middle_of_concatenated_files_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines() + b"\xef\xbb\xbf" + lines())
     check(tmp_path / "a.jsonl", DOCUMENTS * 2)
