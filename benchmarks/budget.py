@@ -1,16 +1,15 @@
-"""Measure what a budget reaches: bits per byte of held-out text, beside other configurations that have the same time.
+"""Compare budget=TIME with other ways to spend the same time: bits per byte of held-out text.
 
-python -m benchmarks budget [TEXT ...] trains on the first nine tenths of each text, each subject in a process of its own:
+python -m benchmarks budget [TEXT ...] trains each subject on the first nine tenths of each text, in a process of its own. It
+scores the last tenth, which no subject has seen, in windows side by side. The subjects:
 
-- `python train.py budget=TIME`;
-- nanoGPT's recipes for characters, for a CPU and for a GPU, with the schedule cut to the time and no evaluation; see
-  `nanogpt_recipe.py`. The start of Python and the final evaluation are not part of their time;
-- `python train.py` with its defaults, with model=tiny and with model=gpt2_124m, ended by trainer.max_time. The start of the
-  program and the end of the run are not part of their time;
-- the best of twenty trainings that Optuna chooses, each with budget=TIME and everything else typed: twenty times the time. Only
-  --subjects asks for it.
-
-The last tenth of the text is scored in windows side by side. No subject has seen it.
+- `python train.py budget=TIME`.
+- nanoGPT's recipes for characters, for a CPU and for a GPU (`nanogpt_recipe.py`). The schedule is cut to the time, and there is
+  no evaluation in between. The time excludes the start of Python and the final evaluation.
+- `python train.py` with its defaults, with model=tiny and with model=gpt2_124m. trainer.max_time ends these runs, so the time
+  excludes the start of the program and the end of the run.
+- The best of twenty trainings of an Optuna search. Each has budget=TIME, so the search takes twenty times as long. It runs only
+  if --subjects names it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Measure how fast a model learns: time and tokens to a loss, beside nanoGPT's smallest example.
+"""Compare how fast a model learns with nanoGPT's smallest example: the time and the tokens to a given loss.
 
-python -m benchmarks learn [TEXT] trains both on the characters of one text, each in processes of its own and in turns:
+python -m benchmarks learn [TEXT] trains both on the characters of one text. They take turns, each in a process of its own:
 
-- nanoGPT's model and recipe, 2,000 steps of 768 tokens; see `nanogpt_recipe.py`;
-- `python train.py experiment=modern`, with as many layers, numbers and tokens a step, for a fifth of that time and for all of it.
-  A run of a few hundred steps has twice the learning rate.
+- nanoGPT's model and recipe (`nanogpt_recipe.py`): 2,000 steps of 768 tokens.
+- `python train.py experiment=modern` with the same number of layers, the same width and as many tokens per step. One run takes a
+  fifth of nanoGPT's time, and another one all of it. A run of a few hundred steps has twice the learning rate.
 
-The steps of a time follow from the processor time of steps that are measured first, since a schedule has to know its length.
+A schedule has to know its length in advance. A few steps are therefore timed first, in processor time, and the number of steps
+follows from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Test the server under load: python -m benchmarks serve-load [MINUTES].
 
-`python serve.py` runs with default settings. Clients ask it for texts, one after the other each; some hang up, some send what
-is no request, some send far too much. Every text is compared with generate.py's. It fails if a text differs, if an answer is
-another one than the request calls for, if a text is missing, if the memory grows, or if the server does not end cleanly.
+`python serve.py` runs with default settings. Each client asks for one text after another. Some clients hang up, some send an
+invalid request, and some send far too much. Every text is compared with the one that generate.py makes.
+
+The test fails if a text differs or is missing, if an invalid request gets another answer than the right error, if the server's
+memory grows by more than 5%, or if the server does not end cleanly.
 """
 
 from __future__ import annotations

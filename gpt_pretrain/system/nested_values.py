@@ -1,6 +1,6 @@
 """Limit nested values that come from a file: their number, their depth, and their length when they are written out.
 
-A file of a few bytes can stand for far more, since it may name a value again that it holds once.
+A file of a few bytes can stand for a very long text: it holds a value once, and refers to it many times.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def expand_aliases(value: Any, *, max_values: int = MAX_VALUES) -> Any:
     """Copy nested lists and dicts so that no part is shared.
 
     Raises:
-        DamagedFileError: If the copy would have more than max_values values, or if the value is nested too deeply or contains
-            itself.
+        DamagedFileError: If the copy would have more than max_values values, or containers are nested too deeply or contain
+            themselves.
     """
     check_values(value, max_values=max_values)
     return _copy(value)
@@ -37,10 +37,10 @@ def _copy(value: Any) -> Any:
 
 
 def check_values(value: Any, *, max_values: int) -> None:
-    """Check that containers are not nested too deeply, and that a copy in which nothing is shared has at most max_values.
+    """Check the depth and the number of nested values. A shared container counts once for each reference.
 
     Raises:
-        DamagedFileError: If not.
+        DamagedFileError: If there are more than max_values, or containers are nested too deeply or contain themselves.
     """
     if count_values(value) > max_values:
         raise DamagedFileError(f"its aliases stand for more than {max_values:,} values")

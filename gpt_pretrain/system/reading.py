@@ -28,8 +28,8 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
         within: The folder that must contain the file after all links are followed. None allows any folder.
 
     Raises:
-        OSError: If the file does not exist, is not regular, or a link leads out of the folder, or if a file of the folder has
-            very many names, and some of them have been read.
+        OSError: If the file does not exist or is not regular. With `within`, also if a link leads out of the folder, or if the
+            file has more than MAX_NAMES names and has been read under as many of them.
     """
     real = path if within is None else path.resolve()
     if within is not None and not real.is_relative_to(within.resolve()):

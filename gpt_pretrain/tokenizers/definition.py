@@ -1,9 +1,10 @@
 """Check the content of a tokenizer.json, and bring it into one canonical form.
 
-Everything that could do harm is refused. Whatever does not change the ids of a text is left out, so that equal tokenizers have
-equal definitions: padding, truncation, the template of special tokens around a text, and options at their defaults.
+A field is refused if it could take unlimited time or memory. A field is left out if it does not change the ids of a text:
+padding, truncation, the template of special tokens around a text, and options at their defaults. Equal tokenizers therefore have
+equal definitions.
 
-There are two further lines of defense: the tokenizers library is written in Rust, and it limits the steps of a pattern.
+The tokenizers library itself is a second line of defense: it is written in Rust, and limits the steps of a pattern.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import itertools
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,7 +16,11 @@ from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.page import ModelFacts
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address, InterruptibleServer, guarded_app, open_socket, server_config
+from tests.helpers.playground import FACTS, PROMPT
 from tests.serving.test_engine import text_model
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 class Served:
@@ -66,3 +71,26 @@ def served() -> Iterator[Served]:
     server = Served(ServingLimits(rows=4, queue=60), Address(port=0))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def playground() -> Iterator[Served]:
+    """Serve two checkpoints of a run, whose random weights write bytes of every kind."""
+    server = Served(ServingLimits(rows=8), Address(port=0), FACTS)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def page(browser: Browser, playground: Served) -> Iterator[Page]:
+    """Open the page; no test may leave an error in its console."""
+    opened, errors = browser.new_page(viewport={"width": 1200, "height": 900}), list[str]()
+    opened.set_default_timeout(10_000)
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(playground.url)
+    opened.get_by_role("button", name="Generate", exact=True).wait_for()
+    opened.locator("#prompt").fill(PROMPT)
+    yield opened
+    assert errors == []
+    opened.close()
