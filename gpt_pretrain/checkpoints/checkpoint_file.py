@@ -69,8 +69,8 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
     """Return the result of `read` for the first file that it accepts, with a warning for each file it rejects before.
 
     Raises:
-        UserError: If `read` rejects all files. The error is that of the first file, and says that the others are no help, unless
-            the first one is intact.
+        UserError: If `read` rejects all files. It is the error of the first file. Unless that file is intact, it also says that
+            the others cannot be used.
     """
     rejected: list[UserError] = []
     for path in without_repetitions(paths):

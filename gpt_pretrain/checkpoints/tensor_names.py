@@ -118,12 +118,12 @@ def _known_slot(name: str) -> TensorSlot | None:
 
 
 def is_causal_mask(name: str) -> bool:
-    """Return whether a name is that of a causal mask, which GPTModel computes instead of loading."""
+    """Return whether a tensor of this name is a causal mask, which GPTModel computes instead of loading."""
     return CAUSAL_MASK.fullmatch(without_wrappers(name)) is not None
 
 
 def is_position_list(name: str) -> bool:
-    """Return whether a name is that of a list of all positions, which GPTModel computes instead of loading."""
+    """Return whether a tensor of this name lists all positions, which GPTModel computes instead of loading."""
     return POSITION_IDS.fullmatch(without_wrappers(name)) is not None
 
 

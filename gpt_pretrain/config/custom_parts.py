@@ -24,7 +24,7 @@ TARGET, CUSTOM = "_target_", "custom"
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 MAX_NAME = 200  # characters of a class's name
 DEFAULT_CONTEXT = 256  # tokens of a window, unless the user or the class of the model states another number
-OF_THE_LOADER = 0  # the batch size that stands for that of the user's own loader
+OF_THE_LOADER = 0  # the batch size that stands for the batch size of the user's own loader
 # The fields that a group gets in place of the user's.
 PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "model": {

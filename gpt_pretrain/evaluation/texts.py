@@ -61,7 +61,7 @@ class TextSource:
             raise UserError([problem.replace(OTHER_TOKENIZER, other) for problem in error.problems]) from error
         split = source.split
         if self.text_sha256 not in (None, split.text_sha256, sha256_without_blanks(split.text_sha256)):
-            raise UserError(f"{self.name} is no longer the text of its training: it has changed. Name a text: data.path=FILE")
+            raise UserError(f"{self.name} has changed since the training, so it cannot be evaluated. Name a text: data.path=FILE")
         tokens = split.train if self.whole and self.settings.name != "shards" else split.val
         if max_bytes is not None:
             tokens = _beginning(tokens, tokenizer, max_bytes=max_bytes)

@@ -132,7 +132,9 @@ def _holds_json(path: Path, head: bytes, *, name: str) -> bool:
             f"{name} is {kind.described()}. Write a prompt on each line of a text file, or a file of JSON lines (.jsonl)."
         )
     if kind.form == TEXT and PROMPT_FIELD.match(head):
-        raise UserError(f"{name} holds JSON with prompts, but its name is that of a text. Give it a name that ends in .jsonl")
+        raise UserError(
+            f"{name} holds JSON with prompts, but its name does not end in .jsonl, so it would be read as text. Rename it."
+        )
     return kind.form == LINES
 
 

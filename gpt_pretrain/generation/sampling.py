@@ -187,7 +187,7 @@ def sample_next(
         UserError: If logits are not finite.
 
     Source: Holtzman et al. 2019 (arXiv:1904.09751) for top_p, nucleus sampling; Nguyen et al. 2024 (arXiv:2407.01082) for min_p;
-    Keskar et al. 2019 (arXiv:1909.05858) for repetition_penalty. The order is that of transformers.
+    Keskar et al. 2019 (arXiv:1909.05858) for repetition_penalty. The order is the same as in transformers.
     """
     if seen is not None and sampler.repetition_penalty != 1:
         logits = _penalize_repetitions(logits, seen, sampler.repetition_penalty)

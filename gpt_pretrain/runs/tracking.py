@@ -155,7 +155,10 @@ def outlive_failures(logger: MLFlowLogger) -> MLFlowLogger:
                 send(*arguments, **named)
             except Exception as error:  # whatever MLflow and its network libraries raise
                 has_failed = True
-                log.warning("MLflow does not take the metrics (%s). No more are sent to it.", _first_line(error))
+                log.warning(
+                    "MLflow refuses the metrics (%s). The run continues and sends no more.",
+                    _first_line(error),
+                )
 
         return attempt
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.shown_values import short_repr
 
 # A trial takes about ten lines of 200 bytes, and one for each epoch.
 MAX_JOURNAL_BYTES, MAX_LINE_BYTES, MAX_LINE_VALUES = 50_000_000, 1_000_000, 100_000
@@ -61,7 +62,7 @@ class _Replay:
         """
         kind, study, trial = entry.get("op_code"), entry.get("study_id", 0), entry.get("trial_id", 0)
         if type(kind) is not int or kind not in ALLOWED or type(study) is not int or study != 0 or type(trial) is not int:
-            raise DamagedFileError("a line does something that no search does")
+            raise DamagedFileError("a line holds an operation that no search of this program writes")
         if kind == CREATE_STUDY:
             name = entry.get("study_name")
             if not isinstance(name, str) or self._study not in (None, name):
@@ -92,7 +93,7 @@ class _Replay:
                 self._finished.add(trial)
             return
         if kind == SET_INTERMEDIATE and (type(step := entry.get("step")) is not int or abs(step) > MAX_STEP):
-            raise DamagedFileError("the step of a value is no number of a step")
+            raise DamagedFileError(f"the step of a value is {short_repr(entry.get('step'))}, not a number of a step")
         self._cost += self._values[kind, trial]
         self._values[kind, trial] += 1
         if kind == SET_PARAMETER:

@@ -53,7 +53,7 @@ class LossyStream(io.TextIOWrapper):
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Discard the remaining and all later output, including that of child processes."""
+        """Discard the remaining and all later output, also of child processes."""
         if self.error is not None:
             return
         self.error = error

@@ -21,7 +21,7 @@ from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
 
 RECURSIVE = "**"
-CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, such as that of the tokens; see https://bford.info/cachedir/
+CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, such as the token cache; see https://bford.info/cachedir/
 # The folder by which a table with a log is recognized, and the program. The files of such a table also hold deleted rows.
 TABLE_LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
 

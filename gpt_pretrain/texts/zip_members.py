@@ -19,7 +19,7 @@ ZIP_DAMAGE = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
     *(RuntimeError, ValueError, LookupError, OverflowError),  # zipfile trusts most fields and stumbles over wrong ones
 )
-ENCRYPTED, HAS_END_MARK = 1, 2  # flags of a member; the second one is that of LZMA
+ENCRYPTED, HAS_END_MARK = 1, 2  # flags of a member; only LZMA has the second one
 FORMS = {zipfile.ZIP_BZIP2: "bz2", zipfile.ZIP_LZMA: "xz", 93: "zst", 95: "xz"}  # methods of compression, and `decompress`
 LZMA_HEADER, LZMA_PROPERTIES = 4, 5  # bytes: a version and the length of the properties, then the properties
 UNKNOWN_SIZE, LARGEST_WINDOW = 2**64 - 1, 2**32 - 1
@@ -69,7 +69,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
 def _decompress(archive: zipfile.ZipFile, member: zipfile.ZipInfo, window: int) -> Iterator[bytes]:
     stored = copy.copy(member)
     stored.compress_type, stored.file_size = zipfile.ZIP_STORED, member.compress_size
-    del stored.CRC  # that of the content
+    del stored.CRC  # the checksum of the content
     compressed = _read(archive, stored)
     if member.compress_type == zipfile.ZIP_LZMA:
         compressed = _with_lzma_header(compressed, member)

@@ -33,7 +33,7 @@ class PickledEncoding:
 
 
 def is_encoding_pickle(content: bytes) -> bool:
-    """Return whether a pickle may be that of a tiktoken encoding, by its first bytes."""
+    """Return whether a pickle may hold a tiktoken encoding, by its first bytes."""
     return MARK in content[:100]
 
 

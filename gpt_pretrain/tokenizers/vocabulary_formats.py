@@ -148,7 +148,7 @@ def from_encoding_pickle(content: bytes, *, label: str) -> Tokenizer:
     """Return the tokenizer of a pickled tiktoken encoding. If it has nanochat's begin of a document, this also ends a text.
 
     Raises:
-        DamagedFileError: If the pickle is not that of an encoding.
+        DamagedFileError: If the pickle holds no encoding.
     """
     encoding = read_encoding_pickle(content)
     _check_ranks(encoding.ranks)

@@ -13,7 +13,7 @@ from gpt_pretrain.system.shown_values import short_repr
 MAX_BEGINNINGS, MAX_BEGINNINGS_PER_TOKEN, FEW_BEGINNINGS = 5_000_000, 16, 100_000
 # At each character of a text, a unigram model tries all tokens that begin there. SentencePiece's have up to 16 characters.
 MAX_UNIGRAM_BYTES, MAX_TRIED_BYTES = 500, 4000
-# To find word pieces, the library tries all parts of a word. Its default, and that of known models, is 100 characters per word.
+# To find word pieces, the library tries all parts of a word. Its default is 100 characters per word, and known models keep it.
 MAX_WORD = 256
 # Texts that the library copies before, after or in place of parts of a text. Known ones have up to ten characters.
 AFFIXES, MAX_AFFIX = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"), 100

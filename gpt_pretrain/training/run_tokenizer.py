@@ -51,7 +51,7 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
     if tokenizer is None and name == AUTOMATIC_NAME:
         name = DEFAULT_NAME if start.architecture is not None else automatic_name(settings, overridden)
         if name == TRAINED_NAME and "tokenizer.vocab_size" not in overridden:
-            log.info("The text gets a vocabulary of its own; tokenizer=%s takes that of GPT-2 in its place", DEFAULT_NAME)
+            log.info("The text gets a vocabulary of its own; tokenizer=%s uses GPT-2's instead", DEFAULT_NAME)
     if "tokenizer.vocab_size" in overridden and start.resume is None and name != TRAINED_NAME:
         size = settings.tokenizer.vocab_size
         raise UserError(f"tokenizer.vocab_size={size} is the size of a vocabulary that tokenizer=bpe trains. Add tokenizer=bpe.")

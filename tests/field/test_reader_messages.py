@@ -52,7 +52,7 @@ class Changed:
 
 
 def pieces(*kinds: int) -> bytes:
-    """Return a SentencePiece model whose tokens are of these kinds; that of the first is the one for unknown text."""
+    """Return a SentencePiece model whose tokens are of these kinds. The first kind is the token for unknown text."""
     tokens = [b"\x0a\x01" + bytes([97 + number]) + b"\x15\0\0\0\0\x18" + bytes([kind]) for number, kind in enumerate(kinds)]
     return b"".join(b"\x0a" + bytes([len(token)]) + token for token in tokens)
 

@@ -86,7 +86,7 @@ def _is_for_programmers(node: ast.AST) -> bool:
 
 
 def _kind(node: ast.AST) -> str | None:
-    """Return the kind of the messages below a node, or None if it is that of the node above."""
+    """Return the kind of the messages below a node, or None if it is the kind of the node above."""
     match node:
         case ast.Raise(exc=ast.Call()):
             return "error"

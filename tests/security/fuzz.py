@@ -50,7 +50,7 @@ class FuzzResult:
         cases: Number of cases.
         accepted: Cases in which the changed files could be read.
         findings: A description of each case that went wrong.
-        peak_megabytes: The most memory that a case took beyond that of the process.
+        peak_megabytes: The most memory that a case took in addition to the process itself.
         longest_seconds: The most time of the processor that a case took.
         is_interrupted: Whether the user has ended it.
     """
@@ -66,7 +66,7 @@ class FuzzResult:
 def fuzz(name: str, *, cases: int, seed: int = 0, first: int = 0) -> FuzzResult:
     """Run cases of one reader in forked processes; one that hangs or crashes is replaced by a new one.
 
-    If it is interrupted, the result is that of the cases so far.
+    If it is interrupted, it returns the result of the cases so far.
     """
     result, number = FuzzResult(), first
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:

@@ -252,4 +252,4 @@ def test_a_run_outlives_a_server_that_fails(caplog: pytest.LogCaptureFixture) ->
     assert sent == [{"step": 1}, {"step": 2}]
     (message,) = caplog.messages
     assert "http://***@host" in message and "second line" not in message
-    assert message.startswith("MLflow does not take the metrics (INTERNAL_ERROR")
+    assert message.startswith("MLflow refuses the metrics (INTERNAL_ERROR")

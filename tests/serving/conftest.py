@@ -27,10 +27,10 @@ class Served:
     """A server in a thread, with its engine.
 
     Args:
-        limits: Those of the engine.
-        address: Where it listens.
-        facts: What is known of the models, by name; each is served.
-        models: The models by name; None makes some.
+        limits: The limits of the engine.
+        address: The address to listen on.
+        facts: The facts about each served model, by name.
+        models: The models by name; None makes models with random weights.
         send_buffer: Bytes that the system holds for a client that does not read; None leaves it as it is.
     """
 
@@ -49,7 +49,7 @@ class Served:
         self.engine = Engine(self.models, limits)
         self.engine.start()
         opened = open_socket(address)
-        if send_buffer is not None:  # connections have that of the socket that listens
+        if send_buffer is not None:  # connections inherit the size from the listening socket
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.port = opened.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

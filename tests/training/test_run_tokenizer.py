@@ -18,7 +18,7 @@ from gpt_pretrain.training.run_tokenizer import ENOUGH_CHARACTERS, ENOUGH_IF_CUT
 from tests.helpers.data_settings import data_settings
 
 Compose = Callable[..., DictConfig]
-WAY_BACK = "The text gets a vocabulary of its own; tokenizer=gpt2 takes that of GPT-2 in its place"
+WAY_BACK = "The text gets a vocabulary of its own; tokenizer=gpt2 uses GPT-2's instead"
 
 
 @pytest.fixture
