@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers.model_checks import peak_bytes
+
 MEASURED = (2, 3, 4)  # batches; by then the optimizer has its moments and DDP has rebuilt its buckets
 BYTES_SENT = 200  # offset of tcpi_bytes_sent in struct tcp_info: linux/tcp.h, since Linux 4.19
 
@@ -75,7 +77,7 @@ class Measured(Callback):
                 {
                     "weights": sum(_local(parameter) for parameter in module.parameters()),
                     "moments": sum(_local(value) for values in state for name, value in values.items() if name != "step"),
-                    "peak": _peak(self.profile),
+                    "peak": peak_bytes(self.profile),
                     "sent": bytes_sent() - self.sent,
                     **self.collectives.bytes,
                 }
@@ -88,13 +90,3 @@ class Measured(Callback):
 
 def _local(tensor: torch.Tensor) -> int:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
-
-
-def _peak(profile: torch.profiler.profile) -> int:
-    """Return the peak of the bytes allocated during a profile, in addition to those allocated before."""
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak

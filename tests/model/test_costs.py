@@ -11,6 +11,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels import attention, chunks, loss
 from tests.conftest import tiny_model
+from tests.helpers.model_checks import kept_bytes, peak_bytes
 
 CONFIGS = [
     GPTConfig(vocab_size=97, context_length=16, emb_dim=32, n_heads=4, n_layers=3),
@@ -58,20 +59,7 @@ def test_flops_equal_pytorch_s_count(config: GPTConfig) -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_activation_bytes_equal_what_autograd_saves(drop_rate: float, precision: str) -> None:
     model = tiny_model(emb_dim=64, context_length=200, drop_rate=drop_rate).train()
-    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    token_ids = torch.randint(97, (3, 200))
-    mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
-        model.hidden_states(token_ids)
-    measured = sum(storage.nbytes() for storage in kept.values())
+    measured = kept_bytes(model, torch.randint(97, (3, 200)), precision=precision)
     formula = costs.activation_bytes(model.config, batch_size=3, precision=precision, device="cpu")
     assert formula == pytest.approx(measured, rel=0.01)
 
@@ -90,7 +78,7 @@ def test_training_memory_equals_what_pytorch_allocates(drop_rate: float) -> None
     step()  # The first step creates the optimizer's moments.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    peak = peak_of(profile)
+    peak = peak_bytes(profile)
     memory = costs.training_memory(model.config, batch_size=8, precision="32-true", device="cpu")
     assert memory.weights == sum(p.numel() * p.element_size() for p in model.parameters())
     assert memory.moments == sum(t.nbytes for state in optimizer.state.values() for name, t in state.items() if name != "step")
@@ -109,17 +97,7 @@ def test_the_memory_of_the_loss_equals_what_pytorch_allocates(precision: str) ->
         kept = loss.linear_cross_entropy(hidden, weight, targets)
     assert kept.isfinite()
     formula = costs.loss_bytes(config, batch_size=1, precision=precision, device="cpu")
-    assert formula == pytest.approx(peak_of(profile), rel=0.05)
-
-
-def peak_of(profile: torch.profiler.profile) -> int:
-    """Return the most bytes that were held at a time beyond those at the start."""
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    assert formula == pytest.approx(peak_bytes(profile), rel=0.05)
 
 
 def test_half_precision_halves_the_memory() -> None:

@@ -20,6 +20,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kernels.loss import linear_cross_entropy
 from gpt_pretrain.model.kv_cache import KVCache
 from gpt_pretrain.model.language_model import LanguageModel
+from tests.helpers.model_checks import assert_causal, kept_bytes
 
 FIELDS = {
     "kind": "modern",
@@ -156,13 +157,7 @@ def test_documents_in_a_row_are_read_like_rows_of_their_own() -> None:
 
 def test_no_position_sees_a_later_position_and_the_context_ends() -> None:
     model = modern_model()
-    token_ids = torch.randint(0, 97, (1, 16))
-    changed = token_ids.clone()
-    changed[0, 9] = (changed[0, 9] + 1) % 97
-    with torch.no_grad():
-        before, after = model(token_ids), model(changed)
-    assert torch.equal(before[:, :9], after[:, :9])
-    assert not torch.allclose(before[:, 9:], after[:, 9:])
+    assert_causal(model)
     with pytest.raises(ValueError, match="position 17, but the model's context_length is 16"):
         model(torch.zeros(1, 17, dtype=torch.long))
 
@@ -243,20 +238,7 @@ def test_parameters_and_operations_equal_the_formulas(n_kv_heads: int | None) ->
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_activation_bytes_equal_what_autograd_saves(drop_rate: float, precision: str, n_kv_heads: int | None) -> None:
     model = modern_model(emb_dim=64, context_length=200, drop_rate=drop_rate, n_kv_heads=n_kv_heads).train()
-    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    token_ids = torch.randint(97, (3, 200))
-    mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
-        model.hidden_states(token_ids)
-    measured = sum(storage.nbytes() for storage in kept.values())
+    measured = kept_bytes(model, torch.randint(97, (3, 200)), precision=precision)
     formula = costs.activation_bytes(model.config, batch_size=3, precision=precision, device="cpu")
     assert formula == pytest.approx(measured, rel=0.01)
 
