@@ -43,7 +43,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         SystemExit: If the run fails or is interrupted.
         SweepJobFailed: If it fails as a job of a sweep.
     """
-    began = time.monotonic() if overridden is not None or is_sweep_job() else process_start(_starter())
+    began = time.monotonic() if overridden is not None or is_sweep_job() else _program_start()
     run_dir, overridden = Path(config.run_dir), overridden_keys() if overridden is None else overridden
     if is_multirun() and list_checkpoints(run_dir):  # the sweep is resumed
         config.resume = str(run_dir)
@@ -75,9 +75,10 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
     return _best_val_loss(run_dir)  # a job of a sweep that was already complete
 
 
-def _starter() -> int | None:
-    """Return the process that has started this rank; None if the user has started this process."""
-    return os.getppid() if launch.launch_info() is not None else None
+def _program_start() -> float:
+    """Return the time at which the user started the program, in seconds of `time.monotonic`. A budget counts from there."""
+    launcher = os.getppid() if launch.launch_info() is not None else None
+    return process_start(launcher)
 
 
 def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes: bool, began: float) -> TrainingSetup:
@@ -90,7 +91,6 @@ def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes:
     ranks.join_process_group()
     if writes:
         requeue.remember_run(run_dir, arguments=typed_arguments())
-
     if config.resume is not None and ranks.is_main():
         check_early(str(config.resume))
     with loading_libraries():
