@@ -272,6 +272,10 @@ def _refusal(folder: Path, names: list[str]) -> str:
     for name in names:
         if (problem := _other_format(name)) is not None:
             return f"{folder}: {name} holds weights {problem}"
+    if missing := next((file for file in WEIGHTS_FILES if (folder / file).is_symlink()), None):
+        return (
+            f"{folder / missing} is a link to a file that does not exist. Copy the folder again, with the files behind its links."
+        )
     if CONFIG_FILE in names:
         return f"{folder} has a {CONFIG_FILE}, but none of these files of weights: {expected}."
     return (

@@ -86,7 +86,9 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise UserError(
                 f"{path} was written by torch.save, despite its name. Rename it, for example to {new_name}"
             ) from error
-        raise UserError(f"{path} is damaged or is not a safetensors file ({_first_sentence(error)}).") from error
+        raise UserError(
+            f"{path} is damaged or is not a safetensors file ({_first_sentence(error)}). Download or copy it again."
+        ) from error
 
     opened = OpenedSafetensors(path)
     return {

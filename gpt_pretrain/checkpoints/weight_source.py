@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.system.shown_values import short_repr
+from gpt_pretrain.system.typed_paths import nearest_path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_ADDRESS = re.compile(
@@ -132,7 +135,11 @@ def check_weights_exist(name: str) -> None:
         return
     if (address := HUB_ADDRESS.match(name)) is not None:
         raise UserError(f"{name}: models on the hub are given by name, not by address. Type {address['model']}")
-    raise UserError(f"{name}: there is no such file or folder. Check the path, or give a model on the hub as owner/name.")
+    if os.path.exists(index := f"{user_path(name)}.index"):  # TensorFlow names a checkpoint without its suffixes.
+        check_is_no_other_file(Path(index))
+    nearest = nearest_path(user_path(name))
+    other = f"Did you mean {quote_word(nearest)}?" if nearest else "Check the path, or give a model on the hub as owner/name."
+    raise UserError(f"{name}: there is no such file or folder. {other}")
 
 
 def _from_hub(repo_id: str) -> WeightSource:

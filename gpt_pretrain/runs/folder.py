@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import break_hard_links, linked_paths
+from gpt_pretrain.system.shell import quote_word
+from gpt_pretrain.system.typed_paths import nearest_path
 
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -81,9 +84,22 @@ def find_run_folder(name: str) -> Path:
         if not folder.is_dir() and path.suffix == ".ckpt":
             raise UserError(f"{name}: there is no such checkpoint.{_checkpoints_beside(path)}")
         if not folder.is_dir():
-            other = f"Did you mean {OUTPUTS / name}?" if (OUTPUTS / name).is_dir() else "`latest` is the newest."
+            other = _explain_missing(name) or "`latest` is the newest."
             raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/. {other}")
     return folder
+
+
+def _explain_missing(name: str) -> str:
+    """Return a sentence that names the run or checkpoint that a name probably means, or "" if none is found."""
+    path = user_path(name)
+    checkpoint = f"{name.removesuffix('.ckpt')}.ckpt"
+    close = [nearest_path(path), nearest_path(OUTPUTS / name)]
+    named = (OUTPUTS / name, path.parent / f"{path.name}.ckpt", *map(Path, filter(None, close)))
+    if checkpoint in (LAST, BEST):
+        with suppress(UserError):
+            named = (checkpoint_dir(_latest_run()) / checkpoint, *named)
+    found = next((one for one in named if os.path.exists(one)), None)
+    return f"Did you mean {quote_word(display_path(found))}?" if found else ""
 
 
 def _checkpoints_beside(path: Path) -> str:
@@ -106,7 +122,8 @@ def find_checkpoints(name: str) -> list[Path]:
     if name != "latest" and path.is_file():
         return [path]
     if name != "latest" and not path.exists() and path.suffix != ".ckpt":
-        raise UserError(f"checkpoint={name}: no such file or run folder. `latest` is the newest run below {OUTPUTS}/.")
+        other = _explain_missing(name) or f"`latest` is the newest run below {OUTPUTS}/."
+        raise UserError(f"checkpoint={name}: no such file or run folder. {other}")
     return list_checkpoints(find_run(name))
 
 

@@ -1,8 +1,11 @@
-"""Explain typed paths that cannot work: URLs, Windows paths, and variables that no shell has replaced."""
+"""Explain typed paths that cannot work: URLs, Windows paths, variables that no shell has replaced, and mistyped names."""
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+import unicodedata
 from pathlib import Path
 
 from gpt_pretrain.system.environment import user_path
@@ -10,6 +13,8 @@ from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.system.urls import is_url, without_secrets, wsl_path
 
 VARIABLE = re.compile(r"\$(?:\w+|\{\w+\}|\(\w.*\))|%[A-Z_]+%")
+ENOUGH_ALIKE = 0.8
+MOST_NAMES = 10_000  # names of a folder that are compared
 SURE_VARIABLE = re.compile(r"\$[A-Z_][A-Z0-9_]+|%[A-Z_]+%|\$\(\w.*\)")  # not ${seed}, which refers to a setting
 
 
@@ -38,3 +43,19 @@ def output_problem(setting: str, path: str) -> str | None:
         return None
     reason = explain_typed_path(path) or ""
     return f"{setting}={path}: {reason[:1].lower()}{reason[1:]}"
+
+
+def nearest_path(path: Path) -> str | None:
+    """Return the file or folder with the most similar name in the same folder, or None if no name is similar."""
+    try:
+        names = os.listdir(path.parent)[:MOST_NAMES]
+    except OSError:
+        return None
+    by_form = {_plain(name): name for name in sorted(names, reverse=True)}
+    found = difflib.get_close_matches(_plain(path.name), by_form, n=1, cutoff=ENOUGH_ALIKE)
+    return str(path.parent / by_form[found[0]]) if found else None
+
+
+def _plain(name: str) -> str:
+    """Return a name in a form that ignores what is easily typed differently: case, quotation marks, spaces, composed letters."""
+    return unicodedata.normalize("NFC", name).casefold().strip(" '\"")

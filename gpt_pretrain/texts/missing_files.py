@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import unicodedata
 from pathlib import Path
 from urllib.parse import unquote
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.shell import quote_word
-from gpt_pretrain.system.typed_paths import explain_typed_path
+from gpt_pretrain.system.typed_paths import explain_typed_path, nearest_path
 from gpt_pretrain.system.urls import is_url
 from gpt_pretrain.texts.finding import explain_empty_folder, match_files
 
 FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(/[^/].*)")
-ENOUGH_ALIKE = 0.8
-MOST_NAMES = 10_000  # names of a folder that are compared
 
 
 def explain_missing_file(name: str) -> str:
@@ -31,7 +26,7 @@ def explain_missing_file(name: str) -> str:
         return reason
     if name.startswith("~") and user_path(name) == Path(name):
         return f"No home folder is known for {name.partition('/')[0]}."
-    nearest = _nearest_file(user_path(name))
+    nearest = nearest_path(user_path(name))
     return f"Did you mean {quote_word(nearest)}?" if nearest else ""
 
 
@@ -61,19 +56,3 @@ def explain_no_files(pattern: str) -> str:
     elif not path.is_dir() and (explained := explain_missing_file(pattern)):
         hint, remedy = "", f" {explained}"
     return f"data.path={pattern}: {problem}.{hint}{remedy}"
-
-
-def _nearest_file(path: Path) -> str | None:
-    """Return the file or folder with the most similar name in the same folder, or None if no name is similar."""
-    try:
-        names = os.listdir(path.parent)[:MOST_NAMES]
-    except OSError:
-        return None
-    by_form = {_plain(name): name for name in sorted(names, reverse=True)}
-    found = difflib.get_close_matches(_plain(path.name), by_form, n=1, cutoff=ENOUGH_ALIKE)
-    return str(path.parent / by_form[found[0]]) if found else None
-
-
-def _plain(name: str) -> str:
-    """Return a name in a form that ignores what is easily typed differently: case, quotation marks, spaces, composed letters."""
-    return unicodedata.normalize("NFC", name).casefold().strip(" '\"")

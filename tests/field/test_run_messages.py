@@ -38,7 +38,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import sample_next
 from gpt_pretrain.model.custom import CustomModel, _state_problem
 from gpt_pretrain.runs import tracking
-from gpt_pretrain.runs.folder import find_run, find_run_folder
+from gpt_pretrain.runs.folder import find_checkpoints, find_run, find_run_folder
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
@@ -286,10 +286,33 @@ def test_a_run_is_found_by_its_parts_or_named(tmp_path: Path, monkeypatch: pytes
         ("outputs/a/run.json", r"or a file in its folder checkpoints\. Name outputs/a instead\."),
         ("outputs", r"outputs: this folder holds runs, of which one is needed, such as outputs/a\. `latest` is the newest"),
         ("a", r"a: no such run folder\. Runs are folders below outputs/\. Did you mean outputs/a\?"),
-        ("last", r"last: no such run folder\. Runs are folders below outputs/\. `latest` is the newest\."),
+        ("last", r"last: no such run folder\. Runs are folders .* Did you mean outputs/a/checkpoints/last\.ckpt\?"),
+        ("nowhere", r"nowhere: no such run folder\. Runs are folders below outputs/\. `latest` is the newest\."),
     ):
         with pytest.raises(UserError, match=message):
             find_run(name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("my run", "'outputs/my run'"),
+        ("outputs/My Run", "'outputs/my run'"),
+        ("my_run", "'outputs/my run'"),
+        ("last", "'outputs/my run/checkpoints/last.ckpt'"),
+        ("outputs/my run/checkpoints/last", "'outputs/my run/checkpoints/last.ckpt'"),
+        ("best", None),
+    ],
+)
+def test_the_run_that_a_name_means_is_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "my run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "outputs" / "my run" / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(UserError) as caught:
+        find_checkpoints(typed)
+    assert str(caught.value).endswith(f" Did you mean {meant}?" if meant else " `latest` is the newest run below outputs/.")
 
 
 def test_a_launcher_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

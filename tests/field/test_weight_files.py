@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import tarfile
 import threading
@@ -242,6 +243,25 @@ def test_a_model_in_several_files_without_its_index_is_told_which_file_is_missin
         UserError, match=r"of \d+ files of a model, but not model.safetensors.index.json, which lists their tensors"
     ):
         open_weights(tmp_path)
+
+
+def test_a_missing_file_of_weights_is_explained(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path / "model")
+    (tmp_path / "model.ckpt.index").write_bytes(b"\0" * 50)
+    whole = (tmp_path / "model" / "model.safetensors").read_bytes()
+    for name, message in (
+        ("modle", rf"there is no such file or folder\. Did you mean {re.escape(str(tmp_path / 'model'))}\?"),
+        ("model.ckpt", r"model\.ckpt\.index holds weights for TensorFlow\."),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_pretrained(tmp_path / name)
+    (tmp_path / "model" / "model.safetensors").write_bytes(whole + b"\0" * 10)
+    with pytest.raises(UserError, match=r"is damaged or is not a safetensors file \(.*\)\. Download or copy it again\."):
+        load_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "blobs" / "none")
+    with pytest.raises(UserError, match=r"model\.safetensors is a link to a file that does not exist\. Copy the folder again"):
+        load_pretrained(tmp_path / "model")
 
 
 def test_adapters_that_name_no_model(tmp_path: Path) -> None:
