@@ -59,7 +59,7 @@ def bare_step(shape: Training, *, precision: str) -> Callable[[Tensor, Tensor], 
     from gpt_pretrain.model.gpt2 import GPTModel
     from gpt_pretrain.system.devices import keep_freed_memory
     from gpt_pretrain.training.acceleration import compile_model
-    from gpt_pretrain.training.optimizer import clip_gradients
+    from gpt_pretrain.training.optimization.optimizer import clip_gradients
 
     keep_freed_memory()
     model = GPTModel(shape.config()).to(device())

@@ -23,8 +23,8 @@ from gpt_pretrain.tokenizers.bpe_training import train_bpe
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.acceleration import precision_for
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gradient_norm
-from gpt_pretrain.training.schedule import lr_at
+from gpt_pretrain.training.optimization.optimizer import build_optimizer, clip_gradients, gradient_norm
+from gpt_pretrain.training.optimization.schedule import lr_at
 
 HEAD_DIM = 32
 BYTE_TOKENS = 257  # this size means the vocabulary of bytes

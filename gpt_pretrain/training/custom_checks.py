@@ -7,8 +7,8 @@ from gpt_pretrain.config.custom_parts import TARGET
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import CUSTOM_KIND
-from gpt_pretrain.training.custom_optimizer import check_optimizer_class
-from gpt_pretrain.training.custom_schedule import check_scheduler_class
+from gpt_pretrain.training.optimization.custom_optimizer import check_optimizer_class
+from gpt_pretrain.training.optimization.custom_schedule import check_scheduler_class
 
 
 def check_custom_model(settings: TrainSettings) -> None:

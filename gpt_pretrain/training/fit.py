@@ -28,11 +28,11 @@ from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.callbacks.stop import StopOnSignal, StoppedBySignalError
 from gpt_pretrain.training.distributed import ranks, requeue
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.nonfinite import MAX_WEIGHT, NonFiniteError, has_usable_weights
-from gpt_pretrain.training.optimizer import scaled_rates
+from gpt_pretrain.training.optimization.optimizer import scaled_rates
 from gpt_pretrain.training.preflight import TrainingSetup
-from gpt_pretrain.training.resume import newest_checkpoint
-from gpt_pretrain.training.starting_point import build_model
+from gpt_pretrain.training.start.checkpoint import newest_checkpoint
+from gpt_pretrain.training.start.starting_point import build_model
+from gpt_pretrain.training.steps.nonfinite import MAX_WEIGHT, NonFiniteError, has_usable_weights
 from gpt_pretrain.training.trainer import build_run_trainer
 
 log = logging.getLogger(__name__)

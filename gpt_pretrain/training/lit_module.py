@@ -21,20 +21,26 @@ from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import IGNORED
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.argument_types import check_type
-from gpt_pretrain.training.batch_record import BatchRecord
-from gpt_pretrain.training.batch_results import BatchResult
-from gpt_pretrain.training.batch_totals import batch_totals
 from gpt_pretrain.training.budget.pace import Pace
-from gpt_pretrain.training.chosen_optimizer import apply_current_settings, choose_optimizer, choose_schedule
 from gpt_pretrain.training.clock import TrainingClock
-from gpt_pretrain.training.custom_schedule import OWN_STATE
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import shard_model
-from gpt_pretrain.training.late_steps import LateSteps, can_read_late
-from gpt_pretrain.training.loop_position import batch_origin, is_end_of_step, nonfinite_error
-from gpt_pretrain.training.nonfinite import MAX_WEIGHT, NonFiniteError, has_usable_weights, renumber_batches, skipped_batch_loss
-from gpt_pretrain.training.optimizer import check_optimizer_state, clip_gradients, gradient_norm
-from gpt_pretrain.training.step_mean import StepMean
+from gpt_pretrain.training.optimization.chosen_optimizer import apply_current_settings, choose_optimizer, choose_schedule
+from gpt_pretrain.training.optimization.custom_schedule import OWN_STATE
+from gpt_pretrain.training.optimization.optimizer import check_optimizer_state, clip_gradients, gradient_norm
+from gpt_pretrain.training.steps.batch_record import BatchRecord
+from gpt_pretrain.training.steps.batch_results import BatchResult
+from gpt_pretrain.training.steps.batch_totals import batch_totals
+from gpt_pretrain.training.steps.late_steps import LateSteps, can_read_late
+from gpt_pretrain.training.steps.loop_position import batch_origin, is_end_of_step, nonfinite_error
+from gpt_pretrain.training.steps.nonfinite import (
+    MAX_WEIGHT,
+    NonFiniteError,
+    has_usable_weights,
+    renumber_batches,
+    skipped_batch_loss,
+)
+from gpt_pretrain.training.steps.step_mean import StepMean
 
 
 class GPTLitModule(L.LightningModule):

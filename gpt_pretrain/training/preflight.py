@@ -38,10 +38,10 @@ from gpt_pretrain.training.budget.plan import BudgetPlan, plan_budget
 from gpt_pretrain.training.budget.typed import check_budget, check_lengths
 from gpt_pretrain.training.custom_checks import check_custom_model, check_custom_optimizer, check_custom_scheduler
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.restored_settings import state_change_problems
 from gpt_pretrain.training.run_length import total_steps
 from gpt_pretrain.training.run_tokenizer import choose_start_context, find_tokenizer, tokenizer_problems
-from gpt_pretrain.training.starting_point import StartingPoint, build_model, from_checkpoint, from_weights
+from gpt_pretrain.training.start.restored_settings import state_change_problems
+from gpt_pretrain.training.start.starting_point import StartingPoint, build_model, from_checkpoint, from_weights
 
 log = logging.getLogger(__name__)
 

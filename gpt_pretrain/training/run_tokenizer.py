@@ -21,7 +21,7 @@ from gpt_pretrain.tokenizers.saving import is_exportable
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.tokenizers.unknown import unknown_prompt
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.starting_point import StartingPoint, names_tokenizer
+from gpt_pretrain.training.start.starting_point import StartingPoint, names_tokenizer
 
 ENOUGH_CHARACTERS = 100_000  # of a training set with its own vocabulary; with less text, GPT-2's knows more words
 ENOUGH_IF_CUT = 20_000  # the same if GPT-2's vocabulary cuts the text into short tokens

@@ -15,10 +15,11 @@ from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.training import batch_record, lit_module
+from gpt_pretrain.training import lit_module
 from gpt_pretrain.training.callbacks import time_left
 from gpt_pretrain.training.planning import checks, time_checks
 from gpt_pretrain.training.planning.check_context import CheckContext
+from gpt_pretrain.training.steps import batch_record
 from tests.field.test_step import STILL
 from tests.helpers.plans import plan_run
 from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, rows

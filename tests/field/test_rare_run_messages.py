@@ -21,12 +21,12 @@ from gpt_pretrain.runs.results_file import _run_problems
 from gpt_pretrain.sweeps import report_page, search
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training import preflight, run_tokenizer
-from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
 from gpt_pretrain.training.distributed import launch
 from gpt_pretrain.training.distributed.rendezvous import _agreed_start
-from gpt_pretrain.training.remaining import check_incomplete
-from gpt_pretrain.training.restored_settings import _keep_epoch_limits
-from gpt_pretrain.training.starting_point import _build_custom
+from gpt_pretrain.training.optimization.custom_optimizer import build_custom_optimizer
+from gpt_pretrain.training.start.remaining import check_incomplete
+from gpt_pretrain.training.start.restored_settings import _keep_epoch_limits
+from gpt_pretrain.training.start.starting_point import _build_custom
 from tests.conftest import tiny_model
 from tests.helpers.own_parts import Counting, Numbers
 from tests.helpers.refusals import Make, check_each

@@ -41,8 +41,8 @@ from gpt_pretrain.runs import tracking
 from gpt_pretrain.runs.folder import find_checkpoints, find_run, find_run_folder
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
-from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
-from gpt_pretrain.training.custom_schedule import ScaledSchedule, build_custom_schedule
+from gpt_pretrain.training.optimization.custom_optimizer import build_custom_optimizer
+from gpt_pretrain.training.optimization.custom_schedule import ScaledSchedule, build_custom_schedule
 from tests.conftest import tiny_model
 from tests.helpers.data_settings import data_settings
 from tests.helpers.training_runs import Train

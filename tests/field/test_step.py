@@ -22,7 +22,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.documents import DocumentBoundaries
 from gpt_pretrain.training import run_length, summary
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
-from gpt_pretrain.training.step_mean import StepMean
+from gpt_pretrain.training.steps.step_mean import StepMean
 from tests.helpers.crash_harness import differences
 from tests.helpers.fork_server import ForkServer
 from tests.helpers.made_shards import write_shards

@@ -18,7 +18,7 @@ from gpt_pretrain.model.kernels.loss import linear_cross_entropy
 from gpt_pretrain.training.acceleration import compile_model
 from gpt_pretrain.training.distributed.fsdp import shard_model
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.optimizer import clip_gradients, gradient_norm
+from gpt_pretrain.training.optimization.optimizer import clip_gradients, gradient_norm
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, machine_going_away, rows, spoilt
 

@@ -7,7 +7,7 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan
 from gpt_pretrain.training.run_tokenizer import find_tokenizer
-from gpt_pretrain.training.starting_point import StartingPoint
+from gpt_pretrain.training.start.starting_point import StartingPoint
 
 
 def plan_run(settings: TrainSettings) -> tuple[TextDataModule, GPTConfig, TrainingPlan]:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_pretrain.evaluation.loss import next_token_loss
 from gpt_pretrain.model.kernels import attention, chunks, dropout, loss
-from gpt_pretrain.training.optimizer import clip_gradients
+from gpt_pretrain.training.optimization.optimizer import clip_gradients
 from tests.conftest import tiny_model
 
 

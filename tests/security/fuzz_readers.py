@@ -32,7 +32,7 @@ from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.tokenizers.base import decode, fingerprint
 from gpt_pretrain.tokenizers.build import StoredTokenizer, build_tokenizer, restore_tokenizer
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
-from gpt_pretrain.training.resume import read_resumable
+from gpt_pretrain.training.start.checkpoint import read_resumable
 from tests.conftest import tiny_model
 from tests.helpers import made_shards, vocabularies
 from tests.security import mutations

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.training.resume import newest_checkpoint, read_resumable
+from gpt_pretrain.training.start.checkpoint import newest_checkpoint, read_resumable
 from tests.helpers.hostile_files import hostile_run
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]

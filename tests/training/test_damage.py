@@ -18,7 +18,7 @@ from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.folder import find_run_folder
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.training.callbacks.save import SaveRun
-from gpt_pretrain.training.resume import newest_checkpoint
+from gpt_pretrain.training.start.checkpoint import newest_checkpoint
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled
 

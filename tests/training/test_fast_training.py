@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.training.preflight import prepare_training
-from gpt_pretrain.training.starting_point import build_model
+from gpt_pretrain.training.start.starting_point import build_model
 from tests.conftest import TINY_RUN
 from tests.helpers.crash_harness import differences
 

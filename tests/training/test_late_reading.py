@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.clock import TrainingClock
-from gpt_pretrain.training.late_steps import can_read_late
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.nonfinite import NonFiniteError
-from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gradient_norm
+from gpt_pretrain.training.optimization.optimizer import build_optimizer, clip_gradients, gradient_norm
+from gpt_pretrain.training.steps.late_steps import can_read_late
+from gpt_pretrain.training.steps.nonfinite import NonFiniteError
 from tests.conftest import tiny_model
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, rows, signalled, spoilt

@@ -99,7 +99,7 @@ def test_the_clock_of_training_stands_still_while_it_is_paused(monkeypatch: pyte
 
 
 def test_the_schedule_sets_the_learning_rate_of_each_step(train: Callable[..., float], tmp_path: Path) -> None:
-    from gpt_pretrain.training.schedule import lr_at
+    from gpt_pretrain.training.optimization.schedule import lr_at
 
     train("scheduler=warmup_cosine", "scheduler.warmup_steps=2", "logger=csv")
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()

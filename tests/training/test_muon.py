@@ -19,8 +19,8 @@ from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.model.roles import parameter_roles
-from gpt_pretrain.training.muon import Muon, orthogonalize
-from gpt_pretrain.training.optimizer import build_optimizer
+from gpt_pretrain.training.optimization.muon import Muon, orthogonalize
+from gpt_pretrain.training.optimization.optimizer import build_optimizer
 from tests.conftest import TINY_RUN, tiny_model
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint
 

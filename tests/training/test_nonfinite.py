@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.training.nonfinite import has_usable_weights, renumber_batches
+from gpt_pretrain.training.steps.nonfinite import has_usable_weights, renumber_batches
 from tests.conftest import tiny_model
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, rows, spoilt

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
-from gpt_pretrain.training.optimizer import build_optimizer
-from gpt_pretrain.training.schedule import lr_at
+from gpt_pretrain.training.optimization.optimizer import build_optimizer
+from gpt_pretrain.training.optimization.schedule import lr_at
 from tests.conftest import tiny_model
 
 

@@ -21,7 +21,7 @@ from gpt_pretrain.runs.folder import find_checkpoints
 from gpt_pretrain.training import saving
 from gpt_pretrain.training.callbacks import save
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.resume import read_resumable
+from gpt_pretrain.training.start.checkpoint import read_resumable
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled, spoilt, with_stored
 

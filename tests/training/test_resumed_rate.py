@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gpt_pretrain.config.schema import OptimizerSettings, RoleSettings, SchedulerSettings
+from gpt_pretrain.training.optimization.schedule import lr_at
 from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate, learning_rate_jumps
-from gpt_pretrain.training.schedule import lr_at
 
 DECAYING = ("warmup_cosine", "warmup_linear", "warmup_stable_decay", "warmup_stable_sqrt")
 

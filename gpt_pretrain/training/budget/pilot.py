@@ -17,8 +17,8 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training.budget.law import Training
-from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gradient_norm
-from gpt_pretrain.training.schedule import lr_at
+from gpt_pretrain.training.optimization.optimizer import build_optimizer, clip_gradients, gradient_norm
+from gpt_pretrain.training.optimization.schedule import lr_at
 
 WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 2, 2, 128, 4
 TRAINED_BYTES = 500_000

@@ -15,7 +15,7 @@ from gpt_pretrain.evaluation.loss import next_token_loss
 from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import training_flops_per_token
-from gpt_pretrain.training.optimizer import build_optimizer
+from gpt_pretrain.training.optimization.optimizer import build_optimizer
 
 MOST_SECONDS = 1.0  # of each measurement, after the first step
 

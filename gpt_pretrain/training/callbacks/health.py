@@ -14,12 +14,12 @@ from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.token_stream import loss_by_frequencies
 from gpt_pretrain.runs.tensorboard import EventFiles
-from gpt_pretrain.training.batch_results import BatchResult
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.monitoring.health_monitor import BaselineLosses, HealthMonitor
 from gpt_pretrain.training.monitoring.warning_signs import MIN_SECONDS
-from gpt_pretrain.training.nonfinite import NonFiniteError
+from gpt_pretrain.training.steps.batch_results import BatchResult
+from gpt_pretrain.training.steps.nonfinite import NonFiniteError
 
 log = logging.getLogger(__name__)
 

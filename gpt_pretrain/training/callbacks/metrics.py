@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gpt_pretrain.training.batch_results import BatchResult
 from gpt_pretrain.training.lit_module import GPTLitModule
+from gpt_pretrain.training.steps.batch_results import BatchResult
 
 
 def log_metrics(trainer: L.Trainer, module: GPTLitModule, metrics: dict[str, float]) -> None:

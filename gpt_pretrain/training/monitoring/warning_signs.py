@@ -13,7 +13,7 @@ from statistics import fmean, median
 from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.training.budget.choice import regularization_of
-from gpt_pretrain.training.optimizer import scaled_rates
+from gpt_pretrain.training.optimization.optimizer import scaled_rates
 
 Evaluation = tuple[int, float, float]  # optimizer step, training and validation loss in nats per token
 

@@ -9,7 +9,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.training.planning.plan import TrainingPlan
-from gpt_pretrain.training.starting_point import StartingPoint
+from gpt_pretrain.training.start.starting_point import StartingPoint
 
 
 @dataclass(frozen=True)

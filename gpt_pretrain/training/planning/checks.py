@@ -40,7 +40,7 @@ from gpt_pretrain.training.planning.vocabulary_checks import (
     unsuitable_vocabulary,
 )
 from gpt_pretrain.training.run_length import batches_per_epoch, steps_per_epoch, total_steps
-from gpt_pretrain.training.starting_point import StartingPoint
+from gpt_pretrain.training.start.starting_point import StartingPoint
 
 # Up to 4 epochs, repeated tokens are worth almost as much as new ones. Source: Muennighoff et al. 2023, arXiv:2305.16264.
 MANY_REPEATS = 4

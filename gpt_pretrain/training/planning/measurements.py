@@ -27,9 +27,9 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.callbacks.held_out import held_out_batch, scoring
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.nonfinite import NonFiniteError
-from gpt_pretrain.training.optimizer import build_optimizer
+from gpt_pretrain.training.optimization.optimizer import build_optimizer
 from gpt_pretrain.training.preflight import TrainingSetup
+from gpt_pretrain.training.steps.nonfinite import NonFiniteError
 from gpt_pretrain.training.trainer import build_trainer
 
 MAX_SECONDS = 5.0  # for the steps, and again for the sample

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.training.optimizer import first_rate, scaled_rates
+from gpt_pretrain.training.optimization.optimizer import first_rate, scaled_rates
+from gpt_pretrain.training.optimization.schedule import FINAL_DECAY, decay_length, lr_at
 from gpt_pretrain.training.planning.check_context import CheckContext
-from gpt_pretrain.training.schedule import FINAL_DECAY, decay_length, lr_at
 
 NOTABLE = 1.01  # A smaller change of the learning rate on resuming is not mentioned.
 JUMP = 1.1  # A larger rise is a warning,

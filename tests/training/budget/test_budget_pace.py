@@ -6,8 +6,8 @@ import pytest
 from gpt_pretrain.config.schema import SchedulerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.budget.pace import Pace, read_points
-from gpt_pretrain.training.remaining import stored_pace
-from gpt_pretrain.training.schedule import lr_at
+from gpt_pretrain.training.optimization.schedule import lr_at
+from gpt_pretrain.training.start.remaining import stored_pace
 
 
 def test_the_rate_has_no_jump_where_the_plan_changes():

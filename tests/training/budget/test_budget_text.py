@@ -4,9 +4,9 @@ import pytest
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.training import muon
 from gpt_pretrain.training.budget import pilot, text_facts
 from gpt_pretrain.training.budget.ngrams import frequency_bits, ngram_bits
+from gpt_pretrain.training.optimization import muon
 
 
 def test_counted_ngrams_predict_a_repeated_text_and_not_noise():

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gpt_pretrain.training.batch_record import BatchRecord
-from gpt_pretrain.training.batch_results import BatchOrigin, BatchResult, PendingResults, unusable_step
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.nonfinite import NonFiniteError
-from gpt_pretrain.training.optimizer import clip_gradients, skips_on_device
+from gpt_pretrain.training.optimization.optimizer import clip_gradients, skips_on_device
+from gpt_pretrain.training.steps.batch_record import BatchRecord
+from gpt_pretrain.training.steps.batch_results import BatchOrigin, BatchResult, PendingResults, unusable_step
+from gpt_pretrain.training.steps.nonfinite import NonFiniteError
 
 
 def can_read_late(trainer: L.Trainer, optimizer: Optimizer, device: torch.device, *, own_optimizer: bool) -> bool:

@@ -15,7 +15,7 @@ from gpt_pretrain.config.schema import OptimizerSettings, RoleSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.model.roles import ROLES, parameter_roles
-from gpt_pretrain.training.muon import Muon
+from gpt_pretrain.training.optimization.muon import Muon
 
 
 def build_optimizer(

@@ -24,9 +24,9 @@ from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import OptimizerSettings
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
-from gpt_pretrain.training.custom_schedule import OWN_STATE
 from gpt_pretrain.training.monitoring.health_monitor import MAX_FINDINGS
-from gpt_pretrain.training.optimizer import build_optimizer
+from gpt_pretrain.training.optimization.custom_schedule import OWN_STATE
+from gpt_pretrain.training.optimization.optimizer import build_optimizer
 
 CUDA_STATE_BYTES = 16  # seed and offset
 AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # AdamW's and Muon's, each as large as its parameter

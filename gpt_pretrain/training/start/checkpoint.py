@@ -17,8 +17,8 @@ from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir
 from gpt_pretrain.system.files import remove_scratch_files
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.restored_settings import STEP_SETTINGS, step_numbers
-from gpt_pretrain.training.stored_state import check_training_state
+from gpt_pretrain.training.start.restored_settings import STEP_SETTINGS, step_numbers
+from gpt_pretrain.training.start.stored_state import check_training_state
 
 log = logging.getLogger(__name__)
 

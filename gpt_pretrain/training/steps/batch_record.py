@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 
 from gpt_pretrain.model.language_model import LanguageModel
-from gpt_pretrain.training.batch_results import BatchResult
-from gpt_pretrain.training.nonfinite import MAX_SKIPPED, NonFiniteError, has_usable_weights
+from gpt_pretrain.training.steps.batch_results import BatchResult
+from gpt_pretrain.training.steps.nonfinite import MAX_SKIPPED, NonFiniteError, has_usable_weights
 
 log = logging.getLogger(__name__)
 

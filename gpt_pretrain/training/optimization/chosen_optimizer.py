@@ -11,10 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.budget.pace import Pace
-from gpt_pretrain.training.custom_optimizer import build_custom_optimizer, typed_group_settings
-from gpt_pretrain.training.custom_schedule import ScaledSchedule, build_custom_schedule
-from gpt_pretrain.training.optimizer import build_optimizer, group_settings
-from gpt_pretrain.training.schedule import apply_settings, build_schedule
+from gpt_pretrain.training.optimization.custom_optimizer import build_custom_optimizer, typed_group_settings
+from gpt_pretrain.training.optimization.custom_schedule import ScaledSchedule, build_custom_schedule
+from gpt_pretrain.training.optimization.optimizer import build_optimizer, group_settings
+from gpt_pretrain.training.optimization.schedule import apply_settings, build_schedule
 
 
 def choose_optimizer(

@@ -29,9 +29,9 @@ from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, sa
 from gpt_pretrain.tokenizers.fitting import TooManyTokensError
 from gpt_pretrain.training.budget.pace import Pace
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.remaining import check_incomplete, stored_pace
-from gpt_pretrain.training.restored_settings import restore_settings
-from gpt_pretrain.training.resume import newest_checkpoint, read_resumable
+from gpt_pretrain.training.start.checkpoint import newest_checkpoint, read_resumable
+from gpt_pretrain.training.start.remaining import check_incomplete, stored_pace
+from gpt_pretrain.training.start.restored_settings import restore_settings
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import lightning as L
 
-from gpt_pretrain.training.batch_results import BatchOrigin
-from gpt_pretrain.training.nonfinite import NonFiniteError
+from gpt_pretrain.training.steps.batch_results import BatchOrigin
+from gpt_pretrain.training.steps.nonfinite import NonFiniteError
 
 
 def is_end_of_step(trainer: L.Trainer, batch_idx: int) -> bool:
