@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +20,16 @@ from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
+from gpt_pretrain.tokenizers.pattern_graph import MAX_WAYS
 from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN
 from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
-from gpt_pretrain.tokenizers.vocabulary_limits import check_added_tokens, check_affixes, check_longest_word, check_unigram_tokens
+from gpt_pretrain.tokenizers.vocabulary_limits import (
+    check_added_tokens,
+    check_affixes,
+    check_longest_word,
+    check_searched_tokens,
+    check_unigram_tokens,
+)
 
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
@@ -61,7 +68,7 @@ def parse_tokenizer_json(content: bytes) -> dict[str, Any]:
 
 def may_rescan(fields: Mapping[str, Any]) -> bool:
     """Return whether a regular expression may go through a run of characters once from each of them."""
-    return any(check_pattern(pattern) for pattern in _patterns(fields[name] for name in PARTS))
+    return any(check_pattern(pattern).loops for pattern in _patterns(fields[name] for name in PARTS))
 
 
 def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,9 +85,10 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         if part is not None and not isinstance(part, dict):
             raise DamagedFileError(f"its {name} is {short_repr(part)}, not an object")
     _check_patterns(parts.values())  # This comes first: a pattern shows how much its replacement may add.
+    growth = dict[str, float]()
     for name, part in parts.items():
         _check_part(part)
-        _check_growth(part, name)
+        growth[name] = _check_growth(part, name)
     canonical = {"version": "1.0", "added_tokens": [], **{name: _without_defaults(part) for name, part in parts.items()}}
     canonical["model"] = _canonical_model(model)
     tokens = fields.get("added_tokens") or []
@@ -89,6 +97,12 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     canonical["added_tokens"] = [_added_token(token, normalized=parts["normalizer"] is not None) for token in tokens]
     check_added_tokens(canonical["added_tokens"])
     _check_ids(canonical)
+    # The library normalizes added tokens, and this program decodes all tokens.
+    added = [token["content"] for token in canonical["added_tokens"]]
+    for name, searched in (("normalizer", added), ("decoder", vocabulary_of(canonical))):
+        costs = [check_pattern(pattern) for pattern in _patterns([parts[name]])]
+        loops, ways = sum(cost.loops for cost in costs), sum(cost.ways for cost in costs)
+        check_searched_tokens(searched, growth[name], loops=loops, ways=ways)
     return canonical
 
 
@@ -208,31 +222,34 @@ def _check_part(part: Any) -> None:
                 raise DamagedFileError(f"its {name} are {short_repr(steps)}, not a list")
 
 
-def _check_patterns(parts: Iterable[Any]) -> None:
+def _check_patterns(parts: Collection[Any]) -> None:
     """Check all regular expressions in parts of a tokenizer.json.
 
     Raises:
         DamagedFileError: If one could take unlimited time, or there are far too many.
     """
     patterns = _patterns(parts)
-    if len(patterns) > MAX_PATTERNS or sum(map(len, patterns)) > MAX_PATTERN:
+    size = sum(map(len, [*patterns, *_patterns(parts, "String")]))  # Even a plain text may be compared at each character.
+    if len(patterns) > MAX_PATTERNS or size > MAX_PATTERN:
         found = format_count(len(patterns), "regular expression")
         raise DamagedFileError(
-            f"it has {found} with {sum(map(len, patterns)):,} characters in total, more than the limit of {MAX_PATTERNS} with "
-            f"{MAX_PATTERN:,}"
+            f"it has {found} and texts to search for, with {size:,} characters in total, more than the limit of {MAX_PATTERNS} "
+            f"with {MAX_PATTERN:,}"
         )
-    n_loops = sum(map(check_pattern, patterns))
-    if n_loops > MAX_LOOPS:
+    costs = [check_pattern(pattern) for pattern in patterns]
+    if (n_loops := sum(cost.loops for cost in costs)) > MAX_LOOPS:
         raise DamagedFileError(f"its regular expressions may search the same characters again and again, in {n_loops:,} ways")
+    if (n_ways := sum(cost.ways for cost in costs)) > MAX_WAYS:
+        raise DamagedFileError(f"its regular expressions may match the same text in {n_ways:,} ways together")
 
 
-def _patterns(parts: Iterable[Any]) -> list[str]:
-    """Return all regular expressions in parts of a tokenizer.json."""
-    return [node["Regex"] for part in parts for node in _nested_objects(part) if isinstance(node.get("Regex"), str)]
+def _patterns(parts: Iterable[Any], kind: str = "Regex") -> list[str]:
+    """Return all regular expressions, or all plain texts to search for, in parts of a tokenizer.json."""
+    return [node[kind] for part in parts for node in _nested_objects(part) if isinstance(node.get(kind), str)]
 
 
-def _check_growth(part: Any, name: str) -> None:
-    """Check that all steps in a part of a tokenizer.json together cannot make a text much longer.
+def _check_growth(part: Any, name: str) -> float:
+    """Check that all steps in a part of a tokenizer.json together cannot make a text much longer. Return how many times.
 
     Raises:
         DamagedFileError: If they can.
@@ -251,6 +268,7 @@ def _check_growth(part: Any, name: str) -> None:
         raise DamagedFileError(f"its {name} has {steps:,} steps, more than the limit of {MAX_STEPS}")
     if growth > MAX_GROWTH:
         raise DamagedFileError(f"its {name} may make a text {growth:,.0f} times as long, more than the limit of {MAX_GROWTH:,}")
+    return growth
 
 
 def _replacement_growth(content: str, pattern: Any) -> float:

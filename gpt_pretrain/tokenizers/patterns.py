@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from gpt_pretrain.system.reading import DamagedFileError
@@ -43,28 +44,37 @@ WORDS = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class PatternCost:
+    """The most time that a regular expression takes.
+
+    Args:
+        loops: The number of loops for the same characters that may fail in the end, as in `a+b`. Such a loop may be tried from
+            each character of a run, so its time may grow with the square of the run. Without one, the time is linear in the text.
+        ways: The number of ways to match the same text that may be tried at each character.
+    """
+
+    loops: int
+    ways: int
+
+
 @lru_cache(maxsize=64)
-def check_pattern(pattern: str) -> int:
-    """Check that a regular expression cannot backtrack far, and count its loops that may fail in the end.
-
-    Such a loop, as in `a+b`, may be tried from each character of a run, so its time may grow with the square of the run.
-
-    Returns:
-        The number of such loops for the same characters. If it is 0, the time is always linear in the text.
+def check_pattern(pattern: str) -> PatternCost:
+    """Check that a regular expression cannot backtrack far, and return its cost.
 
     Raises:
         DamagedFileError: If it may backtrack further: a repeated part can match the same text in several ways, repetitions of the
             same characters follow each other, or there are back references or calls.
     """
     try:
-        n_loops = _check_cost(build_graph(parse_pattern(pattern)))
+        cost = _check_cost(build_graph(parse_pattern(pattern)))
     except UnknownSyntaxError as error:
         raise DamagedFileError(f"its regular expression {short_repr(pattern)} is not used, since {error}") from error
     others = WORDS.sub(r"\g<sign>\g<upper>+|\g<sign>\g<lower>+", SPACES.sub("", pattern))
-    if n_loops and others != pattern:
+    if cost.loops and others != pattern:
         with suppress(UnknownSyntaxError):  # The rest may be half a group.
-            return _check_cost(build_graph(parse_pattern(others)))
-    return n_loops
+            return replace(cost, loops=_check_cost(build_graph(parse_pattern(others))).loops)
+    return cost
 
 
 @lru_cache(maxsize=64)
@@ -76,11 +86,11 @@ def matches_nothing(pattern: str) -> bool:
         return True
 
 
-def _check_cost(graph: PatternGraph) -> int:
+def _check_cost(graph: PatternGraph) -> PatternCost:
     """Check all paths that begin at the start of a match, or at a character that may end it, and lead to the next such character.
 
     Returns:
-        The number of loops on such paths that begin with the same character.
+        The number of loops on such paths that begin with the same character, and of the paths for the same text.
 
     Raises:
         UnknownSyntaxError: If there may be too many paths for the same text.
@@ -93,13 +103,12 @@ def _check_cost(graph: PatternGraph) -> int:
     for group in _components(graph.following, ends):
         exponent, ways = _group_cost(set(group), graph.following, masks, costs)
         costs.update(dict.fromkeys(group, (exponent, ways)))
-    n_loops = 0
+    n_loops = most = 0
     for start in (graph.whole.first, *(graph.following[number] for number in ends)):
-        if _sum_costs(start, masks, costs)[1] > MAX_WAYS:
-            raise UnknownSyntaxError(MANY_WAYS)
+        most = max(most, _sum_costs(start, masks, costs)[1])
         looping = Counter({number: count for number, count in start.items() if costs[number][0]})
         n_loops = max(n_loops, _sum_costs(looping, masks, costs)[1] if looping else 0)
-    return n_loops
+    return PatternCost(n_loops, most)
 
 
 def _group_cost(group: set[int], following: list[Counter[int]], masks: list[int], costs: dict[int, Cost]) -> Cost:

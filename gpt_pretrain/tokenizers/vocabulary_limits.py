@@ -19,6 +19,10 @@ MAX_WORD = 256
 AFFIXES, MAX_AFFIX = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"), 100
 MAX_ADDED_BYTES = 2_000_000  # The library takes 75 times as much memory. Gemma 3's 6,400 added tokens have 100 KB.
 
+# Steps that regular expressions may take to search all tokens of a vocabulary once. A million steps take up to 20 ms. For the
+# four million characters of a very large vocabulary and the patterns of known tokenizers, they are 40 million.
+MAX_SEARCHED = 300_000_000
+
 
 def check_unigram_tokens(tokens: Iterable[str]) -> None:
     """Check that the tokens of a unigram model take little memory, and little time for each character of a text.
@@ -76,6 +80,25 @@ def check_added_tokens(tokens: Iterable[dict[str, Any]]) -> None:
     size = sum(len(token["content"].encode(errors="surrogatepass")) for token in tokens)
     if size > MAX_ADDED_BYTES:
         raise DamagedFileError(f"its added tokens have {size:,} bytes, more than the limit of {MAX_ADDED_BYTES:,}")
+
+
+def check_searched_tokens(tokens: Iterable[str], growth: float, *, loops: int, ways: int) -> None:
+    """Check that regular expressions take little time to search all tokens. A search cannot be interrupted.
+
+    Args:
+        tokens: The tokens that are searched.
+        growth: The number of times that a token may become longer before.
+        loops: The loops of the patterns that may take time in proportion to the square of a token's length.
+        ways: The ways to match the same text.
+
+    Raises:
+        DamagedFileError: If they may take long.
+    """
+    if not ways:
+        return
+    lengths = [growth * len(token) for token in tokens]
+    if ways * sum(lengths) + loops * sum(length**2 for length in lengths) > MAX_SEARCHED:
+        raise DamagedFileError("its regular expressions would search its tokens for too long")
 
 
 def _common_length(one: bytes, other: bytes) -> int:

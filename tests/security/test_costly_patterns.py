@@ -130,6 +130,47 @@ def test_the_number_of_patterns_is_bounded() -> None:
         canonical_fields(split_by(*["a" * 300] * 40))
 
 
+def test_texts_to_search_for_count_like_patterns() -> None:
+    def normalized(text: str) -> dict[str, Any]:
+        return split_by("x") | {"normalizer": {"type": "Replace", "pattern": {"String": text}, "content": ""}}
+
+    canonical_fields(normalized("a" * 9000))
+    with pytest.raises(DamagedFileError, match="with 10,001 characters in total"):
+        canonical_fields(normalized("a" * 10_000))
+
+
+MANY_WAYS = "(?:a{1,4}){5}"
+
+
+def test_the_ways_in_which_all_patterns_match_are_counted_together() -> None:
+    assert check_pattern(MANY_WAYS + "b").ways == 256
+    canonical_fields(split_by(MANY_WAYS + "b", "c"))
+    with pytest.raises(DamagedFileError, match="may match the same text in 512 ways together"):
+        canonical_fields(split_by(MANY_WAYS + "b", MANY_WAYS + "c"))
+
+
+def with_long_token(part: str, pattern: str, *, length: int) -> dict[str, Any]:
+    """Return a tokenizer.json with one long token, in which a part searches for a pattern."""
+    replace = {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+    added = {"id": 2, "content": "a" * length, "normalized": True, "special": False}
+    return {
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "b": 1}, "unk_token": "<unk>"},
+        part: {"type": "Sequence", f"{part}s": [replace, *([{"type": "Fuse"}] if part == "decoder" else [])]},
+        "added_tokens": [added],
+    }
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+@pytest.mark.parametrize(("pattern", "length"), [("a+b", 20_000), (MANY_WAYS + "b", 1_200_000)])
+def test_a_pattern_that_would_search_long_tokens_for_ever_is_refused(part: str, pattern: str, length: int) -> None:
+    for short in (with_long_token(part, pattern, length=length // 2), with_long_token(part, "a{4}", length=length)):
+        canonical_fields(short)
+    begin = time.process_time()
+    with pytest.raises(DamagedFileError, match="would search its tokens for too long"):
+        canonical_fields(with_long_token(part, pattern, length=length))
+    assert time.process_time() - begin < 1
+
+
 @pytest.mark.parametrize(("pattern", "expected"), [("a*", True), ("a|", True), ("(?=a)", True), ("a+", False), ("[ab]?c", False)])
 def test_patterns_that_match_nothing_are_known(pattern: str, expected: bool) -> None:
     assert matches_nothing(pattern) is expected
@@ -152,7 +193,9 @@ RESCANNING = {"mistral": 3, "deepseek 3": 1, "superbpe": 6, "lines": 1}
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_most_known_patterns_take_time_that_grows_with_the_text(name: str) -> None:
-    assert check_pattern(KNOWN[name]) == RESCANNING.get(name, 0)
+    cost = check_pattern(KNOWN[name])
+    assert cost.loops == RESCANNING.get(name, 0)
+    assert 1 <= cost.ways < 10
 
 
 @pytest.mark.parametrize(
@@ -173,7 +216,7 @@ def test_most_known_patterns_take_time_that_grows_with_the_text(name: str) -> No
     ],
 )
 def test_loops_that_may_fail_are_counted(pattern: str, n_loops: int) -> None:
-    assert check_pattern(pattern) == n_loops
+    assert check_pattern(pattern).loops == n_loops
 
 
 def test_many_loops_that_may_fail_are_refused() -> None:
