@@ -15,8 +15,8 @@ from benchmarks.measure import Measurement, device, peak_bytes, repeat
 from benchmarks.shapes import gpt2_124m
 from benchmarks.training import transformers_config
 from gpt_pretrain.evaluation.scoring import Scorer
-from gpt_pretrain.evaluation.task_items import Task, TaskItem
-from gpt_pretrain.evaluation.tasks import encode_pair, score_task
+from gpt_pretrain.evaluation.tasks.task_items import Task, TaskItem
+from gpt_pretrain.evaluation.tasks.task_scoring import encode_pair, score_task
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels.loss import token_losses
 from gpt_pretrain.system.devices import keep_freed_memory

@@ -13,7 +13,8 @@ from gpt_pretrain.checkpoints.layouts import ANY_INDEX, CONFIG_FILE, PICKLE_INDE
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.file_kinds import (
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes
+from gpt_pretrain.system.recognition.file_kinds import (
     ARCHIVES,
     BINARY,
     EMPTY_FILE,
@@ -26,8 +27,7 @@ from gpt_pretrain.system.file_kinds import (
     TORCH,
     FileKind,
 )
-from gpt_pretrain.system.old_encodings import quote_path
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes
+from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.texts.archives import Members, read_tar, read_zip
 from gpt_pretrain.texts.blocks import read_stream

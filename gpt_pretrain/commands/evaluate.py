@@ -60,7 +60,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
         from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
         from gpt_pretrain.config.custom_parts import named_model
         from gpt_pretrain.evaluation.evaluated_model import evaluate_model, prepare_models
-        from gpt_pretrain.evaluation.task_sources import load_tasks
+        from gpt_pretrain.evaluation.tasks.task_sources import load_tasks
         from gpt_pretrain.evaluation.texts import typed_source, validation_source
         from gpt_pretrain.system.devices import prepare_computing
         from gpt_pretrain.system.terminal import print_escaped
@@ -125,8 +125,8 @@ def _write_results(evaluated: Sequence[EvaluatedModel], source: TextSource | Non
 
 def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None, settings: EvaluateSettings) -> None:
     """Print tables and comparisons, and write results.json and the page."""
-    from gpt_pretrain.evaluation.task_results import core_results
-    from gpt_pretrain.evaluation.task_tables import task_comparisons, task_rows
+    from gpt_pretrain.evaluation.tasks.task_results import core_results
+    from gpt_pretrain.evaluation.tasks.task_tables import task_comparisons, task_rows
     from gpt_pretrain.system.files import write_json
     from gpt_pretrain.system.tables import format_table
     from gpt_pretrain.system.terminal import print_escaped

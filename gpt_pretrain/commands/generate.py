@@ -198,8 +198,8 @@ def _read_prompt(settings: GenerateSettings) -> list[str]:
         UserError: If the prompt cannot be read or is not UTF-8.
     """
     from gpt_pretrain.generation.prompt_files import MAX_LINE_BYTES, check_prompt_text
-    from gpt_pretrain.system.file_kinds import HEAD
     from gpt_pretrain.system.line_ends import unify_line_ends
+    from gpt_pretrain.system.recognition.file_kinds import HEAD
 
     if settings.prompts is not None:
         return []

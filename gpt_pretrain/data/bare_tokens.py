@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from gpt_pretrain.data.files import Files, LocalFiles
-from gpt_pretrain.system.file_kinds import TOKENS
+from gpt_pretrain.system.recognition.file_kinds import TOKENS
 from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.texts.recognition import recognize_file
 

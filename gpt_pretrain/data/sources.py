@@ -26,8 +26,8 @@ from gpt_pretrain.data.token_cache import tokenize_anyway, tokenize_text
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, TokenSplit, TokenStream, with_files
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.file_kinds import LLMC, NUMPY, TOKENS
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.recognition.file_kinds import LLMC, NUMPY, TOKENS
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.missing_files import explain_missing_file
 from gpt_pretrain.texts.recognition import recognize_file

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt_pretrain.data.token_stream import TokenStream
 from gpt_pretrain.evaluation.shared_spans import longest_shared_spans
-from gpt_pretrain.evaluation.task_items import Task
+from gpt_pretrain.evaluation.tasks.task_items import Task
 from gpt_pretrain.evaluation.text_scores import EvaluationText
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer

@@ -16,9 +16,9 @@ from gpt_pretrain.evaluation.page import MAX_PAGE_TOKENS, PageModel
 from gpt_pretrain.evaluation.progress import scoring_progress
 from gpt_pretrain.evaluation.results import TextResult, summarize
 from gpt_pretrain.evaluation.scoring import Scorer, pick_scoring_precision
-from gpt_pretrain.evaluation.task_items import Task
-from gpt_pretrain.evaluation.task_results import TaskResult
-from gpt_pretrain.evaluation.tasks import check_characters, score_task
+from gpt_pretrain.evaluation.tasks.task_items import Task
+from gpt_pretrain.evaluation.tasks.task_results import TaskResult
+from gpt_pretrain.evaluation.tasks.task_scoring import check_characters, score_task
 from gpt_pretrain.evaluation.text_scores import EvaluationText, score_text
 from gpt_pretrain.evaluation.texts import TextSource
 from gpt_pretrain.evaluation.unlikely_text import unlikely_loss

@@ -18,10 +18,10 @@ from gpt_pretrain.evaluation.contamination import task_overlap, text_overlap
 from gpt_pretrain.evaluation.results import summarize
 from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.evaluation.statistics import Estimate
-from gpt_pretrain.evaluation.task_items import Task
-from gpt_pretrain.evaluation.task_results import TaskResult, core_results
-from gpt_pretrain.evaluation.task_sources import load_tasks
-from gpt_pretrain.evaluation.tasks import TaskEncoder, check_characters, score_task
+from gpt_pretrain.evaluation.tasks.task_items import Task
+from gpt_pretrain.evaluation.tasks.task_results import TaskResult, core_results
+from gpt_pretrain.evaluation.tasks.task_scoring import TaskEncoder, check_characters, score_task
+from gpt_pretrain.evaluation.tasks.task_sources import load_tasks
 from gpt_pretrain.evaluation.text_scores import EvaluationText, score_text
 from gpt_pretrain.evaluation.texts import typed_source
 from gpt_pretrain.runs.metrics_rows import EVALUATED

@@ -12,11 +12,22 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.prompts import Continuation
-from gpt_pretrain.system.file_kinds import ARRAY, AS_TEXT_ADVICE, COMPRESSED, EMPTY, HEAD, LINES, OBJECTS, ROWS, TEXT, FileKind
-from gpt_pretrain.system.file_recognition import is_text_kind, recognize
 from gpt_pretrain.system.json_files import check_names, parse_json_value
-from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
+from gpt_pretrain.system.recognition.file_kinds import (
+    ARRAY,
+    AS_TEXT_ADVICE,
+    COMPRESSED,
+    EMPTY,
+    HEAD,
+    LINES,
+    OBJECTS,
+    ROWS,
+    TEXT,
+    FileKind,
+)
+from gpt_pretrain.system.recognition.file_recognition import is_text_kind, recognize
+from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.shown_values import describe_value
 
 # The fields of an answer besides the prompt. Fields of the prompt with the same names are left out.

@@ -38,8 +38,8 @@ from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, total_cou
 from gpt_pretrain.prepare.shards import write_shards
 from gpt_pretrain.prepare.tokenizing import cached_encoder, cached_tokenizer
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.file_kinds import LINES, PARQUET
 from gpt_pretrain.system.files import write_json, write_text
+from gpt_pretrain.system.recognition.file_kinds import LINES, PARQUET
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, find_inputs

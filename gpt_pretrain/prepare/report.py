@@ -13,8 +13,8 @@ from gpt_pretrain.data.manifest import open_prepared
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoding import describe_listed, first_rejected
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
-from gpt_pretrain.system.encodings import ControlCount
 from gpt_pretrain.system.formatting import format_count, format_si
+from gpt_pretrain.system.recognition.encodings import ControlCount
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, decode
 from gpt_pretrain.tokenizers.unknown import MANY_UNKNOWN, describe_unknown

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, ROW, EncodedBatch
-from gpt_pretrain.system.encodings import count_controls, is_blank
+from gpt_pretrain.system.recognition.encodings import count_controls, is_blank
 from gpt_pretrain.texts.chunks import BATCH, Chunk, Documents, RejectedRecord
 from gpt_pretrain.texts.documents import MARKER, Separators, divide_documents
 from gpt_pretrain.texts.invalid_utf8 import InvalidTexts

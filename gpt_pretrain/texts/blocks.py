@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeVar
 
-from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.system.recognition.file_kinds import HEAD
 from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError
 
 T = TypeVar("T")

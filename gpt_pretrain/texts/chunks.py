@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt_pretrain.system.checkout import script_command
-from gpt_pretrain.system.encodings import is_blank
+from gpt_pretrain.system.recognition.encodings import is_blank
 
 LONGEST_RECORD = 1 << 26  # bytes of a line, or characters of a text in a table; several records are in memory at a time
 MAX_LINES = 8192  # lines of a chunk; a rejected line takes 500 bytes of memory, and as little as two in its file

@@ -12,9 +12,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from gpt_pretrain.system.encodings import to_utf8
-from gpt_pretrain.system.file_kinds import COMPRESSED, EMPTY, PARQUET, PLAIN, FileKind
-from gpt_pretrain.system.file_recognition import content_name, recognize
+from gpt_pretrain.system.recognition.encodings import to_utf8
+from gpt_pretrain.system.recognition.file_kinds import COMPRESSED, EMPTY, PARQUET, PLAIN, FileKind
+from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
 from gpt_pretrain.texts.archives import MANY_FILES, MEMBER, is_hidden, read_tar, read_zip
 from gpt_pretrain.texts.blocks import peek, read_stream
 from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, decompress, drop_bytes

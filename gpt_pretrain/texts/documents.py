@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from gpt_pretrain.system.encodings import is_blank
+from gpt_pretrain.system.recognition.encodings import is_blank
 from gpt_pretrain.texts.chunks import Chunk, Documents, RejectedRecord
 from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
 from gpt_pretrain.tokenizers.base import END_OF_TEXT

@@ -12,7 +12,7 @@ from typing import Any
 from gpt_pretrain.config.command_schema import InputSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.file_kinds import REFUSED, FileKind
+from gpt_pretrain.system.recognition.file_kinds import REFUSED, FileKind
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.finding import explain_empty_folder, match_files

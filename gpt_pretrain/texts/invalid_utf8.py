@@ -6,11 +6,11 @@ import codecs
 import os
 from collections.abc import Iterator
 
-from gpt_pretrain.system.ebcdic import LETTERS as EBCDIC
-from gpt_pretrain.system.file_kinds import ARRAY, HEAD, LINES, OBJECTS, ROWS
-from gpt_pretrain.system.file_recognition import content_name, recognize
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.old_encodings import best_of_alphabet, convert_command, decodes, likely_encodings, quote_path
+from gpt_pretrain.system.recognition.ebcdic import LETTERS as EBCDIC
+from gpt_pretrain.system.recognition.file_kinds import ARRAY, HEAD, LINES, OBJECTS, ROWS
+from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
+from gpt_pretrain.system.recognition.old_encodings import best_of_alphabet, convert_command, decodes, likely_encodings, quote_path
 from gpt_pretrain.texts.blocks import read_stream
 
 BEFORE, AFTER = 2000, 4000  # The encoding is guessed from this many bytes before and after the first invalid one.

@@ -6,9 +6,9 @@ import logging
 import os
 from pathlib import PurePath
 
-from gpt_pretrain.system.file_kinds import COMPRESSED, FileKind
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.old_encodings import quote_path
+from gpt_pretrain.system.recognition.file_kinds import COMPRESSED, FileKind
+from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
 
 SHOWN_KINDS = 6

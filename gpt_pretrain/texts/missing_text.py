@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.encodings import to_utf8
-from gpt_pretrain.system.file_kinds import ARRAY, LINES, OBJECTS, ROWS, FileKind
 from gpt_pretrain.system.json_files import check_json_values
 from gpt_pretrain.system.nested_values import MAX_VALUES
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.recognition.encodings import to_utf8
+from gpt_pretrain.system.recognition.file_kinds import ARRAY, LINES, OBJECTS, ROWS, FileKind
 from gpt_pretrain.texts.blocks import look_ahead, take
 from gpt_pretrain.texts.columns import column_paths, find_column
 from gpt_pretrain.texts.decompression import DamagedArchiveError

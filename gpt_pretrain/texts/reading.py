@@ -8,8 +8,8 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from gpt_pretrain.system.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT
 from gpt_pretrain.system.line_ends import unify_line_ends, unify_line_ends_in_blocks
+from gpt_pretrain.system.recognition.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT
 from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import (
     BATCH,

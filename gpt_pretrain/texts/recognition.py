@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.file_kinds import ARRAY, COMPRESSED, HEAD, LINES, OBJECTS, PARQUET, ROWS, FileKind
-from gpt_pretrain.system.file_recognition import content_name, recognize
 from gpt_pretrain.system.reading import open_regular
+from gpt_pretrain.system.recognition.file_kinds import ARRAY, COMPRESSED, HEAD, LINES, OBJECTS, PARQUET, ROWS, FileKind
+from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
 from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.contents import open_contents
 from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, decompress

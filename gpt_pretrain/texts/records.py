@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpt_pretrain.system.json_files import check_json_values, check_names
-from gpt_pretrain.system.json_recognition import ends_early
 from gpt_pretrain.system.line_ends import unify_line_ends
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.recognition.json_recognition import ends_early
 from gpt_pretrain.system.shown_values import describe_value
 from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, NOT_UTF8, TASK_ITEM, Chunk
 from gpt_pretrain.texts.json_values import GLUED, split_glued

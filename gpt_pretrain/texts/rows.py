@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any, Literal
 
-from gpt_pretrain.system.file_kinds import HEAD
-from gpt_pretrain.system.file_recognition import content_name
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.recognition.file_kinds import HEAD
+from gpt_pretrain.system.recognition.file_recognition import content_name
 from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD, Chunk, Cursor

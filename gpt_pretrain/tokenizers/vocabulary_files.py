@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.file_kinds import HEAD
-from gpt_pretrain.system.file_recognition import recognize
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.recognition.file_kinds import HEAD
+from gpt_pretrain.system.recognition.file_recognition import recognize
 from gpt_pretrain.tokenizers.added_tokens import FilesBeside, read_beside
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.definition import parse_tokenizer_json

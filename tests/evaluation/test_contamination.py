@@ -12,7 +12,7 @@ from gpt_pretrain.evaluation import shared_spans
 from gpt_pretrain.evaluation.contamination import LONG_SPAN, PART, task_overlap, text_overlap
 from gpt_pretrain.evaluation.generated_text import find_training_tokens
 from gpt_pretrain.evaluation.shared_spans import longest_shared_spans
-from gpt_pretrain.evaluation.task_files import Task, TaskItem
+from gpt_pretrain.evaluation.tasks.task_files import Task, TaskItem
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.evaluation.test_text_scores import ListedTokens, text_of
 

@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.core_tasks import read_core_tasks
 from gpt_pretrain.evaluation.scoring import Scorer
-from gpt_pretrain.evaluation.task_items import CoreRule, TaskItem
-from gpt_pretrain.evaluation.task_results import TaskResult, compare_core, core_results
-from gpt_pretrain.evaluation.task_tables import task_comparisons
-from gpt_pretrain.evaluation.tasks import encode_core_item, score_task
+from gpt_pretrain.evaluation.tasks.core_tasks import read_core_tasks
+from gpt_pretrain.evaluation.tasks.task_items import CoreRule, TaskItem
+from gpt_pretrain.evaluation.tasks.task_results import TaskResult, compare_core, core_results
+from gpt_pretrain.evaluation.tasks.task_scoring import encode_core_item, score_task
+from gpt_pretrain.evaluation.tasks.task_tables import task_comparisons
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import tiny_model

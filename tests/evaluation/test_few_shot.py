@@ -6,9 +6,9 @@ from random import Random
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.few_shot import add_examples
-from gpt_pretrain.evaluation.task_files import find_tasks, read_task
-from gpt_pretrain.evaluation.task_items import Task
+from gpt_pretrain.evaluation.tasks.few_shot import add_examples
+from gpt_pretrain.evaluation.tasks.task_files import find_tasks, read_task
+from gpt_pretrain.evaluation.tasks.task_items import Task
 from tests.evaluation.test_tasks import write_lines
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from gpt_pretrain.config.inference_rules import TASK_NAMES
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.hub_tasks import HUB_TASKS, read_hub_task
-from gpt_pretrain.evaluation.published_tasks import read_item
+from gpt_pretrain.evaluation.tasks.hub_tasks import HUB_TASKS, read_hub_task
+from gpt_pretrain.evaluation.tasks.published_tasks import read_item
 from gpt_pretrain.system import hub as hub_module
 from tests.evaluation.test_tasks import make_items
 from tests.helpers.hostile_server import Answer, Stranger

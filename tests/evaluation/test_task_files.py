@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.published_tasks import read_item
-from gpt_pretrain.evaluation.task_files import find_tasks, read_task
-from gpt_pretrain.evaluation.task_items import TaskItem
+from gpt_pretrain.evaluation.tasks.published_tasks import read_item
+from gpt_pretrain.evaluation.tasks.task_files import find_tasks, read_task
+from gpt_pretrain.evaluation.tasks.task_items import TaskItem
 
 
 @pytest.mark.parametrize(

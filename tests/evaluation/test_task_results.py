@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.few_shot import add_examples
 from gpt_pretrain.evaluation.scoring import Scorer
-from gpt_pretrain.evaluation.task_files import read_task
-from gpt_pretrain.evaluation.task_results import TaskResult, compare_perplexities
-from gpt_pretrain.evaluation.task_tables import task_comparisons, task_rows
-from gpt_pretrain.evaluation.tasks import check_characters, score_task
+from gpt_pretrain.evaluation.tasks.few_shot import add_examples
+from gpt_pretrain.evaluation.tasks.task_files import read_task
+from gpt_pretrain.evaluation.tasks.task_results import TaskResult, compare_perplexities
+from gpt_pretrain.evaluation.tasks.task_scoring import check_characters, score_task
+from gpt_pretrain.evaluation.tasks.task_tables import task_comparisons, task_rows
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from tests.conftest import tiny_model

@@ -17,11 +17,11 @@ import torch
 from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.published_tasks import read_item
 from gpt_pretrain.evaluation.scoring import Scorer
-from gpt_pretrain.evaluation.task_files import find_tasks, read_task
-from gpt_pretrain.evaluation.task_results import TaskResult, compare_accuracies, sign_test
-from gpt_pretrain.evaluation.tasks import encode_pair, score_task
+from gpt_pretrain.evaluation.tasks.published_tasks import read_item
+from gpt_pretrain.evaluation.tasks.task_files import find_tasks, read_task
+from gpt_pretrain.evaluation.tasks.task_results import TaskResult, compare_accuracies, sign_test
+from gpt_pretrain.evaluation.tasks.task_scoring import encode_pair, score_task
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import tiny_model
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.old_encodings import convert_command
-from gpt_pretrain.system.seven_bit_encodings import seven_bit_encoding
+from gpt_pretrain.system.recognition.old_encodings import convert_command
+from gpt_pretrain.system.recognition.seven_bit_encodings import seven_bit_encoding
 from tests.helpers.text_inputs import in_corpus, in_training
 
 TEXTS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.system.damaged_text import conversion_damage
+from gpt_pretrain.system.recognition.damaged_text import conversion_damage
 from gpt_pretrain.texts.inputs import find_input_files
 from gpt_pretrain.texts.text import Text, find_text_files
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.file_recognition import recognize
+from gpt_pretrain.system.recognition.file_recognition import recognize
 from gpt_pretrain.texts import json_values
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
 from tests.helpers.text_inputs import check, in_corpus, in_training

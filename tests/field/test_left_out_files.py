@@ -16,8 +16,8 @@ import pytest
 from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.data.sources import is_shard_path, open_corpus_at
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.encodings import detect_encoding
-from gpt_pretrain.system.file_recognition import recognize
+from gpt_pretrain.system.recognition.encodings import detect_encoding
+from gpt_pretrain.system.recognition.file_recognition import recognize
 from gpt_pretrain.texts.text import Text
 from tests.helpers import corpora
 from tests.helpers.data_settings import data_settings

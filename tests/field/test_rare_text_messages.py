@@ -19,8 +19,8 @@ from gpt_pretrain.data.web import _redirect_problem
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.corpus_folder import _shards
 from gpt_pretrain.system import environment
-from gpt_pretrain.system.file_kinds import FileKind
 from gpt_pretrain.system.json_files import check_json_values
+from gpt_pretrain.system.recognition.file_kinds import FileKind
 from gpt_pretrain.texts import archives, finding, small_tables, tables
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
 from gpt_pretrain.texts.dataset_guard import _LimitedStream, _OwnFiles

@@ -26,7 +26,7 @@ from gpt_pretrain.checkpoints.sharded import ShardReader, rank_file_name, write_
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor, read_safetensors, read_torch_file
 from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.checkpoints.torch_pickles import _record_sizes
-from gpt_pretrain.evaluation.task_results import compare_accuracies
+from gpt_pretrain.evaluation.tasks.task_results import compare_accuracies
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
 from gpt_pretrain.system import hub

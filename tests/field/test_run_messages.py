@@ -28,10 +28,10 @@ from gpt_pretrain.data import private_cache, remote
 from gpt_pretrain.data.remote import RemoteFiles
 from gpt_pretrain.data.sources import find_data_sources
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation import hub_tasks
 from gpt_pretrain.evaluation.packing import ScoreRequest
 from gpt_pretrain.evaluation.scoring import Scorer
-from gpt_pretrain.evaluation.tasks import _check_lengths
+from gpt_pretrain.evaluation.tasks import hub_tasks
+from gpt_pretrain.evaluation.tasks.task_scoring import _check_lengths
 from gpt_pretrain.evaluation.texts import TextSource, _beginning, validation_source
 from gpt_pretrain.generation import decoding, prompt_files
 from gpt_pretrain.generation.config import SamplerConfig

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
-from gpt_pretrain.system.file_recognition import recognize
+from gpt_pretrain.system.recognition.encodings import TextEncoding, detect_encoding
+from gpt_pretrain.system.recognition.file_recognition import recognize
 from tests.helpers.text_inputs import DOCUMENTS, PLAIN, check, in_corpus, in_training, lines
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt_pretrain.system.file_recognition import recognize
+from gpt_pretrain.system.recognition.file_recognition import recognize
 from tests.helpers.text_inputs import PLAIN, check, in_corpus, in_training
 
 BYTES = random.Random(0).randbytes(3000)

@@ -11,7 +11,7 @@ from gpt_pretrain.config.corpus_rules import prepare_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.cluster import _slurm_time, group_files
 from gpt_pretrain.prepare.pipeline import prepare_corpus
-from gpt_pretrain.system.file_kinds import PLAIN
+from gpt_pretrain.system.recognition.file_kinds import PLAIN
 from gpt_pretrain.texts.inputs import InputFile
 
 SBATCH = f"""#!{sys.executable}

@@ -21,10 +21,10 @@ from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.core_tasks import read_core_tasks
-from gpt_pretrain.evaluation.task_files import find_tasks
-from gpt_pretrain.evaluation.task_items import Task
-from gpt_pretrain.evaluation.tasks import TaskEncoder, check_characters
+from gpt_pretrain.evaluation.tasks.core_tasks import read_core_tasks
+from gpt_pretrain.evaluation.tasks.task_files import find_tasks
+from gpt_pretrain.evaluation.tasks.task_items import Task
+from gpt_pretrain.evaluation.tasks.task_scoring import TaskEncoder, check_characters
 from gpt_pretrain.generation.prompt_files import answer_line, check_prompts, read_prompts
 from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.texts.dataset_files import check_saved_dataset

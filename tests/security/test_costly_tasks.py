@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation import task_files
-from gpt_pretrain.evaluation.core_tasks import read_core_tasks
-from gpt_pretrain.evaluation.few_shot import SEED, add_core_examples, add_examples
 from gpt_pretrain.evaluation.shared_spans import longest_shared_spans
-from gpt_pretrain.evaluation.task_files import find_tasks, read_task
-from gpt_pretrain.evaluation.task_items import CoreRule, Task, TaskItem
-from gpt_pretrain.evaluation.tasks import check_characters
+from gpt_pretrain.evaluation.tasks import task_files
+from gpt_pretrain.evaluation.tasks.core_tasks import read_core_tasks
+from gpt_pretrain.evaluation.tasks.few_shot import SEED, add_core_examples, add_examples
+from gpt_pretrain.evaluation.tasks.task_files import find_tasks, read_task
+from gpt_pretrain.evaluation.tasks.task_items import CoreRule, Task, TaskItem
+from gpt_pretrain.evaluation.tasks.task_scoring import check_characters
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.evaluation.test_core_tasks import ENTRIES, make_core_folder
 from tests.evaluation.test_tasks import write_lines

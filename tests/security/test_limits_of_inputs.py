@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.task_items import MAX_ITEM_CHARACTERS, read_own_item
+from gpt_pretrain.evaluation.tasks.task_items import MAX_ITEM_CHARACTERS, read_own_item
 from gpt_pretrain.generation import prompt_files
 from gpt_pretrain.generation.prompt_files import read_prompts
 from gpt_pretrain.system.files import open_emptied, open_for_append

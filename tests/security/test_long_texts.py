@@ -30,8 +30,8 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps import search as search_module
 from gpt_pretrain.sweeps.journal import open_journal
 from gpt_pretrain.sweeps.search import NumberRange, Search
-from gpt_pretrain.system.file_kinds import HEAD, MAILBOX
-from gpt_pretrain.system.file_recognition import recognize
+from gpt_pretrain.system.recognition.file_kinds import HEAD, MAILBOX
+from gpt_pretrain.system.recognition.file_recognition import recognize
 from gpt_pretrain.system.urls import hide_secrets, is_cut, secret_parts, without_secrets
 from gpt_pretrain.texts import finding
 from gpt_pretrain.texts.finding import match_files

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.prepare.tokenizing import encode_batch
-from gpt_pretrain.system.file_recognition import recognize
+from gpt_pretrain.system.recognition.file_recognition import recognize
 from gpt_pretrain.texts import invalid_utf8
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file

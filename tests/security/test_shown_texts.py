@@ -14,11 +14,11 @@ from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.commands.failures import print_error
 from gpt_pretrain.commands.serve import _public_name
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.task_files import find_tasks
+from gpt_pretrain.evaluation.tasks.task_files import find_tasks
 from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata, track_run
 from gpt_pretrain.sweeps.results import read_sweep, swept_keys
 from gpt_pretrain.sweeps.runner import print_sweep_summary
-from gpt_pretrain.system.file_kinds import AS_TEXT_ADVICE, SUFFIXES
+from gpt_pretrain.system.recognition.file_kinds import AS_TEXT_ADVICE, SUFFIXES
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import ConsoleHandler, LogFileHandler, print_escaped
 from gpt_pretrain.tokenizers.build import build_tokenizer

@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from pathlib import PurePath
 
-from gpt_pretrain.system.damaged_text import conversion_damage, damage_in_records, escapes_left
-from gpt_pretrain.system.encodings import TextEncoding, detect_encoding, is_partly_utf_16
-from gpt_pretrain.system.file_kinds import (
+from gpt_pretrain.system.recognition.damaged_text import conversion_damage, damage_in_records, escapes_left
+from gpt_pretrain.system.recognition.encodings import TextEncoding, detect_encoding, is_partly_utf_16
+from gpt_pretrain.system.recognition.file_kinds import (
     ARROW,
     AS_TEXT_ADVICE,
     BINARY,
@@ -53,10 +53,10 @@ from gpt_pretrain.system.file_kinds import (
     FileKind,
     convert_advice,
 )
-from gpt_pretrain.system.json_recognition import json_kind
-from gpt_pretrain.system.old_encodings import conversion, iconv_name
-from gpt_pretrain.system.seven_bit_encodings import seven_bit_encoding
-from gpt_pretrain.system.text_forms import other_form
+from gpt_pretrain.system.recognition.json_recognition import json_kind
+from gpt_pretrain.system.recognition.old_encodings import conversion, iconv_name
+from gpt_pretrain.system.recognition.seven_bit_encodings import seven_bit_encoding
+from gpt_pretrain.system.recognition.text_forms import other_form
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 PARQUET_SUMMARIES = ("_metadata", "_common_metadata")  # Their names in a folder of many parts.

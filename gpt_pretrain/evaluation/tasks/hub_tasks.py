@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError, first_line
-from gpt_pretrain.evaluation.few_shot import add_examples
-from gpt_pretrain.evaluation.published_tasks import read_item
-from gpt_pretrain.evaluation.task_items import Task, TaskItem
+from gpt_pretrain.evaluation.tasks.few_shot import add_examples
+from gpt_pretrain.evaluation.tasks.published_tasks import read_item
+from gpt_pretrain.evaluation.tasks.task_items import Task, TaskItem
 from gpt_pretrain.system.resources import bounded_memory
 from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
 from gpt_pretrain.texts.extras import missing_extra

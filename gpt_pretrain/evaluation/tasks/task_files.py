@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.few_shot import add_examples
-from gpt_pretrain.evaluation.hub_tasks import HUB_TASKS
-from gpt_pretrain.evaluation.published_tasks import read_item
-from gpt_pretrain.evaluation.task_items import FORMAT, Task, TaskItem
+from gpt_pretrain.evaluation.tasks.few_shot import add_examples
+from gpt_pretrain.evaluation.tasks.hub_tasks import HUB_TASKS
+from gpt_pretrain.evaluation.tasks.published_tasks import read_item
+from gpt_pretrain.evaluation.tasks.task_items import FORMAT, Task, TaskItem
 from gpt_pretrain.generation.prompt_files import check_prompt_text
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.file_kinds import HEAD
 from gpt_pretrain.system.json_files import check_names, parse_json
-from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
+from gpt_pretrain.system.recognition.file_kinds import HEAD
+from gpt_pretrain.system.recognition.old_encodings import quote_path
 
 MAX_LINE_BYTES = 1 << 20
 MAX_TASK_FILES = 1000  # of a folder

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.task_items import MAX_ITEM_CHARACTERS, Task, TaskItem
+from gpt_pretrain.evaluation.tasks.task_items import MAX_ITEM_CHARACTERS, Task, TaskItem
 
 SEED = 1234  # The seed of both programs.
 MAX_SHOTS = 100

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gpt_pretrain.config.inference_schema import TaskSettings
-from gpt_pretrain.evaluation.core_tasks import CONFIG, is_core_folder, read_core_tasks
-from gpt_pretrain.evaluation.hub_tasks import read_hub_task
-from gpt_pretrain.evaluation.task_files import find_tasks
-from gpt_pretrain.evaluation.task_items import Task
+from gpt_pretrain.evaluation.tasks.core_tasks import CONFIG, is_core_folder, read_core_tasks
+from gpt_pretrain.evaluation.tasks.hub_tasks import read_hub_task
+from gpt_pretrain.evaluation.tasks.task_files import find_tasks
+from gpt_pretrain.evaluation.tasks.task_items import Task
 from gpt_pretrain.system.environment import user_path
 
 

@@ -17,9 +17,9 @@ from random import Random
 from typing import Any
 
 from gpt_pretrain.errors import UserError, describe_damage
-from gpt_pretrain.evaluation.few_shot import MAX_SHOTS, add_core_examples
-from gpt_pretrain.evaluation.task_files import check_names_of_files, read_items
-from gpt_pretrain.evaluation.task_items import (
+from gpt_pretrain.evaluation.tasks.few_shot import MAX_SHOTS, add_core_examples
+from gpt_pretrain.evaluation.tasks.task_files import check_names_of_files, read_items
+from gpt_pretrain.evaluation.tasks.task_items import (
     CoreRule,
     Task,
     TaskItem,

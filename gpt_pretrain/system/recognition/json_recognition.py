@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from gpt_pretrain.system.file_kinds import JSON_ARRAY, JSON_LINES, JSON_OBJECTS, FileKind
+from gpt_pretrain.system.recognition.file_kinds import JSON_ARRAY, JSON_LINES, JSON_OBJECTS, FileKind
 
 SEPARATORS = " \t\r\n,\x1e"  # Between values: some programs write a comma, or the record separator of RFC 7464.
 # Possible ends of incomplete JSON: a part of a word, of a number or of an escape.

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpt_pretrain.evaluation.statistics import Estimate
-from gpt_pretrain.evaluation.task_results import TaskResult, compare_accuracies, compare_core, compare_perplexities, core_results
+from gpt_pretrain.evaluation.tasks.task_results import (
+    TaskResult,
+    compare_accuracies,
+    compare_core,
+    compare_perplexities,
+    core_results,
+)
 
 UNKNOWN = Estimate(math.nan, math.nan)
 LARGE = 1e6  # A larger perplexity is shown with an exponent.

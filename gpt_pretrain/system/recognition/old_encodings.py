@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from gpt_pretrain.system.ebcdic import ebcdic_encoding
+from gpt_pretrain.system.recognition.ebcdic import ebcdic_encoding
 from gpt_pretrain.system.shell import quote_word
 
 # For each group of encodings, in order of preference: frequent non-ASCII letters, and other letters that occur.

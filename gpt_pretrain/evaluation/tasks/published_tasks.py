@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gpt_pretrain.evaluation.task_items import OWN_FIELDS, TaskItem, read_label, read_own_item, read_text_field, read_texts_field
+from gpt_pretrain.evaluation.tasks.task_items import (
+    OWN_FIELDS,
+    TaskItem,
+    read_label,
+    read_own_item,
+    read_text_field,
+    read_texts_field,
+)
 from gpt_pretrain.system.shown_values import short_repr
 
 

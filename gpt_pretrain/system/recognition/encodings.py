@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gpt_pretrain.system.formatting import format_rounded
-from gpt_pretrain.system.old_encodings import ALPHABETS, SEVERAL_BYTES
+from gpt_pretrain.system.recognition.old_encodings import ALPHABETS, SEVERAL_BYTES
 
 # UTF-32's mark begins with UTF-16's mark.
 MARKS = (

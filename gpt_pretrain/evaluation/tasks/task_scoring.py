@@ -12,8 +12,8 @@ import numpy as np
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.packing import ScoreRequest, common_length
 from gpt_pretrain.evaluation.scoring import Scorer, TokenScores
-from gpt_pretrain.evaluation.task_items import SEPARATOR, CoreRule, Task, TaskItem
-from gpt_pretrain.evaluation.task_results import TaskResult
+from gpt_pretrain.evaluation.tasks.task_items import SEPARATOR, CoreRule, Task, TaskItem
+from gpt_pretrain.evaluation.tasks.task_results import TaskResult
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.unknown import unknown_parts
 

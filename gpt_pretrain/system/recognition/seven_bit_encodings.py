@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from gpt_pretrain.system.ebcdic import ebcdic_encoding
-from gpt_pretrain.system.encodings import ENOUGH, FREQUENT, IDEOGRAPHS, script_index
+from gpt_pretrain.system.recognition.ebcdic import ebcdic_encoding
+from gpt_pretrain.system.recognition.encodings import ENOUGH, FREQUENT, IDEOGRAPHS, script_index
 
 # Escape sequences of ISO 2022, by Python's name of the encoding.
 ESCAPES = (
