@@ -46,8 +46,8 @@ def shards(
         documents: Mask attention between documents of DOCUMENT tokens.
     """
     from gpt_pretrain.config.schema import RemoteSettings
-    from gpt_pretrain.data.remote import RemoteFiles
-    from gpt_pretrain.data.remote_cache import CachedFiles
+    from gpt_pretrain.data.remote.remote_cache import CachedFiles
+    from gpt_pretrain.data.remote.remote_files import RemoteFiles
 
     with tempfile.TemporaryDirectory() as folder:
         size = n_tokens // SHARDS

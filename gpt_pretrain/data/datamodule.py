@@ -14,8 +14,8 @@ from gpt_pretrain.config.custom_parts import OF_THE_LOADER
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.custom_data import build_custom_datasets
 from gpt_pretrain.data.dataset import Batch, WindowDataset
-from gpt_pretrain.data.fetching import stop_fetching
 from gpt_pretrain.data.loader import TimedLoader, check_locks, ignore_signals, start_method
+from gpt_pretrain.data.remote.fetching import stop_fetching
 from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSampler
 from gpt_pretrain.data.sources import DataSource, build_datasets
 from gpt_pretrain.data.token_stream import TokenSplit

@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data.corpus import TokenCorpus, add_known, split_corpus
 from gpt_pretrain.data.dataset import TokenWindows, WindowDataset
 from gpt_pretrain.data.documents import DocumentBoundaries
 from gpt_pretrain.data.files import Files, LocalFiles
-from gpt_pretrain.data.formats import open_corpus
-from gpt_pretrain.data.manifest import MANIFEST
 from gpt_pretrain.data.mixture import MixedWindows, allocate_validation_windows
-from gpt_pretrain.data.nanogpt import TRAIN
+from gpt_pretrain.data.shards.corpus import TokenCorpus, add_known, split_corpus
+from gpt_pretrain.data.shards.formats import open_corpus
+from gpt_pretrain.data.shards.manifest import MANIFEST
+from gpt_pretrain.data.shards.nanogpt import TRAIN
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.token_cache import tokenize_anyway, tokenize_text
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, TokenSplit, TokenStream, with_files
@@ -166,7 +166,7 @@ def _is_shard(file: Path) -> bool:
 
 def _files_at(path: str, settings: DataSettings) -> Files:
     if is_url(path):
-        from gpt_pretrain.data.remote import RemoteFiles
+        from gpt_pretrain.data.remote.remote_files import RemoteFiles
 
         folder, _, last = path.rpartition("/")
         return RemoteFiles(folder if last in ENTRY_FILES else path, settings.remote)
@@ -274,8 +274,8 @@ def _shard_source(path: str, settings: DataSettings, tokenizer: Tokenizer, *, we
 
 def _through_cache(split: TokenSplit, corpus: TokenCorpus, settings: DataSettings) -> TokenSplit:
     """Return the same split with its shards read through a cache on the local disk."""
-    from gpt_pretrain.data.remote import RemoteFiles
-    from gpt_pretrain.data.remote_cache import CachedFiles
+    from gpt_pretrain.data.remote.remote_cache import CachedFiles
+    from gpt_pretrain.data.remote.remote_files import RemoteFiles
 
     assert isinstance(corpus.files, RemoteFiles)
     shards = [shard for part in (corpus.train, corpus.val) if part is not None for shard in part.shards]

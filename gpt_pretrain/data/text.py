@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data.download import download
 from gpt_pretrain.data.private_cache import temporary_cache
+from gpt_pretrain.data.remote.download import download
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_cache_folder, user_path
 from gpt_pretrain.texts.text import Text, find_text_files

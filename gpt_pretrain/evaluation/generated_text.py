@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gpt_pretrain.config.checkpoint_settings import read_data_settings
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data.download import find_download
+from gpt_pretrain.data.remote.download import find_download
 from gpt_pretrain.data.sources import find_split
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.token_cache import tokenize_text

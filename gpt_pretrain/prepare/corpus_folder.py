@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.data.corpus import MAX_COUNT
-from gpt_pretrain.data.manifest import FORMAT, MANIFEST, MAX_MANIFEST, VERSION
+from gpt_pretrain.data.shards.corpus import MAX_COUNT
+from gpt_pretrain.data.shards.manifest import FORMAT, MANIFEST, MAX_MANIFEST, VERSION
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.runs.folder import is_written_by_runs
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config.command_schema import PrepareSettings
-from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
+from gpt_pretrain.data.shards.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files, unfinished_tasks

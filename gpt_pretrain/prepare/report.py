@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.manifest import open_prepared
+from gpt_pretrain.data.shards.manifest import open_prepared
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoding import describe_listed, first_rejected
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts

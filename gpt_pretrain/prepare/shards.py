@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.config.command_schema import PrepareSettings
-from gpt_pretrain.data.corpus import MAX_COUNT
+from gpt_pretrain.data.shards.corpus import MAX_COUNT
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.assigning import TRAIN, VAL, DocumentSplit, choose_split, find_duplicates
 from gpt_pretrain.prepare.corpus_folder import START_OVER, WORK, remove_other_shards

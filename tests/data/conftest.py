@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.data import remote as remote_module
-from gpt_pretrain.data import remote_cache as module
-from gpt_pretrain.data.fetching import FetcherThread, stop_fetching
+from gpt_pretrain.data.remote import remote_cache as module
+from gpt_pretrain.data.remote import remote_files
+from gpt_pretrain.data.remote.fetching import FetcherThread, stop_fetching
 from tests.helpers.made_shards import write_shards
 from tests.helpers.remote_corpora import TRAIN, VAL, data_of, rows_of
 
@@ -19,7 +19,7 @@ from tests.helpers.remote_corpora import TRAIN, VAL, data_of, rows_of
 @pytest.fixture
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Use small blocks and short pauses, and check that no fetcher thread outlives the test."""
-    monkeypatch.setattr(remote_module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(remote_files, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(module, "BLOCK", 4096)
     yield
     stop_fetching()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.data.download import download
+from gpt_pretrain.data.remote.download import download
 from gpt_pretrain.errors import UserError
 
 GOOD = b"The real text.\n" * 5000

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from gpt_pretrain.data import fetching as fetching_module
-from gpt_pretrain.data import remote as remote_module
-from gpt_pretrain.data import remote_cache as module
-from gpt_pretrain.data.disk_cache import DiskCache
-from gpt_pretrain.data.fetching import FetcherThread, StoppedError
-from gpt_pretrain.data.formats import open_corpus
-from gpt_pretrain.data.remote import RemoteFiles
-from gpt_pretrain.data.remote_cache import CachedFiles
+from gpt_pretrain.data.remote import fetching as fetching_module
+from gpt_pretrain.data.remote import remote_cache as module
+from gpt_pretrain.data.remote import remote_files
+from gpt_pretrain.data.remote.disk_cache import DiskCache
+from gpt_pretrain.data.remote.fetching import FetcherThread, StoppedError
+from gpt_pretrain.data.remote.remote_cache import CachedFiles
+from gpt_pretrain.data.remote.remote_files import RemoteFiles
 from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSampler
+from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import urls
 from gpt_pretrain.system.signing import SIGNATURE_BYTES
@@ -111,7 +111,7 @@ def test_a_server_that_was_never_reached_is_not_waited_for(monkeypatch: pytest.M
     def look_up(*_arguments: object, **_options: object) -> NoReturn:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(remote_module, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(remote_files, "FIRST_PAUSE", 60.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     refusing = RemoteFiles(f"http://127.0.0.1:{port}/corpus", remote_settings(retries=6, timeout=5.0))
@@ -135,7 +135,7 @@ def test_pauses_between_attempts_grow(
     tmp_path: Path, corpus: Path, failing: type[FailingFileSystem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(remote_module, "FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(remote_files, "FIRST_PAUSE", 0.5)
     monkeypatch.setattr(fetching_module.time, "sleep", pauses.append)
     failing.failures = itertools.repeat("error")
     with pytest.raises(UserError):

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from gpt_pretrain.data import remote_cache as module
+from gpt_pretrain.data.remote import remote_cache as module
 from gpt_pretrain.errors import UserError
 from tests.helpers.remote_corpora import data_of, rows_of
 from tests.helpers.training_runs import Train, checkpoint, same_weights

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pretrain.data import files as files_module
-from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.formats import open_corpus
-from gpt_pretrain.data.llmc import HEADER
+from gpt_pretrain.data.shards.corpus import split_corpus
+from gpt_pretrain.data.shards.formats import open_corpus
+from gpt_pretrain.data.shards.llmc import HEADER
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard, TokenSplit, loss_by_frequencies
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation import memorization

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from gpt_pretrain.data.corpus import split_corpus
+from gpt_pretrain.data.shards.corpus import split_corpus
 from gpt_pretrain.data.sources import open_corpus_at
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts import decompression, json_values, reading

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.data.download import download_name
+from gpt_pretrain.data.remote.download import download_name
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import find_input_files

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.numpy_shards import open_numpy
+from gpt_pretrain.data.shards.numpy_shards import open_numpy
 from gpt_pretrain.texts.archives import read_zip
 from gpt_pretrain.texts.decompression import ContentLimit
 from gpt_pretrain.texts.text import Text

@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
-from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.shards.corpus import split_corpus
+from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.text import Text

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from gpt_pretrain.commands import tokenizer
-from gpt_pretrain.data import remote
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.web import _redirect_problem
+from gpt_pretrain.data.remote import remote_files
+from gpt_pretrain.data.remote.web import _redirect_problem
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.corpus_folder import _shards
 from gpt_pretrain.system import environment
@@ -153,10 +153,12 @@ def test_a_table_of_a_dataset_that_is_large(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_shard_that_is_deleted_during_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = remote.RemoteFiles.__new__(remote.RemoteFiles)
+    files = remote_files.RemoteFiles.__new__(remote_files.RemoteFiles)
     files.location = "s3://bucket/corpus"
-    monkeypatch.setattr(remote.RemoteFiles, "size", lambda *_: None)
-    with pytest.raises(remote.UserError, match=r"s3://bucket/corpus/a\.bin no longer exists\. Restore it and resume the run"):
+    monkeypatch.setattr(remote_files.RemoteFiles, "size", lambda *_: None)
+    with pytest.raises(
+        remote_files.UserError, match=r"s3://bucket/corpus/a\.bin no longer exists\. Restore it and resume the run"
+    ):
         files.read("a.bin", 0, 1)
 
 

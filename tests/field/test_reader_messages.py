@@ -16,7 +16,7 @@ import torch
 
 from gpt_pretrain.checkpoints.tensor_files import read_torch_file, state_dict_tensors
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.reading import DamagedFileError

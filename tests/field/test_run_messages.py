@@ -24,8 +24,9 @@ from gpt_pretrain.commands.hydra_arguments import check_arguments
 from gpt_pretrain.config.checkpoint_settings import read_data_settings, read_stored_settings
 from gpt_pretrain.config.custom_parts import named_model
 from gpt_pretrain.config.schema import RemoteSettings
-from gpt_pretrain.data import private_cache, remote
-from gpt_pretrain.data.remote import RemoteFiles
+from gpt_pretrain.data import private_cache
+from gpt_pretrain.data.remote import remote_files
+from gpt_pretrain.data.remote.remote_files import RemoteFiles
 from gpt_pretrain.data.sources import find_data_sources
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.packing import ScoreRequest
@@ -256,7 +257,7 @@ def test_a_database_without_its_packages_is_explained(monkeypatch: pytest.Monkey
 
 
 def test_a_url_without_its_package_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "open_file_system", missing)
+    monkeypatch.setattr(remote_files, "open_file_system", missing)
     with pytest.raises(
         UserError, match=r"data\.path=s3://x: Install s3fs\. For s3://, run: pip install 'gpt-pretrain\[remote\]'\."
     ):
@@ -344,7 +345,7 @@ def test_keys_that_are_missing_are_asked_for(monkeypatch: pytest.MonkeyPatch) ->
         raise NoCredentialsError("Unable to locate credentials")
 
     system = SimpleNamespace(ls=without_keys, info=without_keys)
-    monkeypatch.setattr(remote, "open_file_system", lambda *_: (system, "x"))
+    monkeypatch.setattr(remote_files, "open_file_system", lambda *_: (system, "x"))
     with pytest.raises(UserError, match=r"Unable to locate credentials\. To read public data without credentials, add \+data\."):
         RemoteFiles("s3://x", RemoteSettings()).size("manifest.json")
 

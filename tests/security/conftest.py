@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.data.fetching import stop_fetching
+from gpt_pretrain.data.remote.fetching import stop_fetching
 from tests.helpers.fork_server import ForkServer
 from tests.helpers.hostile_files import SMALL
 from tests.helpers.hostile_server import Stranger

@@ -17,9 +17,9 @@ from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.commands.rank_processes import _stored_devices
 from gpt_pretrain.commands.stored_overrides import admit_overrides, stored_options
 from gpt_pretrain.config.checkpoint_settings import admit_settings, read_data_settings, read_stored_settings
-from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.shards.corpus import split_corpus
+from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.tasks.core_tasks import read_core_tasks
 from gpt_pretrain.evaluation.tasks.task_files import find_tasks

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from gpt_pretrain.checkpoints.checksum import LENGTH, add_checksum, has_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
-from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.shards.corpus import split_corpus
+from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
 from gpt_pretrain.prepare.segments import SegmentWriter, read_journal

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt_pretrain.data import remote_cache
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.download import download, download_name, find_download
 from gpt_pretrain.data.private_cache import TAG, TAG_TEXT, mark_as_used, open_cache, open_own
+from gpt_pretrain.data.remote import remote_cache
+from gpt_pretrain.data.remote.download import download, download_name, find_download
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import COMPILE_CACHE, use_own_compile_cache

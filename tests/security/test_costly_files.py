@@ -20,7 +20,7 @@ from gpt_pretrain.checkpoints.file_content import AmbiguousWeightsError, find_we
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metrics_rows import read_rows as read_rows_of_metrics
 from gpt_pretrain.system.json_files import parse_json

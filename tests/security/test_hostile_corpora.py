@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from gpt_pretrain.commands.prepare import prepare_command
-from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.shards.corpus import split_corpus
+from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import pipeline
 from gpt_pretrain.prepare.encoded_batch import ROW

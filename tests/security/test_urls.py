@@ -19,13 +19,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub import constants, get_session
 from huggingface_hub.utils import http_backoff
 
-from gpt_pretrain.data import remote, web
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.download import download, download_name, find_download
-from gpt_pretrain.data.http_session import BoundedResponse
 from gpt_pretrain.data.private_cache import TAG
-from gpt_pretrain.data.remote import RemoteFiles
-from gpt_pretrain.data.web import check_redirect
+from gpt_pretrain.data.remote import remote_files, web
+from gpt_pretrain.data.remote.download import download, download_name, find_download
+from gpt_pretrain.data.remote.http_session import BoundedResponse
+from gpt_pretrain.data.remote.remote_files import RemoteFiles
+from gpt_pretrain.data.remote.web import check_redirect
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.urls import check_url
 from tests.helpers.data_settings import data_settings
@@ -334,8 +334,8 @@ def test_google_s_file_system_gets_a_client_with_limits(monkeypatch: pytest.Monk
             super().__init__()
             given.update(options)
 
-    monkeypatch.setattr(remote.fsspec, "get_filesystem_class", lambda _: Recorded)
-    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", lambda url, **options: (Recorded(**options), url))
-    remote.open_file_system("gs://bucket/corpus", {"session_kwargs": {"trust_env": True, "response_class": None}})
+    monkeypatch.setattr(remote_files.fsspec, "get_filesystem_class", lambda _: Recorded)
+    monkeypatch.setattr(remote_files.fsspec.core, "url_to_fs", lambda url, **options: (Recorded(**options), url))
+    remote_files.open_file_system("gs://bucket/corpus", {"session_kwargs": {"trust_env": True, "response_class": None}})
     assert given["session_kwargs"]["response_class"] is BoundedResponse
     assert given["session_kwargs"]["trust_env"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 
-from gpt_pretrain.data.http_session import read_bounded
+from gpt_pretrain.data.remote.http_session import read_bounded
 
 
 class BoundedS3Session(AIOHTTPSession):  # type: ignore[misc]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpt_pretrain.data.bare_tokens import MAX_LOOKED_AT, explain_bare_tokens
-from gpt_pretrain.data.corpus import TokenCorpus
 from gpt_pretrain.data.files import Files, LocalFiles
-from gpt_pretrain.data.llmc import find_llama3_shard, is_llmc, open_llmc
-from gpt_pretrain.data.manifest import explain_missing_manifest, has_manifest, open_prepared
-from gpt_pretrain.data.nanogpt import is_nanogpt, open_nanogpt
-from gpt_pretrain.data.numpy_shards import is_numpy, open_numpy
+from gpt_pretrain.data.shards.bare_tokens import MAX_LOOKED_AT, explain_bare_tokens
+from gpt_pretrain.data.shards.corpus import TokenCorpus
+from gpt_pretrain.data.shards.llmc import find_llama3_shard, is_llmc, open_llmc
+from gpt_pretrain.data.shards.manifest import explain_missing_manifest, has_manifest, open_prepared
+from gpt_pretrain.data.shards.nanogpt import is_nanogpt, open_nanogpt
+from gpt_pretrain.data.shards.numpy_shards import is_numpy, open_numpy
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.recognition import recognize_file

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import Files
+from gpt_pretrain.data.shards.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError

@@ -13,9 +13,9 @@ import fsspec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from gpt_pretrain.config.schema import RemoteSettings
-from gpt_pretrain.data.fetching import StoppedError, pause
 from gpt_pretrain.data.files import FILE_NAME
-from gpt_pretrain.data.web import why_unreachable
+from gpt_pretrain.data.remote.fetching import StoppedError, pause
+from gpt_pretrain.data.remote.web import why_unreachable
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import check_url, hide_secrets, secret_parts, without_secrets
@@ -103,7 +103,7 @@ class RemoteFiles:
     def _list(self) -> dict[str, int | None]:
         """Return the files in the folder, each with its size, if it is known."""
         if self._url.startswith("http"):
-            from gpt_pretrain.data.http_session import names_in_page
+            from gpt_pretrain.data.remote.http_session import names_in_page
 
             return dict.fromkeys(names_in_page(self._fs.cat_file(self._path("") + "/"), url=self._path("")))
         entries = self._fs.ls(self._path(""), detail=True)
@@ -186,7 +186,7 @@ class RemoteFiles:
         """Return a job that limits the answers of the hub. The clients of other file systems have limits of their own."""
         if not self._url.startswith("hf://"):
             return job
-        from gpt_pretrain.data.hub_session import receive_bounded
+        from gpt_pretrain.data.remote.hub_session import receive_bounded
 
         return partial(receive_bounded, job)
 
@@ -247,17 +247,17 @@ def open_file_system(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
     chosen: dict[str, Any] = {**options, "skip_instance_cache": True, "use_listings_cache": False}
     if scheme in ("http", "https"):
-        from gpt_pretrain.data.http_session import open_session
+        from gpt_pretrain.data.remote.http_session import open_session
 
         chosen["get_client"] = open_session
     elif scheme == "s3":
         with suppress(ImportError):  # fsspec says what is missing
-            from gpt_pretrain.data.s3_session import BoundedS3Session
+            from gpt_pretrain.data.remote.s3_session import BoundedS3Session
 
             chosen["config_kwargs"] = {**(options.get("config_kwargs") or {}), "http_session_cls": BoundedS3Session}
     elif scheme in ("gs", "gcs"):
         with suppress(ImportError):
-            from gpt_pretrain.data.http_session import bounded_options
+            from gpt_pretrain.data.remote.http_session import bounded_options
 
             chosen["session_kwargs"] = {**(options.get("session_kwargs") or {}), **bounded_options()}
     fs, path = fsspec.core.url_to_fs(url, **chosen)

@@ -11,8 +11,8 @@ import re
 
 import numpy as np
 
-from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import Files, split_by_name
+from gpt_pretrain.data.shards.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urljoin
 
 import aiohttp
 
-from gpt_pretrain.data.web import AnswerLimit, check_redirect
+from gpt_pretrain.data.remote.web import AnswerLimit, check_redirect
 from gpt_pretrain.errors import UserError
 
 LINK = re.compile(r"""\bhref=["']([^"'<>\s]{1,300})["']""", re.IGNORECASE)

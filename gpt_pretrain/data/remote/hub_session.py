@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from huggingface_hub import set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from gpt_pretrain.data.web import AnswerLimit
+from gpt_pretrain.data.remote.web import AnswerLimit
 
 Result = TypeVar("Result")
 

@@ -14,7 +14,7 @@ import pooch
 from urllib3.exceptions import HTTPError
 
 from gpt_pretrain.data.private_cache import create_private, open_cache, open_own
-from gpt_pretrain.data.web import download_file, why_unreachable
+from gpt_pretrain.data.remote.web import download_file, why_unreachable
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing
 from gpt_pretrain.system.signing import SIGNATURE_BYTES, has_signature, signature

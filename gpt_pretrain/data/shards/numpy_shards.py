@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
-from gpt_pretrain.data.bare_tokens import explain_bare_tokens
-from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import Files, split_by_name
+from gpt_pretrain.data.shards.bare_tokens import explain_bare_tokens
+from gpt_pretrain.data.shards.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.terminal import escape_line

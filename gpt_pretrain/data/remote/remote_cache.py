@@ -17,11 +17,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from gpt_pretrain.data.disk_cache import WHOLE, ChecksumError, DiskCache
-from gpt_pretrain.data.fetching import BlockFetcher, pause
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.private_cache import mark_as_used, open_cache, open_own
-from gpt_pretrain.data.remote import RemoteFiles
+from gpt_pretrain.data.remote.disk_cache import WHOLE, ChecksumError, DiskCache
+from gpt_pretrain.data.remote.fetching import BlockFetcher, pause
+from gpt_pretrain.data.remote.remote_files import RemoteFiles
 from gpt_pretrain.errors import UserError
 
 BLOCK = 1 << 16  # bytes

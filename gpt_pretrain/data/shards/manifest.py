@@ -6,9 +6,9 @@ import logging
 import re
 from typing import Any
 
-from gpt_pretrain.data.bare_tokens import explain_lost_manifest
-from gpt_pretrain.data.corpus import MAX_COUNT, CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import FILE_NAME, Files
+from gpt_pretrain.data.shards.bare_tokens import explain_lost_manifest
+from gpt_pretrain.data.shards.corpus import MAX_COUNT, CorpusPart, TokenCorpus
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.formatting import format_count
