@@ -19,6 +19,7 @@ from gpt_pretrain.config.inference_rules import evaluate_problems
 from gpt_pretrain.config.inference_schema import EvaluateSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import WRITTEN_BY_EVALUATIONS
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.loading import loading_libraries
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from gpt_pretrain.evaluation.evaluated_model import EvaluatedModel
     from gpt_pretrain.evaluation.texts import TextSource
 
-RESULTS, PAGE = "results.json", "evaluation.html"
+RESULTS, PAGE = WRITTEN_BY_EVALUATIONS
 # Settings of the text that only affect training.
 UNUSED = {f"data.{name}" for name in ("batch_size", "train_ratio", "stride", "shift_windows", "num_workers", "val_tokens")} | {
     "data.respect_documents"

@@ -14,13 +14,21 @@ from omegaconf import DictConfig, OmegaConf
 from gpt_pretrain.commands.failures import print_error
 from gpt_pretrain.commands.hydra_files import cut_hydra_files
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
+from gpt_pretrain.runs.folder import (
+    FILES_OF_RUNS,
+    WRITTEN_BY_EVALUATIONS,
+    WRITTEN_BY_RUNS,
+    check_folder_name,
+    check_no_links,
+    list_checkpoints,
+)
 from gpt_pretrain.runs.metadata import METADATA_FILE, RUNS_ALREADY, is_running
-from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
+from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, WRITTEN_BY_SWEEPS
 from gpt_pretrain.system.files import make_writable_folder
 from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.training.distributed.ranks import is_main
 
+HYDRA_FOLDER = ".hydra"
 WITHOUT_FILE = ("terminal", "stderr")  # options of hydra/job_logging for processes that write no run
 _made_folders: list[Path] = []  # folders made by this process, the innermost first
 
@@ -39,8 +47,11 @@ class CheckRunFolder(Callback):
             _check_writable(folder, setting=None if resumed else "hydra.run.dir")
             _check_no_links(folder, WRITTEN_BY_RUNS)
             _check_not_running(folder)
+            if not resumed:
+                _check_keeps_files(folder, _replaced(config), setting="hydra.run.dir")
             if "run_dir" in config and not OmegaConf.is_interpolation(config, "run_dir"):
                 _check_writable(Path(config.run_dir), setting="run_dir")
+                _check_keeps_files(Path(config.run_dir), _replaced(config), setting="run_dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -51,6 +62,7 @@ class CheckRunFolder(Callback):
             sys.exit(print_error(UserError(problem)))
         _check_writable(folder, setting="hydra.sweep.dir")
         _check_no_links(folder, WRITTEN_BY_SWEEPS)
+        _check_keeps_files(folder, WRITTEN_BY_SWEEPS, setting="hydra.sweep.dir")
 
 
 def _writes(config: DictConfig) -> bool:
@@ -97,6 +109,28 @@ def _check_no_links(folder: Path, names: Sequence[str]) -> None:
         check_no_links(folder, names)
     except UserError as error:
         sys.exit(print_error(error))
+
+
+def _replaced(config: DictConfig) -> Sequence[str]:
+    """Return the files that a script writes anew in its folder."""
+    if config.hydra.job.config_name == "evaluate":
+        return WRITTEN_BY_EVALUATIONS
+    return [name for name in FILES_OF_RUNS if not name.endswith(".log") and not name.startswith(".")]
+
+
+def _check_keeps_files(folder: Path, names: Sequence[str], *, setting: str) -> None:
+    """End the program if it would replace files in a folder that was not made by a run, a sweep or an evaluation.
+
+    Args:
+        names: The files that it writes anew.
+        setting: The setting that names the folder.
+    """
+    if any((folder / name).exists() for name in (HYDRA_FOLDER, METADATA_FILE, SWEEP_SETTINGS)):
+        return
+    if found := [name for name in names if (folder / name).is_file()]:
+        here = "The current folder" if folder.samefile(".") else str(folder)
+        problem = f"{here} has files that would be replaced: {', '.join(found)}. Choose a new folder with {setting}=FOLDER."
+        sys.exit(print_error(UserError(problem)))
 
 
 def _check_not_running(folder: Path) -> None:

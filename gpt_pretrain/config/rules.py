@@ -18,12 +18,13 @@ Rule = tuple[str, Test, str]  # the name of a setting, the test for its value, a
 INFINITY = float("inf")
 MAX_WORKERS = max(64, PROCESSES_PER_CORE * cores())  # More processes would only wait for each other.
 WEIGHTS = ("trained", "ema", "average")
+EMPTY_TEXT = '""'
 
 
 def as_typed_value(value: object) -> str:
     """Format a value as users type it."""
     if isinstance(value, list):
-        return f"[{', '.join(map(as_typed_value, value))}]"
+        return f"[{', '.join(as_typed_value(one) or EMPTY_TEXT for one in value)}]"
     if dataclasses.is_dataclass(value):
         return f"{{{', '.join(f'{name}: {as_typed_value(part)}' for name, part in vars(value).items())}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -22,6 +22,7 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 METRICS = "metrics.csv"
 REPORT = "report.html"
 EXPORTED = "huggingface"
+WRITTEN_BY_EVALUATIONS = ("results.json", "evaluation.html")
 RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # each run.json has one of them beside it
 FILES_OF_RUNS = (
     *("run.json", "config.yaml", METRICS, "samples.txt", "train.log", "generate.log", REPORT, "losses.png"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -16,6 +18,8 @@ from gpt_pretrain.system.typed_paths import output_problem
 from gpt_pretrain.texts.inputs import find_input_files
 from gpt_pretrain.texts.text import find_text_files
 from tests.helpers.training_runs import Printed, Train
+
+Script = Callable[..., "CompletedProcess[str]"]
 
 
 def problems(name: Path | str) -> list[str]:
@@ -144,3 +148,23 @@ def test_a_run_resumes_when_its_last_checkpoint_is_a_link_that_leads_nowhere(
     train(f"resume={trained}", "trainer.max_epochs=2", run_dir=trained)
     assert last.is_file() and not last.is_symlink()
     assert any("best.ckpt" in line for line in printed())
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["train.py", "hydra.run.dir=."], "config.yaml"),
+        (["train.py", "run_dir=."], "metrics.csv"),
+        (["train.py", "-m", "seed=1,2", "hydra.sweep.dir=."], "report.html"),
+        (["evaluate.py", "hydra.run.dir=."], "results.json"),
+    ],
+)
+def test_files_of_the_user_are_not_replaced_by_those_of_a_run(
+    script: Script, tmp_path: Path, words: list[str], name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    done = script(*words)
+    assert f"The current folder has files that would be replaced: {name}. Choose a new folder with" in done.stderr
+    assert done.returncode == 2
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"

@@ -38,6 +38,10 @@ CASES = {
         ("generate.py", "checkpoint=run", "n_heads=0"),
         "n_heads=0: must be at least 1 attention head, or null for the heads that the weights name.",
     ),
+    "empty_stop": (
+        ("generate.py", "checkpoint=run", 'stop=["", "a"]'),
+        'stop=["", a]: must be at most 16 texts of 1 to 1,000 characters.',
+    ),
     "tokens_of_a_batch": (
         ("evaluate.py", "checkpoint=run", "batch_tokens=0"),
         "batch_tokens=0: must be at least 1 token, or null for what suits the device.",
