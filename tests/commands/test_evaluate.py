@@ -108,7 +108,7 @@ def test_a_run_is_scored_on_its_own_validation_set(
     (tmp_path / "story.txt").write_text(story + "More.")
     changed = script("evaluate.py", f"checkpoint={tmp_path}/run")
     assert changed.returncode == 2
-    assert "it has changed" in changed.stderr
+    assert "has changed since the training" in changed.stderr
 
 
 def test_only_the_beginning_of_a_text_is_scored(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
