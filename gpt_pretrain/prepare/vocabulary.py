@@ -64,7 +64,8 @@ def train_vocabulary(settings: VocabularySettings) -> VocabularySamples:
     start = time.monotonic()
     tokenizer = _train(settings, training, folder)
     _print_progress(f"Trained in {format_duration(time.monotonic() - start)}.")
-    _write(tokenizer, folder)
+    if _write(tokenizer, folder):
+        print_escaped(f"warning: out={settings.out} held another vocabulary. This one has replaced it.", file=sys.stderr)
     if tokenizer.vocab_size < settings.vocab_size:
         missing = (
             f"vocab_size={settings.vocab_size} is more than this text has: the vocabulary has {tokenizer.vocab_size:,} tokens."
@@ -228,20 +229,29 @@ def _train(settings: VocabularySettings, sample: TextSample, folder: Path) -> Vo
     )
 
 
-def _write(tokenizer: VocabularyTokenizer, folder: Path) -> None:
+def _write(tokenizer: VocabularyTokenizer, folder: Path) -> bool:
     """Write the files of a vocabulary. The folder appears complete or not at all.
+
+    Returns:
+        Whether the folder had other files of these names.
 
     Raises:
         UserError: If it cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        files = tokenizer_files(tokenizer)
+        replaces = any(
+            (old := folder / name).is_file() and (old.stat().st_size != len(data := text.encode()) or old.read_bytes() != data)
+            for name, text in files.items()
+        )
         with replacing(folder) as scratch:
             scratch.mkdir()
-            for name, content in tokenizer_files(tokenizer).items():
+            for name, content in files.items():
                 (scratch / name).write_text(content, encoding="utf-8")
     except OSError as error:
         raise folder_not_writable(folder, error) from error
+    return replaces
 
 
 def _print_progress(text: str) -> None:

@@ -99,7 +99,7 @@ def _explain_missing(name: str) -> str:
     if checkpoint in (LAST, BEST):
         with suppress(UserError):
             named = (checkpoint_dir(_latest_run()) / checkpoint, *named)
-    found = next((one for one in named if os.path.exists(one)), None)
+    found = next((one for one in named if os.path.isdir(one) or (one.suffix == ".ckpt" and one.is_file())), None)
     return f"Did you mean {quote_word(display_path(found))}?" if found else ""
 
 

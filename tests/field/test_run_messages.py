@@ -303,6 +303,7 @@ def test_a_run_is_found_by_its_parts_or_named(tmp_path: Path, monkeypatch: pytes
         ("last", "'outputs/my run/checkpoints/last.ckpt'"),
         ("outputs/my run/checkpoints/last", "'outputs/my run/checkpoints/last.ckpt'"),
         ("best", None),
+        ("report.htm", None),
     ],
 )
 def test_the_run_that_a_name_means_is_suggested(
@@ -311,6 +312,7 @@ def test_the_run_that_a_name_means_is_suggested(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "my run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "outputs" / "my run" / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "report.html").touch()
     with pytest.raises(UserError) as caught:
         find_checkpoints(typed)
     assert str(caught.value).endswith(f" Did you mean {meant}?" if meant else " `latest` is the newest run below outputs/.")

@@ -108,6 +108,14 @@ def test_a_folder_with_other_files_and_a_damaged_input_are_refused(documents: Pa
         tokenizer_command([str(documents / "blank.txt"), f"out={documents / 'out'}"])
 
 
+def test_another_vocabulary_in_the_folder_is_replaced_with_a_warning(documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(documents)
+    command(documents)
+    assert "replaced" not in capsys.readouterr().err
+    command(documents, "pattern=gpt2")
+    assert f"warning: out={documents / 'out'} held another vocabulary. This one has replaced it." in capsys.readouterr().err
+
+
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(60_000)]

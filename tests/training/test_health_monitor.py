@@ -159,6 +159,13 @@ def test_a_spike_is_reported_once_and_again_after_it_has_passed(make_monitor: Ma
     assert "trainer.gradient_clip_val=1.0" in monitor.findings[0].text
 
 
+def test_a_far_too_high_rate_is_lowered_to_a_usual_one(make_monitor: Make) -> None:
+    monitor = make_monitor("optimizer.lr=10", "trainer.gradient_clip_val=null")
+    for step in range(200):
+        monitor.observe_step(step, 4.5 if step >= 150 else 2.5, 0.5)
+    assert "try optimizer.lr=0.02 (10 now)" in monitor.findings[0].text
+
+
 def test_one_odd_batch_is_no_spike(make_monitor: Make) -> None:
     monitor = make_monitor()
     for step in range(200):

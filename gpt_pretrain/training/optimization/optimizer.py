@@ -17,6 +17,8 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.model.roles import ROLES, parameter_roles
 from gpt_pretrain.training.optimization.muon import Muon
 
+HIGHEST_RATE = 0.02  # that of Muon, the highest in conf/optimizer/
+
 
 def build_optimizer(
     model: LanguageModel, settings: OptimizerSettings, *, fused: bool = True, bf16: bool = False, shared: bool = True
@@ -83,7 +85,11 @@ def first_rate(settings: OptimizerSettings) -> float:
 
 
 def scaled_rates(settings: OptimizerSettings, factor: float) -> str:
-    """Return overrides that multiply the learning rates of all roles by a factor. Messages suggest them to the user."""
+    """Return overrides that multiply the learning rates of all roles by a factor. Messages suggest them to the user.
+
+    A lower rate is at most HIGHEST_RATE, so that a rate of 10 is not lowered to 3.
+    """
+    factor = min(factor, HIGHEST_RATE / settings.lr) if factor < 1 else factor
     rates = {"lr": settings.lr} | {f"{role}.lr": rate for role, rate in _rates_of_roles(settings).items()}
     return " ".join(f"optimizer.{name}={rate * factor:.3g}" for name, rate in rates.items())
 
