@@ -16,7 +16,7 @@ from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import overridden_keys
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import evaluate_problems
-from gpt_pretrain.config.inference_schema import EvaluateSettings
+from gpt_pretrain.config.inference_schema import EvaluateSettings, weight_names
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_EVALUATIONS
@@ -55,11 +55,9 @@ def evaluate_models(config: DictConfig) -> None:
 
 
 def _evaluate(settings: EvaluateSettings) -> None:
-    names = _names(settings) if settings.models or settings.pretrained is not None else [settings.checkpoint]
-    check_early(names[0])
+    check_early((weight_names(settings) or [settings.checkpoint])[0])
     with loading_libraries():
-        from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
-        from gpt_pretrain.config.custom_parts import named_model
+        from gpt_pretrain.commands.named_weights import open_named_weights
         from gpt_pretrain.evaluation.evaluated_model import evaluate_model, prepare_models
         from gpt_pretrain.evaluation.tasks.task_sources import load_tasks
         from gpt_pretrain.evaluation.texts import typed_source, validation_source
@@ -70,11 +68,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
     # Unusable tasks and texts are refused before weights are loaded.
     tasks = load_tasks(settings.tasks)
     source = typed_source(settings.data)
-    named = named_model(settings.model)
-    if settings.models or settings.pretrained is not None:
-        models = [open_weights(name, n_heads=settings.n_heads, kind=settings.weights, custom=named) for name in _names(settings)]
-    else:
-        models = [open_checkpoint(settings.checkpoint, kind=settings.weights, custom=named)]
+    models = open_named_weights(settings)
     if source is None and not tasks:
         source = validation_source(models)
     _warn_of_unused(settings, has_text=source is not None, has_tasks=bool(tasks))
@@ -181,7 +175,3 @@ def _show_text(evaluated: Sequence[EvaluatedModel], source: TextSource, warnings
         "models": [result.as_json() for result in results],
         "differences": differences(results),
     }
-
-
-def _names(settings: EvaluateSettings) -> list[str]:
-    return settings.models or [str(settings.pretrained)]

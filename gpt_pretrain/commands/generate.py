@@ -16,7 +16,7 @@ from gpt_pretrain.commands.generate_warnings import generate_warnings
 from gpt_pretrain.commands.job import is_multirun, output_folder, start_info
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import generate_problems
-from gpt_pretrain.config.inference_schema import GenerateSettings
+from gpt_pretrain.config.inference_schema import GenerateSettings, weight_names
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import track_run
 from gpt_pretrain.system.environment import user_path
@@ -50,10 +50,9 @@ def generate_texts(config: DictConfig) -> None:
 
 
 def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None) -> None:
-    check_early(settings.checkpoint if settings.pretrained is None else settings.pretrained)
+    check_early((weight_names(settings) or [settings.checkpoint])[0])
     with loading_libraries():
-        from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
-        from gpt_pretrain.config.custom_parts import named_model
+        from gpt_pretrain.commands.named_weights import open_named_weights
         from gpt_pretrain.generation.config import SamplerConfig
         from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
         from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_prompt
@@ -67,11 +66,7 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
     sampler = SamplerConfig(**vars(settings.sampler))
     for warning in generate_warnings(settings, sampler):
         print_escaped(f"warning: {warning}", file=sys.stderr)
-    kind, custom = settings.weights, named_model(settings.model)
-    if settings.pretrained is not None:
-        weights = open_weights(settings.pretrained, n_heads=settings.n_heads, kind=kind, custom=custom)
-    else:
-        weights = open_checkpoint(settings.checkpoint, kind=kind, custom=custom)
+    (weights,) = open_named_weights(settings)
     tokenizer = weights.build_tokenizer(settings.tokenizer)
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_decoding_precision(settings.precision, model)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import serve_problems
-from gpt_pretrain.config.inference_schema import ServeSettings
+from gpt_pretrain.config.inference_schema import ServeSettings, weight_names
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.loading import loading_libraries
 
@@ -93,15 +93,15 @@ def _shown_host(host: str) -> str:
 
 def _open_models(settings: ServeSettings) -> dict[str, Weights]:
     """Open the models, each with a distinct name that is not a path."""
-    from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
+    from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.commands.named_weights import open_named_weights
     from gpt_pretrain.config.custom_parts import named_model
 
-    kind, custom = settings.weights, named_model(settings.model)
-    opening = partial(open_weights, kind=kind, custom=custom)
-    if settings.models or settings.pretrained is not None:
-        names = settings.models or [str(settings.pretrained)]
-        return _named([(name, opening(name, n_heads=settings.n_heads)) for name in names])
-    newest = open_checkpoint(settings.checkpoint, kind=kind, custom=custom)
+    opened = open_named_weights(settings)
+    if names := weight_names(settings):
+        return _named(list(zip(names, opened, strict=True)))
+    (newest,) = opened
+    opening = partial(open_weights, kind=settings.weights, custom=named_model(settings.model))
     typed = settings.checkpoint if settings.checkpoint != "latest" else newest.name
     earlier = _earlier_checkpoints(newest, settings.timeline, opening) if settings.timeline else []
     return _named([(typed, newest), *earlier])

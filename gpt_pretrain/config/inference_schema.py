@@ -89,3 +89,12 @@ class ServeSettings:
     max_seconds: float = MISSING
     device: str = MISSING
     precision: str = MISSING
+
+
+InferenceSettings = GenerateSettings | EvaluateSettings | ServeSettings
+
+
+def weight_names(settings: InferenceSettings) -> list[str]:
+    """Return the names in `models`, or else in `pretrained`; empty if `checkpoint` names the weights."""
+    models = [] if isinstance(settings, GenerateSettings) else settings.models
+    return models or ([] if settings.pretrained is None else [settings.pretrained])
