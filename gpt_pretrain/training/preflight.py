@@ -115,8 +115,9 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
             start = from_weights(settings, overridden)
     tokenizer = data = held_out = None
     with found.collect():
-        tokenizer = find_tokenizer(settings, start, overridden)
-        found.problems += tokenizer_problems(settings, tokenizer, overridden)
+        if not found.any_of(("tokenizer.vocab_size",)):  # it may train a vocabulary of this size
+            tokenizer = find_tokenizer(settings, start, overridden)
+            found.problems += tokenizer_problems(settings, tokenizer, overridden)
     with found.collect():
         if tokenizer is None:  # A problem with the text is reported too.
             _check_text(settings)

@@ -76,3 +76,10 @@ def test_a_value_that_a_setting_cannot_have_is_explained(script: Script, tmp_pat
     assert message in " ".join(done.stderr.split())
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_no_vocabulary_of_an_impossible_size_is_trained(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    done = script("train.py", "data.path=text.txt", "tokenizer=bpe", "tokenizer.vocab_size=10")
+    assert done.stderr.startswith("error: tokenizer.vocab_size=10: must be between 257 tokens")
+    assert "Training a vocabulary" not in done.stdout
