@@ -17,7 +17,7 @@ from gpt_pretrain.config.schema import DataSettings, SamplerSettings
 class GenerateSettings:
     """All settings of generate.py."""
 
-    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights are those of one: {_target_: class, ...}
+    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights belong to one: {_target_: class, ...}
     checkpoint: str = MISSING
     weights: str = "trained"
     pretrained: str | None = MISSING
@@ -51,7 +51,7 @@ class TaskSettings:
 class EvaluateSettings:
     """All settings of evaluate.py."""
 
-    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights are those of one: {_target_: class, ...}
+    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights belong to one: {_target_: class, ...}
     checkpoint: str = MISSING
     pretrained: str | None = MISSING
     models: list[str] = MISSING
@@ -72,7 +72,7 @@ class EvaluateSettings:
 class ServeSettings:
     """All settings of serve.py."""
 
-    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights are those of one: {_target_: class, ...}
+    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights belong to one: {_target_: class, ...}
     checkpoint: str = MISSING
     pretrained: str | None = MISSING
     models: list[str] = MISSING
