@@ -34,7 +34,7 @@ MAX_OVERRIDES = 300
 MAX_LENGTH, MAX_TOTAL_LENGTH = 10_000, 50_000  # characters of one override, and of all; Hydra's parser reads 50,000 in a second
 MAX_ITEMS = 2000  # commas in all overrides; the parser's time grows with the square of a list's length
 MAX_DEPTH = 20  # brackets within brackets; Hydra's parser is recursive
-MAX_JOBS = 10_000
+MAX_JOBS, MAX_COUNTED = 10_000, 10**15  # jobs; beyond the second number they are not counted
 MAX_LOCATIONS = 100  # values of one setting that are looked for on the disk; the user is asked about more
 DEFAULT_OPTIONS = ("model", "optimizer", "scheduler")  # groups whose default has changed between versions
 REPLACED = {"hydra.mode", "hydra.sweep.dir"}  # settings that a resumed sweep sets itself
@@ -107,7 +107,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
         try:
             override = _parse(text, strict=text not in known)
             values = _values(override)
-            jobs *= _job_count(override, values)
+            jobs = min(jobs * _job_count(override, values), MAX_COUNTED)
         except (HydraException, ValueError, OverflowError, ArithmeticError, RecursionError, TypeError):
             admitted.problems.append(_refuse(text, origin, "cannot be an override of this program"))
             continue

@@ -6,7 +6,7 @@ Importing this module loads no heavy library.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -162,15 +162,31 @@ def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
     """Yield files, but each file only once. A small archive may give one file thousands of names by hard links."""
     seen = set[tuple[int, int]]()
     for file in files:
-        try:
+        found = _shared_files([file])
+        if seen.isdisjoint(found):
+            yield file
+        seen |= found
+
+
+def without_shared_files(folders: Iterable[Path], names: Sequence[str]) -> Iterator[Path]:
+    """Yield folders, but leave out each in which a file of these names is another name of a file in an earlier folder."""
+    seen = set[tuple[int, int]]()
+    for folder in folders:
+        found = _shared_files(folder / name for name in names)
+        if seen.isdisjoint(found):
+            yield folder
+        seen |= found
+
+
+def _shared_files(files: Iterable[Path]) -> set[tuple[int, int]]:
+    """Return numbers that identify those of the files that have further names. The reader of a missing file explains it."""
+    found = set[tuple[int, int]]()
+    for file in files:
+        with suppress(OSError):
             status = file.stat()
-        except OSError:  # The reader of the file explains it.
-            yield file
-            continue
-        key = status.st_dev, status.st_ino
-        if status.st_nlink == 1 or key not in seen:
-            seen.add(key)
-            yield file
+            if status.st_nlink > 1:
+                found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def is_written_by_runs(names: Iterable[str]) -> bool:

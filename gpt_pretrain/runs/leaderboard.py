@@ -12,9 +12,9 @@ from typing import Any
 
 from gpt_pretrain.config.overrides import split_override
 from gpt_pretrain.config.secrets import metadata_without_secrets
-from gpt_pretrain.runs.folder import METRICS, without_repetitions
+from gpt_pretrain.runs.folder import METRICS, without_shared_files
 from gpt_pretrain.runs.metadata import METADATA_FILE, metadata_section, read_metadata, stored_overrides
-from gpt_pretrain.runs.reader import lowest_bits_per_byte, read_metrics, read_settings
+from gpt_pretrain.runs.reader import CONFIG, lowest_bits_per_byte, read_metrics, read_settings
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.resources import cpu_name
 
@@ -85,11 +85,12 @@ class Entry:
 def find_entries(folder: Path) -> tuple[list[Entry], int]:
     """Return the entries of the runs in a folder, and the number of trained runs that have no bits per byte.
 
-    Links among the folders are not followed: a stranger's could lead to the whole disk. A run with several names counts once.
+    Links among the folders are not followed: a stranger's could lead to the whole disk. Of several runs that share a file by hard
+    links, only the first counts, so that no file is read many times.
     """
     entries, unknown = list[Entry](), 0
-    files = sorted(run / METADATA_FILE for run in _run_folders(folder))
-    for run in islice((file.parent for file in without_repetitions(files)), MAX_RUNS):
+    runs = without_shared_files(sorted(_run_folders(folder)), (METADATA_FILE, CONFIG, METRICS))
+    for run in islice(runs, MAX_RUNS):
         metadata = metadata_without_secrets(read_metadata(run))
         if (entry := run_entry(run, metadata)) is not None:
             entries.append(entry)

@@ -12,12 +12,15 @@ from gpt_pretrain.system.shell import join_words, quote_word
 
 
 def generate_command(folder: str, *, start_context: str, named: Sequence[str] = ()) -> str:
-    """Return the command that generates text with a run's model.
+    """Return the command that generates text with a run's model. Of a prompt with several lines, it has the first.
+
+    The prompt may come from anybody, and further lines could look like other commands.
 
     Args:
         named: Overrides that name the class of the model, if it is the user's own.
     """
-    words = [f"checkpoint={quote_word(folder)}", f"prompt={quote_word(start_context)}", *map(quote_word, named)]
+    prompt = next((line for line in start_context.splitlines() if line.strip()), " ")
+    words = [f"checkpoint={quote_word(folder)}", f"prompt={quote_word(prompt)}", *map(quote_word, named)]
     return f"{script_command('generate.py')} {' '.join(words)} sampler.temperature=0.7 sampler.top_k=25"
 
 
@@ -31,20 +34,20 @@ def page_command(folder: str, *, named: Sequence[str] = ()) -> str:
 
 
 def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str | None:
-    """Return the command that starts a run with the overrides in a run's metadata; None if one of them could run code.
+    """Return the command that starts a run with the overrides in a run's metadata; None if one could run code or has two lines.
 
-    The metadata may come from anybody, and users copy a suggested command without a second look. A search is left out, since its
-    chosen settings are among the overrides.
+    The metadata may come from anybody, and users copy a suggested command without a second look. The address of a server for
+    metrics is therefore left out. A search is left out too, since its chosen settings are among the overrides.
     """
     if not all(_is_harmless(override, script=script.removesuffix(".py")) for override in overrides):
         return None
-    kept = [override for override in overrides if split_override(override)[0] != "hparams_search"]
+    kept = [one for one in overrides if split_override(one)[0] != "hparams_search" and "tracking_uri" not in one]
     return f"{script_command(script)} {join_words([*map(as_typed, kept)])}".strip()
 
 
 def _is_harmless(override: str, *, script: str) -> bool:
     """Return whether an override only sets values of the script's own settings."""
-    if override.startswith("-") or "${" in override or "_target_" in override:
+    if override.startswith("-") or "${" in override or "_target_" in override or "\n" in override:
         return False
     key, value = split_override(full_form(override, script=script))
     if key.startswith("hydra"):

@@ -26,7 +26,8 @@ MAX_GIVEN = 1000  # values of each kind with which a trial begins
 CREATE_STUDY, CREATE_TRIAL, SET_PARAMETER, SET_STATE, SET_INTERMEDIATE = 0, 4, 5, 6, 7
 OF_STUDY = (2, 3)
 ALLOWED = {0, 2, 3, 4, 5, 6, 7, 8, 9}  # all but the deletion of a study, which this program never does
-UNFINISHED = (0, 4)  # states of a trial: running and waiting
+WAITING = 4  # a state of a trial
+UNFINISHED = (0, WAITING)  # a running or a waiting trial
 
 
 def check_journal(journal: Path) -> None:
@@ -50,7 +51,7 @@ class _Replay:
     def __init__(self) -> None:
         self._study: Any = None  # the name of the only study
         self._n_trials = self._cost = 0
-        self._finished = set[int]()
+        self._finished, self._waiting = set[int](), set[int]()
         self._values = Counter[tuple[int, int]]()  # number of values by their kind, and their trial
         self._first_with: dict[str, int] = {}  # the first trial with each parameter, where Optuna finds it
 
@@ -74,7 +75,8 @@ class _Replay:
             self._add_trial(entry)
         elif kind in OF_STUDY or 0 <= trial < self._n_trials:  # others have no effect
             self._add_value(entry, kind, 0 if kind in OF_STUDY else trial)
-        if self._cost > MAX_COST:
+        # To take one of the waiting trials, Optuna looks for it in all trials.
+        if self._cost + SEARCH_COST * len(self._waiting) * self._n_trials > MAX_COST:
             raise DamagedFileError("reading it would take far longer than a file of its size should")
 
     def _add_trial(self, entry: dict[str, Any]) -> None:
@@ -83,14 +85,12 @@ class _Replay:
             raise DamagedFileError(f"a trial begins with more than {MAX_GIVEN:,} values")
         for name in given[0]:
             self._first_with.setdefault(name, self._n_trials)
-        if entry.get("state", UNFINISHED[0]) not in UNFINISHED:
-            self._finished.add(self._n_trials)
+        self._note_state(self._n_trials, entry.get("state", UNFINISHED[0]))
         self._n_trials += 1
 
     def _add_value(self, entry: dict[str, Any], kind: int, trial: int) -> None:
         if kind == SET_STATE:
-            if entry.get("state") not in UNFINISHED:
-                self._finished.add(trial)
+            self._note_state(trial, entry.get("state"))
             return
         if kind == SET_INTERMEDIATE and (type(step := entry.get("step")) is not int or abs(step) > MAX_STEP):
             raise DamagedFileError(f"the step of a value is {short_repr(entry.get('step'))}, not a number of a step")
@@ -101,3 +101,11 @@ class _Replay:
             self._cost += SEARCH_COST * self._first_with.get(name, self._n_trials)
             if trial not in self._finished:
                 self._first_with.setdefault(name, trial)
+
+    def _note_state(self, trial: int, state: Any) -> None:
+        if state == WAITING:
+            self._waiting.add(trial)
+        else:
+            self._waiting.discard(trial)
+        if state not in UNFINISHED:
+            self._finished.add(trial)

@@ -15,6 +15,13 @@ def test_suggested_commands_are_quoted_for_the_shell() -> None:
     assert resume_command("a") == "python train.py resume=a"
 
 
+def test_a_suggested_command_has_one_line() -> None:
+    """Further lines of a stranger's text could look like other commands."""
+    assert "prompt='One line'" in generate_command("a", start_context="\n \nOne line\nNext:\n  rm -rf ~")
+    assert "\n" not in generate_command("a", start_context="\n\n")
+    assert repeat_command(["start_context=One\n  rm -rf ~"]) is None
+
+
 def test_the_best_job_of_a_search_is_repeated_without_the_search() -> None:
     overrides = ["model=tiny", "hparams_search=optuna", "optimizer.lr=0.001"]
     assert repeat_command(overrides) == "python train.py model=tiny optimizer.lr=0.001"

@@ -47,14 +47,19 @@ def replay(folder: Path, lines: list[dict[str, Any]]) -> None:
         [TRIAL] * 20 + [drawn(str(number)) for number in range(10)],
         [*[TRIAL] * 20, drawn("a", trial=19), *[drawn("a", distribution=OTHER_RANGE)] * 10],
         [*[TRIAL] * 20, END, drawn("a"), *[drawn("a", trial=19)] * 10],
+        [*[TRIAL] * 10, *[TRIAL | {"state": 4}] * 10],
+        [*[TRIAL] * 20, *(END | {"trial_id": number, "state": 4} for number in range(10))],
     ],
-    ids=["values of steps", "attributes of a trial", "attributes of the study", "parameters", "another range", "an ended trial"],
+    ids=[
+        *("values of steps", "attributes of a trial", "attributes of the study", "parameters", "another range", "an ended trial"),
+        *("waiting trials", "trials that wait again"),
+    ],
 )
 def test_a_journal_that_costs_the_square_of_its_lines_is_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, costly: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr(journal_check, "MAX_COST", 1500)
-    replay(tmp_path, [BEGIN, TRIAL, drawn("b"), *map(reported, range(40)), END])
+    replay(tmp_path, [BEGIN, TRIAL, drawn("b"), *map(reported, range(40)), END, *[TRIAL] * 20])
     with pytest.raises(UserError, match="far longer than a file of its size"):
         replay(tmp_path, [BEGIN, *costly])
 

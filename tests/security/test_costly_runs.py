@@ -170,6 +170,22 @@ def test_names_of_one_run_count_once(tmp_path: Path) -> None:
     assert [entry.run for entry in find_entries(sweep)[0]] == ["first", "second"]
 
 
+def test_the_leaderboard_reads_a_file_of_many_runs_once(tmp_path: Path) -> None:
+    runs = [made(tmp_path / f"run{n}", run_json=json.dumps({"result": {"best_bits_per_byte": n + 1}})) for n in range(4)]
+    for name, run in (("config.yaml", runs[1]), ("metrics.csv", runs[2])):
+        for folder in (runs[0], run):
+            (folder / name).unlink(missing_ok=True)
+        (runs[0] / name).touch()
+        os.link(runs[0] / name, run / name)
+    assert [entry.run for entry in find_entries(tmp_path)[0]] == ["run0", "run3"]
+
+
+def test_any_losses_are_drawn() -> None:
+    values = [1e308, -1e308, float("inf"), float("nan"), 2.0]
+    figure = curves.epoch_loss_figure(tokens_seen=[*range(5)], train_losses=values, val_losses=values, tokens_per_epoch=1)
+    assert "<svg" in to_svg(figure)
+
+
 def test_numbers_that_no_chart_can_show_are_categories() -> None:
     jobs = [Job(Path(text), {"a": text}, "finished", {"result": {"best_val_loss": 1.0}}) for text in ("1e308", "-1e308")]
     assert "1e308" in to_svg(sweep_figure(jobs))
@@ -187,6 +203,12 @@ def test_files_behind_a_linked_folder_are_not_listed(tmp_path: Path) -> None:
 def test_overrides_of_a_stranger_are_short_together(tmp_path: Path) -> None:
     overrides = [f"callbacks.grid.prompts=[{','.join(['ab'] * 3000)}]"] * 8
     with pytest.raises(UserError, match="holds overrides of 72,192 characters, more than the limit of 50,000"), soon():
+        admit_overrides(hostile_sweep(tmp_path / "sweep", task=overrides), script="train", typed=set())
+
+
+def test_more_jobs_than_can_be_written_out_are_too_many(tmp_path: Path) -> None:
+    overrides = [f"optimizer.{name}=range(0,1e300)" for name in ("lr", "weight_decay", "eps", "momentum")] * 5
+    with pytest.raises(UserError, match="asks for 1,000,000,000,000,000 jobs"):
         admit_overrides(hostile_sweep(tmp_path / "sweep", task=overrides), script="train", typed=set())
 
 

@@ -29,6 +29,7 @@ COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 GREY = "#999999"
 STYLES = ("-", "--")  # Together with the colors, they make 14 different lines.
 MAX_POINTS = 1_000  # Points of a line; a chart has fewer columns of pixels.
+MAX_DRAWN = 1e100  # matplotlib fails near the limits of float64.
 DIVERGED = 50.0  # Nats per token. Guessing uniformly among 200,000 tokens costs only 12.2.
 NATS = "loss (nats per token)"
 
@@ -68,6 +69,7 @@ def to_data_uri(figure: Figure) -> str:
 def thin_points(x: Sequence[float], y: Sequence[float], *, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Return at most `limit` points of a line, including its ends, peaks and valleys."""
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    ys = np.where(np.abs(ys) < MAX_DRAWN, ys, np.nan)
     if len(xs) <= limit:
         return xs, ys
     edges = np.linspace(1, len(xs) - 1, max(1, (limit - 2) // 2) + 1).astype(int)
