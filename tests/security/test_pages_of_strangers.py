@@ -167,7 +167,11 @@ def test_commands_with_plain_settings_are_suggested() -> None:
 
 
 def test_a_suggested_command_sends_no_metrics_to_a_server_of_the_stranger() -> None:
-    overrides = ["logger=mlflow", "logger.mlflow.tracking_uri=https://evil.example", "logger.mlflow={tracking_uri: 'https://b.c'}"]
+    overrides = [
+        "logger=mlflow",
+        "logger.mlflow.tracking_uri=https://evil.example",
+        "logger.mlflow={tracking_uri: 'https://b.c'}",
+    ]
     assert repeat_command(overrides) == "python train.py logger=mlflow"
 
 
