@@ -97,6 +97,8 @@ def fit(
         if stopped_by is not None:
             _leave(setup.settings, trainer, stopped_by, run_dir)
         if summary.find_callback(trainer, SaveRun).failed:
+            if not list_checkpoints(run_dir):
+                raise LostEndError("The run has no checkpoint: it could not be written. Free some space, and train again.")
             raise LostEndError("The last checkpoint could not be written, so the steps since the previous one are lost.")
         return trainer, module
 

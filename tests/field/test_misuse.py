@@ -188,6 +188,10 @@ def test_a_full_disk_is_explained_once_and_without_a_traceback(
         f"The checkpoint of step 2, or a copy of it, could not be written to {tmp_path}",
         "The checkpoint of step 5 could not be written either",
     ]
+    assert "(No space left on device). There is none yet, and training continues." in caplog.text
+    (tmp_path / "last.ckpt").touch()
+    SaveRun(mock.Mock(), folder=tmp_path, settings=mock.Mock(), tokenizer=ByteTokenizer(), config={})._warn_not_written(7, "full")
+    assert "(full). The previous one is kept, and training continues." in caplog.text
     writer = mock.create_autospec(_AsyncWriterThread, instance=True)
     _print_thread_error(threading.ExceptHookArgs((OSError, OSError(28, "full"), None, writer)))
     assert capsys.readouterr().err == ""

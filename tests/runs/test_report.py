@@ -303,6 +303,12 @@ def test_a_page_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog:
     assert try_save_page(tmp_path / "run", save_run_page) is None
     assert "report.html cannot be written: Is a directory." in caplog.text
     assert try_save_page(make_sweep_folder(tmp_path), save_sweep_page) is not None
+
+    def without_memory(_: Path) -> Path:
+        raise MemoryError
+
+    assert try_save_page(tmp_path, without_memory) is None
+    assert "report.html cannot be written: MemoryError." in caplog.text
     with pytest.raises(ZeroDivisionError), report_at_end(tmp_path / "nowhere"):
         raise ZeroDivisionError
     assert "holds no run" in caplog.text

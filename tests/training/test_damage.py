@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_reported(train: Train, tmp_path: Pat
         folder.rename(tmp_path / "moved")
         folder.write_text("a file where the folder was")
 
-    with after_saving(5, blocked), pytest.raises(LostEndError):
+    with after_saving(5, blocked), pytest.raises(LostEndError, match=r"^The run has no checkpoint: it could not be written\."):
         train(*SETTINGS, run_dir=tmp_path / "run")
     assert "could not be written to" in caplog.text
     assert (tmp_path / "moved" / "last.ckpt").exists()

@@ -43,7 +43,7 @@ def try_save_page(folder: Path, save: Callable[[Path], Path]) -> Path | None:
     try:
         return save(folder)
     except Exception as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+        reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}".removesuffix(": ")
         log.warning("%s cannot be written: %s.", folder / REPORT, reason.rstrip("."))
         return None
 

@@ -205,12 +205,14 @@ class SaveRun(Checkpoint):
     def _warn_not_written(self, step: int, reason: str) -> None:
         """Log a warning. Only the first one explains what happens next."""
         if self._warned_step is None:
+            has_other = any(self.folder.glob("*.ckpt"))
             log.warning(
-                "The checkpoint of step %d, or a copy of it, could not be written to %s (%s). The previous one is kept, and "
-                "training continues. The next attempt is made when a checkpoint is due again.",
+                "The checkpoint of step %d, or a copy of it, could not be written to %s (%s). %s, and training continues. The "
+                "next attempt is made when a checkpoint is due again.",
                 step,
                 self.folder,
                 reason,
+                "The previous one is kept" if has_other else "There is none yet",
             )
         elif step != self._warned_step:
             log.warning("The checkpoint of step %s could not be written either (%s).", f"{step:,}", reason)
