@@ -33,6 +33,16 @@ COMMANDS = {
     "leaderboard": "rank the runs on each text by bits per byte, also those in other people's results files",
     "verify_resume": "check that a killed and resumed run ends like an uninterrupted one",
 }
+# Commands of litgpt, nanochat and transformers, and what to type here.
+OTHER_COMMANDS = {
+    **dict.fromkeys(("finetune", "finetune_full", "continue_pretrain"), "train init_from=NAME data.path=FILE"),
+    "chat": "generate interactive=true",
+    "sample": "generate",
+    "download": "generate pretrained=NAME",
+    **dict.fromkeys(("convert", "convert_from_litgpt"), "export checkpoint=latest out=FOLDER"),
+    **dict.fromkeys(("resume", "continue"), "train resume=latest"),
+    **dict.fromkeys(("sweep", "tune"), "train -m optimizer.lr=1e-4,1e-3"),
+}
 
 
 def main() -> None:
@@ -79,6 +89,8 @@ def _no_such_command(name: str) -> UserError:
 
     known = [*ENTRY_SCRIPTS, *COMMANDS]
     close = nearest(name.lower().replace("-", "_").removesuffix(".py"), known)
+    if (other := OTHER_COMMANDS.get(name)) is not None:
+        return UserError(f"{name}: there is no such command. Type gpt-pretrain {other}")
     remedy = f"Did you mean {' or '.join(close)}?" if close else f"Choose from {', '.join(known)}."
     return UserError(f"{name}: there is no such command. {remedy}")
 

@@ -59,6 +59,8 @@ def test_a_module_of_a_command_says_what_to_type(tmp_path: Path) -> None:
         ("PREPARE", "Did you mean prepare?"),
         ("generate.py", "Did you mean generate?"),
         ("leaderbord", "Did you mean leaderboard?"),
+        ("finetune", "Type gpt-pretrain train init_from=NAME data.path=FILE"),
+        ("chat", "Type gpt-pretrain generate interactive=true"),
         ("xyzzy", "Choose from train, generate, "),
     ],
 )
