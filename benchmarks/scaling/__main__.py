@@ -2,6 +2,7 @@
 
 The texts are documentation and code that come with Python; German and French manual pages, quotations and the manual of Vim if
 the system has them; and given files. The results have two more, "play" (As You Like It) and "bible" (the King James Version).
+Short texts are single documents; "story" (The Verdict) and "genesis" (the beginning of the King James Version) are given files.
 Each result is a line of `results.jsonl`, so that an interrupted study continues where it stopped. `texts.json` has the n-gram
 models' results on each text.
 """
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
+from benchmarks.scaling.short_texts import short_texts
 from benchmarks.scaling.texts import StudyText, load_texts
 from benchmarks.scaling.trial import Trial, run_trial
 from benchmarks.scaling.trials import all_trials
@@ -25,7 +27,7 @@ RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "
 def main() -> None:
     """Run the trials in their order, and append their results to the file."""
     files = {name: Path(file) for name, _, file in (argument.partition("=") for argument in sys.argv[1:])}
-    texts, done = load_texts(files), finished()
+    texts, done = load_texts(files) | short_texts(files), finished()
     count_ngrams(texts)
     for trial in all_trials():
         if trial in done or trial.text not in texts:

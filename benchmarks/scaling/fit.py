@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
+from benchmarks.scaling.trial import GPT2_TOKENS
 from benchmarks.scaling.trials import PILOTS, SHAPES, VOCAB, batch_of, regularization_of
 from gpt_pretrain.training.budget import law as law_module
 from gpt_pretrain.training.budget.law import Difficulty, Law, Training
@@ -71,13 +72,28 @@ def main() -> None:
         outside = np.abs(np.concatenate([*found.values()]))
         within = f"{np.sum(outside < GOAL)} of {len(outside)} within {GOAL:.0%}"
         print(f"  median error {np.median(outside):.1%}, nine of ten within {np.quantile(outside, NINE_OF_TEN):.1%}, {within}")
+    ready_error = check_ready(law)
     if "--write" in sys.argv:
         content = {
             "constants": {name: float(f"{value:.4g}") for name, value in law.constants.items()},
             "errors": {str(length): round(width(cases, left_out, length), 4) for length in PILOTS},
             "largest": dict(law.largest),
+            "ready_error": round(ready_error, 4),
         }
         TABLE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def check_ready(law: Law) -> float:
+    """Predict short texts with GPT-2's vocabulary, none of them in the fit, and return the error that covers nine of ten."""
+    cases = read_ready_cases()
+    print("short texts with GPT-2's vocabulary, after a pilot with it, by a law without them")
+    for text in dict.fromkeys(case.text for case in cases):
+        own = errors(law, [case for case in cases if case.text == text])
+        print(f"  {text}: " + ", ".join(f"{error:+.1%}" for error in own))
+    found = np.abs(errors(law, cases))
+    nine = float(np.quantile(found, NINE_OF_TEN))
+    print(f"  median error {np.median(found):.1%}, nine of ten within {nine:.1%}")
+    return nine
 
 
 def read_cases() -> list[Case]:
@@ -96,6 +112,27 @@ def read_cases() -> list[Case]:
     return cases
 
 
+def read_ready_cases() -> list[Case]:
+    """Return the results with GPT-2's vocabulary. As in `budget=`, a pilot with the same vocabulary has read their text."""
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    content = json.loads(TEXTS.read_text(encoding="utf-8"))
+    rows = [row for row in rows if row["vocab_size"] == GPT2_TOKENS]
+    pilots = {row["text"]: row for row in rows if _is_ready_pilot(row)}
+    cases = []
+    for row in rows:
+        pilot = pilots.get(row["text"])
+        if pilot is not None and row is not pilot and _is_usual(row):
+            ngrams = {int(size): bits for size, bits in content[row["text"]][str(row["unique_bytes"])].items()}
+            difficulty = Difficulty(_training(pilot), pilot["bits_per_byte"], ngrams)
+            cases.append(Case(row["text"], _training(row), difficulty, row["bits_per_byte"]))
+    return cases
+
+
+def _is_ready_pilot(row: Row) -> bool:
+    shape = (row["width"], row["batch"], row["regularization"], row["rate"], row["seed"])
+    return bool(shape == (PILOT_SHAPE[0], PILOT_SHAPE[2], "none", 1.0, 1) and row["trained_bytes"] == 4 * row["unique_bytes"])
+
+
 def _is_pilot(row: Row) -> bool:
     shape = (row["width"], row["vocab_size"], row["batch"], row["regularization"], row["rate"], row["seed"])
     return bool(shape == (*PILOT_SHAPE, "none", 1.0, 1) and row["trained_bytes"] in PILOTS)
@@ -107,7 +144,9 @@ def _is_usual(row: Row) -> bool:
 
 
 def _training(row: Row) -> Training:
-    return Training(*(row[name] for name in ("matrices", "vocab_size", "unique_bytes", "trained_bytes", "bytes_per_token")))
+    names = ("matrices", "vocab_size", "unique_bytes", "trained_bytes", "bytes_per_token")
+    distinct = row.get("distinct_tokens", math.inf) if row["vocab_size"] == GPT2_TOKENS else math.inf
+    return Training(*(row[name] for name in names), distinct_tokens=distinct)
 
 
 def fit(cases: Sequence[Case]) -> Law:

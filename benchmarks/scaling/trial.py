@@ -27,7 +27,8 @@ from gpt_pretrain.training.optimization.optimizer import build_optimizer, clip_g
 from gpt_pretrain.training.optimization.schedule import lr_at
 
 HEAD_DIM = 32
-BYTE_TOKENS = 257  # this size means the vocabulary of bytes
+# These sizes mean the vocabulary of bytes, and GPT-2's.
+BYTE_TOKENS, GPT2_TOKENS = 257, 50_257
 CLIP = 1.0  # trainer.gradient_clip_val
 DROPOUT = {"none": 0.0, "light": 0.1, "strong": 0.2}
 DECAYS = {"none": (0.0, 0.0), "light": (0.1, 0.5), "strong": (0.2, 1.0)}  # of the matrices and of the output head
@@ -41,7 +42,7 @@ class Trial:
         text: Name of a text.
         unique_bytes: Bytes of its beginning to train on.
         trained_bytes: Bytes to train on, in several passes if `unique_bytes` is smaller.
-        vocab_size: Tokens of a byte-pair encoding of that beginning; BYTE_TOKENS for bytes.
+        vocab_size: Tokens of a byte-pair encoding of that beginning; BYTE_TOKENS for bytes, GPT2_TOKENS for GPT-2's vocabulary.
         width: Width of the model, a multiple of HEAD_DIM.
         layers: Blocks.
         batch: Windows per optimizer step.
@@ -87,6 +88,7 @@ def run_trial(trial: Trial, text: StudyText) -> dict[str, Any]:
         "steps": steps,
         "tokens": steps * trial.batch * trial.context,
         "bytes_per_token": round(bytes_per_token, 4),
+        "distinct_tokens": len(set(tokenizer.encode_ordinary(text.training(trial.unique_bytes)))),
         "parameters": parameters,
         "matrices": parameters - 2 * embedding,
         "bits_per_byte": round(loss.bits_per_byte, 4),
@@ -100,7 +102,8 @@ def _load(trial: Trial, text: StudyText, folder: Path) -> tuple[TextDataModule, 
     train = text.training(trial.unique_bytes)
     file = folder / "text.txt"
     file.write_text(train + text.held_out, encoding="utf-8", newline="")
-    tokenizer = build_tokenizer("byte") if trial.vocab_size == BYTE_TOKENS else train_bpe([train], trial.vocab_size)
+    ready = {BYTE_TOKENS: "byte", GPT2_TOKENS: "gpt2"}.get(trial.vocab_size)
+    tokenizer = train_bpe([train], trial.vocab_size) if ready is None else build_tokenizer(ready)
     settings = DataSettings(
         name="text",
         path=str(file),

@@ -130,9 +130,7 @@ def measured_training(result: RungResult, text: choice.TextFacts) -> MeasuredTra
     """Return a rung as the law sees it: its training and the loss that it reached."""
     config = result.rung.config
     matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
-    length = text.bytes_per_token[config.vocab_size]
-    training = Training(matrices, config.vocab_size, text.train_bytes, result.tokens * length, length)
-    return MeasuredTraining(training, result.bits)
+    return MeasuredTraining(text.training(matrices, config.vocab_size, result.tokens), result.bits)
 
 
 def _measured_speed(sizes: Sequence[RungResult]) -> Speed:

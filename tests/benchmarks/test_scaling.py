@@ -2,10 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.scaling.short_texts import short_texts
 from benchmarks.scaling.texts import python_code, split_text
 from benchmarks.scaling.trial import Trial, run_trial
 from benchmarks.scaling.trials import all_trials
@@ -25,6 +27,15 @@ def test_a_text_is_split_without_loss_and_has_no_more_than_it_has() -> None:
     assert text.text + text.held_out == "é" * 1000
     with pytest.raises(ValueError, match="has 1,800 bytes to train on, not 5,000"):
         text.training(5000)
+
+
+def test_parts_of_a_short_text_are_held_out(tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text("".join(f"{number} boats.\n" for number in range(1000)), encoding="utf-8")
+    found = short_texts({"story": tmp_path / "story.txt", "other": tmp_path / "story.txt"})
+    assert "other" not in found
+    held_out = found["story"].held_out
+    assert len(held_out) == pytest.approx(0.25 * len(found["story"].text), abs=10)
+    assert "90 boats." in held_out and "990 boats." in held_out and "950 boats." not in held_out
 
 
 def test_no_trial_is_there_twice() -> None:

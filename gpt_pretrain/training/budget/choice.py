@@ -20,11 +20,12 @@ LONGER = 2.0**0.125  # factor between lengths of a run that fills its budget
 ENOUGH = 1.005  # a cheaper choice is taken if its expected loss is at most this factor higher
 MIN_STEPS = 20
 SMALLEST_STEP = 512  # tokens
+FEWEST_TOKENS = 1.1 * MIN_STEPS * SMALLEST_STEP  # of a run, with some to spare for rounding
 BATCH_ROUNDS = 3
 BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses, samples and checkpoints
 # The most passes over a text: in general, and over a text with very few tokens for the vocabulary. With more passes, even a
 # regularized model mostly memorizes.
-MOST_PASSES, FEW_TOKENS_PASSES = 64, 16
+MOST_PASSES, FEW_TOKENS_PASSES = 64, 8
 MOST_PARAMETERS = 30  # of the blocks per distinct token read; the law was not measured beyond
 CAUTION = 0.01  # how much worse a choice counts for each doubling beyond the study
 NEARLY = 0.8  # share of the budget; a choice that spends less is limited by something else
@@ -42,6 +43,7 @@ class TextFacts:
         difficulty: The difficulty of learning it.
         seconds_to_encode: Estimated time to encode the whole training set.
         longest_windows: Tokens of the longest possible window in the validation set, by the size of the vocabulary.
+        distinct_tokens: Entries of a vocabulary that the training set has, by its size, for vocabularies beyond the study.
         tokenizer: Name of the only vocabulary, if it is not trained on the text.
     """
 
@@ -50,13 +52,20 @@ class TextFacts:
     difficulty: Difficulty
     seconds_to_encode: float = 0.0
     longest_windows: Mapping[int, int] = field(default_factory=dict)
+    distinct_tokens: Mapping[int, float] = field(default_factory=dict)
     tokenizer: str | None = None
 
-    def most_passes(self, vocab_size: int) -> int:
-        """Return the number of passes over the text that lower its loss. A tiny text needs many passes for the fewest steps."""
+    def most_passes(self, vocab_size: int) -> float:
+        """Return the number of passes over the text that lower its loss. A tiny text needs more for the fewest steps."""
         tokens = self.train_bytes / self.bytes_per_token[vocab_size]
-        is_tiny = FEW_TOKENS_PASSES * tokens < MIN_STEPS * SMALLEST_STEP
-        return FEW_TOKENS_PASSES if tokens < vocab_size and not is_tiny else MOST_PASSES
+        if tokens >= vocab_size:
+            return MOST_PASSES
+        return min(max(FEW_TOKENS_PASSES, FEWEST_TOKENS / tokens), MOST_PASSES)
+
+    def training(self, matrices: float, vocab_size: int, tokens: float) -> Training:
+        """Return the training of a model on this many tokens of the text."""
+        length, distinct = self.bytes_per_token[vocab_size], self.distinct_tokens.get(vocab_size, math.inf)
+        return Training(matrices, vocab_size, self.train_bytes, tokens * length, length, distinct)
 
     def context_for(self, vocab_size: int) -> int:
         """Return the context of a model chosen for the text, a power of two. A short validation set shortens it."""
@@ -183,7 +192,7 @@ def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: i
             rare = fresh < TOKENS_PER_ENTRY * config.vocab_size and config.vocab_size > min(text.bytes_per_token)
             if steps < MIN_STEPS or too_large or rare:
                 continue
-            training = Training(matrices, config.vocab_size, text.train_bytes, steps * per_step * length, length)
+            training = text.training(matrices, config.vocab_size, steps * per_step)
             expected = conditions.law.bits_per_byte(training, text.difficulty)
             penalty = _extrapolation_penalty(training, conditions.law, read=steps * per_step)
             yield Candidate(config, size, steps, steps * step / BESIDES, training, expected, per_step, penalty)

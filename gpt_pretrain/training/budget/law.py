@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
@@ -20,7 +20,8 @@ TABLE = "law.json"
 LARGEST_FACTOR = 100.0  # times the largest measured number; an extrapolation beyond it means nothing
 # The share of the bits of single bytes that contexts save in every text of the study, and the least value of `gain`.
 PREDICTABLE, LEAST_GAIN = 0.1, 0.1
-STUDIED_VOCABULARY = 4096  # tokens; the largest vocabulary of the study
+STUDIED_VOCABULARY = 4096  # tokens; the largest vocabulary of the study that was trained on its text
+MOST_ENTRIES = 0.07  # of a vocabulary per token of the text, the most in the fit; with more, short texts do not overfit more
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Training:
         unique_bytes: Bytes of the training set.
         trained_bytes: Bytes to read, in several passes if the training set has fewer.
         bytes_per_token: Bytes per token of the vocabulary.
+        distinct_tokens: Entries of the vocabulary that the training set has, if it has fewer than all.
     """
 
     matrices: float
@@ -40,6 +42,7 @@ class Training:
     unique_bytes: float
     trained_bytes: float
     bytes_per_token: float
+    distinct_tokens: float = math.inf
 
     @property
     def passes(self) -> float:
@@ -95,11 +98,13 @@ class Law:
         constants: Constants of the law by name; see `bits_per_byte`.
         errors: The logarithm of the factor around the law that covers nine of ten measurements, by the bytes of the pilot.
         largest: The largest measured number of parameters, unique bytes and read bytes.
+        ready_error: The same factor's logarithm for short texts with GPT-2's vocabulary, after a whole pilot with it.
     """
 
     constants: Mapping[str, float]
     errors: Mapping[float, float]
     largest: Mapping[str, float]
+    ready_error: float = field(default=0.0, kw_only=True)
 
     def bits_per_byte(self, training: Training, text: Difficulty) -> float:
         """Return the expected loss: the pilot's, times the effect of a larger model, more text and another vocabulary."""
@@ -138,15 +143,18 @@ class Law:
         """Return the rise of the loss's logarithm by overfitting. Each further pass adds to it.
 
         It grows with the parameters of the blocks and with the entries of the vocabulary, both per distinct token of the text.
-        The entries of a vocabulary beyond the study, such as GPT-2's, are not counted.
+        The entries that the text does not have, such as most of GPT-2's, are not counted.
         """
         c, tokens = self.constants, training.unique_bytes / training.bytes_per_token
-        entries = training.vocab_size if training.vocab_size <= STUDIED_VOCABULARY else 0
-        per_pass = c["overfit_matrices"] * training.matrices / tokens + c["overfit_vocabulary"] * entries / tokens
+        entries = min(training.distinct_tokens, training.vocab_size)
+        per_token = min(entries / tokens, MOST_ENTRIES)
+        per_pass = c["overfit_matrices"] * training.matrices / tokens + c["overfit_vocabulary"] * per_token
         return per_pass * max(training.passes - 1.0, 0.0)
 
     def error(self, pilot: Training) -> float:
         """Return the error after a pilot, interpolated over the logarithm of its bytes."""
+        if pilot.vocab_size > STUDIED_VOCABULARY:
+            return self.ready_error
         lengths = sorted(self.errors)
         return float(np.interp(math.log(pilot.trained_bytes), np.log(lengths), [self.errors[length] for length in lengths]))
 
@@ -165,4 +173,5 @@ class Law:
 def fitted_law() -> Law:
     """Return the law of this version."""
     content = json.loads(resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8"))
-    return Law(content["constants"], {float(length): error for length, error in content["errors"].items()}, content["largest"])
+    errors = {float(length): error for length, error in content["errors"].items()}
+    return Law(content["constants"], errors, content["largest"], ready_error=content["ready_error"])

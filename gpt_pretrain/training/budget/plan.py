@@ -124,7 +124,8 @@ def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Con
     if isinstance(chosen, PublishedCandidate):
         others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
     else:
-        others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, conditions)
+        others = unstudied(settings, overridden, chosen.config, text.difficulty.pilot)
+        longest = choice.longest_steps(chosen, conditions)
         chosen = choice.filled(chosen, conditions)
     limit = choice.limit_of(chosen, refused, conditions)
     decisions = decided_settings(chosen, text, limit)

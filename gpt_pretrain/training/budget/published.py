@@ -14,7 +14,6 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import matmul_parameters, training_flops_per_token
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
-from gpt_pretrain.training.budget.law import Training
 
 DEPTHS = range(6, 33, 2)  # blocks; smaller models are nearer to the study's
 WIDTH_PER_BLOCK, HEAD_DIM, CONTEXT = 64, 128, 1024
@@ -77,7 +76,7 @@ def _batches(config: GPTConfig, conditions: choice.Conditions) -> Iterator[Publi
     tokens = min(budget.tokens, budget.flops / training_flops_per_token(config))
     steps = int(min(most_steps, tokens / step_tokens, max(limits.seconds, 0.0) / seconds))
     matrices = parameters - config.vocab_size * config.emb_dim
-    training = Training(matrices, config.vocab_size, text.train_bytes, max(steps * step_tokens, 1) * length, length)
+    training = text.training(matrices, config.vocab_size, max(steps * step_tokens, 1))
     windows = MOST_WINDOWS
     while windows:
         accumulate = step_tokens // (windows * CONTEXT * limits.devices)

@@ -16,7 +16,7 @@ from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
 from gpt_pretrain.tokenizers.fast_encoder import WORTHWHILE, FastEncoder
 from gpt_pretrain.training.budget import pilot
 from gpt_pretrain.training.budget.choice import TextFacts
-from gpt_pretrain.training.budget.law import Difficulty
+from gpt_pretrain.training.budget.law import STUDIED_VOCABULARY, Difficulty
 from gpt_pretrain.training.budget.ngrams import frequency_bits, ngram_bits
 
 SAMPLE_BYTES, HELD_OUT_BYTES = 500_000, 60_000  # size of a sample of the training set, and of the validation set
@@ -68,13 +68,15 @@ def text_facts(
     lengths, rate = _bytes_per_token(tokenizers, spread(sample, ENCODED_BYTES))
     usable: dict[int, Tokenizer] = {size: one for size, one in tokenizers.items() if size in vocab_sizes}
     usable = usable or {max(lengths): tokenizers[max(lengths)]}  # a short text has fewer tokens
+    pilot_tokenizer: Tokenizer = tokenizers.get(pilot.VOCAB_SIZE, tokenizers[max(tokenizers)])
     if tokenizer is not None:
         usable = {tokenizer.vocab_size: tokenizer}
         lengths, rate = _bytes_per_token(usable, spread(sample, ENCODED_BYTES))
+        if unique_bytes < lengths[tokenizer.vocab_size] * tokenizer.vocab_size:  # What its words are worth is still unknown.
+            pilot_tokenizer = tokenizer
     ngrams = counted(sample, held_out, seconds=COUNTING_SHARE * (seconds - (time.monotonic() - start)))
-    small_tokenizer = tokenizers.get(pilot.VOCAB_SIZE, tokenizers[max(tokenizers)])
     training, bits = pilot.run_pilot(
-        small_tokenizer,
+        pilot_tokenizer,
         sample,
         held_out,
         unique_bytes=unique_bytes,
@@ -89,6 +91,9 @@ def text_facts(
         difficulty,
         seconds_to_encode=_seconds_to_encode(next(iter(usable.values())), sample, unique_bytes, rate),
         longest_windows={size: len(one.encode_ordinary(held_out)) - 1 for size, one in usable.items()},
+        distinct_tokens={
+            size: _distinct_tokens(one, sample, unique_bytes) for size, one in usable.items() if size > STUDIED_VOCABULARY
+        },
         tokenizer=None if tokenizer is None else tokenizer.name,
     )
 
@@ -101,6 +106,13 @@ def _bytes_per_token(tokenizers: Mapping[int, Tokenizer], text: str) -> tuple[di
         lengths[size] = n_bytes / max(len(tokenizer.encode_ordinary(text)), 1)
         rates.append((time.monotonic() - start) / n_bytes)
     return lengths, min(rates)
+
+
+def _distinct_tokens(tokenizer: Tokenizer, sample: str, n_bytes: int) -> float:
+    """Estimate the distinct tokens of a text of this many bytes. In a long text, they grow with the square root of its length."""
+    part = spread(sample, ENCODED_BYTES)
+    found = len(set(tokenizer.encode_ordinary(part))) * math.sqrt(max(n_bytes / max(len(part.encode()), 1), 1.0))
+    return min(found, tokenizer.vocab_size)
 
 
 def _seconds_to_encode(tokenizer: Tokenizer, sample: str, n_bytes: int, rate: float) -> float:

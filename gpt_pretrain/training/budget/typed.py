@@ -14,8 +14,11 @@ from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import parse_budget
+from gpt_pretrain.training.budget.law import Training
+from gpt_pretrain.training.budget.pilot import MOST_PASSES
 from gpt_pretrain.training.run_tokenizer import automatic_name
 
+WHOLE = 0.9  # share of a whole pilot; a short budget or a slow machine shortens it
 LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.max_time")
 ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # one typed setting fixes all
 
@@ -39,8 +42,12 @@ def ready_tokenizer(settings: TrainSettings, overridden: Set[str]) -> Tokenizer 
     return None if name == TRAINED_NAME else with_end_of_text(build_tokenizer(name))
 
 
-def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig) -> list[str]:
-    """List the typed settings that no training of the study had. The law cannot predict their effect."""
+def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig, pilot: Training) -> list[str]:
+    """List the settings that no training of the study had. The law cannot predict their effect.
+
+    A large vocabulary is known by a whole pilot with it, as short texts have with GPT-2's.
+    """
+    is_known = config.vocab_size == pilot.vocab_size and pilot.passes > WHOLE * MOST_PASSES
     found = {
         f"model.kind={config.kind}": config.kind != "modern",
         f"model.context_length={config.context_length}": config.context_length != choice.CONTEXT
@@ -48,7 +55,7 @@ def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig) 
         f"optimizer={settings.optimizer.name}": settings.optimizer.name != "muon",
         f"scheduler={settings.scheduler.name}": is_typed("scheduler.name", overridden)
         and settings.scheduler.name != "warmup_stable_decay",
-        f"a vocabulary of {config.vocab_size:,} tokens": config.vocab_size > max(VOCABULARY_SIZES),
+        f"a vocabulary of {config.vocab_size:,} tokens": config.vocab_size > max(VOCABULARY_SIZES) and not is_known,
     }
     return [name for name, is_other in found.items() if is_other]
 

@@ -148,7 +148,9 @@ def test_a_text_with_fewer_tokens_than_the_vocabulary_has_is_read_less_often():
         dataclasses.replace(conditions(20_000, Budget()), text=text), configs=choice.architectures([50_257])
     )
     assert max(one.passes for one in found) <= choice.FEW_TOKENS_PASSES
-    assert dataclasses.replace(text, train_bytes=2000).most_passes(50_257) == choice.MOST_PASSES
+    tiny = dataclasses.replace(text, train_bytes=2000)
+    assert 1 < tiny.most_passes(50_257) * 2000 / 4.2 / (choice.MIN_STEPS * choice.SMALLEST_STEP) < 1.2
+    assert dataclasses.replace(text, train_bytes=200).most_passes(50_257) == choice.MOST_PASSES
     assert (
         text_of(20_000).most_passes(512)
         == dataclasses.replace(text, train_bytes=300_000).most_passes(50_257)

@@ -34,7 +34,24 @@ def test_overfitting_grows_with_repeats_and_with_what_is_learned_per_token():
     more = [dataclasses.replace(repeated, matrices=2e6), dataclasses.replace(repeated, vocab_size=4096)]
     more += [dataclasses.replace(repeated, trained_bytes=2e7), dataclasses.replace(repeated, unique_bytes=5e5)]
     assert all(LAW.overfitting(one) > LAW.overfitting(repeated) > 0 for one in more)
-    assert LAW.overfitting(dataclasses.replace(repeated, vocab_size=50_257)) < LAW.overfitting(repeated)
+
+
+def test_entries_of_any_vocabulary_overfit_as_far_as_the_text_has_them():
+    repeated = Training(1e6, 4096, 1e6, 1e7, 3.5)
+    typed = dataclasses.replace(repeated, vocab_size=8192)
+    assert LAW.overfitting(typed) > LAW.overfitting(repeated)
+    ready = dataclasses.replace(repeated, vocab_size=50_257, distinct_tokens=4096)
+    assert LAW.overfitting(ready) == LAW.overfitting(repeated)
+    short = [Training(1e5, 50_257, 20_000, 200_000, 4.0, distinct) for distinct in (200, 800, 1600)]
+    assert LAW.overfitting(short[0]) < LAW.overfitting(short[1]) == LAW.overfitting(short[2])
+
+
+def test_a_short_text_with_a_ready_vocabulary_has_an_interval_of_its_own():
+    pilot = Training(98_304, 50_257, 20_000, 80_000, 4.0)
+    text = dataclasses.replace(DIFFICULTY, pilot=pilot)
+    low, high = dataclasses.replace(LAW, ready_error=0.03).interval(pilot, text)
+    assert math.log(high / low) == pytest.approx(0.06)
+    assert 0 < fitted_law().ready_error < 0.15
 
 
 def test_the_interval_is_wider_where_nothing_was_measured():

@@ -1,11 +1,16 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from gpt_pretrain.config.schema import DataSettings
+from gpt_pretrain.config.schema import DataSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.training.budget import pilot, text_facts
+from gpt_pretrain.training.budget import choice, pilot, text_facts
+from gpt_pretrain.training.budget.choice import TextFacts
+from gpt_pretrain.training.budget.law import Training
 from gpt_pretrain.training.budget.ngrams import frequency_bits, ngram_bits
+from gpt_pretrain.training.budget.typed import unstudied
 from gpt_pretrain.training.optimization import muon
 
 
@@ -47,6 +52,28 @@ def test_measuring_alone_does_not_wait_for_other_ranks(monkeypatch):
 def test_frequencies_of_bytes_are_their_entropy():
     assert frequency_bits(b"abcd" * 50_000, b"abcd" * 10) == pytest.approx(2.0, abs=0.02)
     assert 8 <= frequency_bits(b"", b"x") < 8.1
+
+
+def test_a_short_text_has_its_pilot_with_a_ready_vocabulary() -> None:
+    tokenizer, facts = build_tokenizer("gpt2"), list[TextFacts]()
+    for n_bytes in (5_000, 10_000_000):
+        facts.append(
+            text_facts.text_facts(TEXT[:5_000], TEXT[5_000:6_000], [], unique_bytes=n_bytes, tokenizer=tokenizer, seconds=0.0)
+        )
+    assert [one.difficulty.pilot.vocab_size == tokenizer.vocab_size for one in facts] == [True, False]
+    distinct = len(set(tokenizer.encode_ordinary(TEXT[:5_000])))
+    assert facts[0].distinct_tokens == {tokenizer.vocab_size: distinct}
+    assert distinct < facts[1].distinct_tokens[tokenizer.vocab_size] <= tokenizer.vocab_size
+    assert facts[0].training(1e5, tokenizer.vocab_size, 1e4).distinct_tokens == distinct
+
+
+@pytest.mark.parametrize("pilot_bytes", [20_000.0, 80_000.0])
+def test_a_large_vocabulary_is_known_by_a_whole_pilot_with_it(pilot_bytes: float) -> None:
+    config = choice.architectures([50_257])[0]
+    pilot = Training(98_304, 50_257, 20_000, pilot_bytes, 4.0)
+    other = "a vocabulary of 50,257 tokens"
+    assert (other in unstudied(TrainSettings(), set(), config, pilot)) == (pilot_bytes < 80_000)
+    assert other in unstudied(TrainSettings(), set(), config, dataclasses.replace(pilot, vocab_size=1024))
 
 
 @pytest.mark.parametrize("text", ["a", "ab", "short text"], ids=range(3))
