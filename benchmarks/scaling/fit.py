@@ -84,16 +84,21 @@ def main() -> None:
 
 
 def check_ready(law: Law) -> float:
-    """Predict short texts with GPT-2's vocabulary, none of them in the fit, and return the error that covers nine of ten."""
-    cases = read_ready_cases()
+    """Predict short texts with GPT-2's vocabulary, none of them in the fit.
+
+    Returns:
+        The error that covers nine of ten results of the worst text.
+    """
+    cases, widest = read_ready_cases(), 0.0
     print("short texts with GPT-2's vocabulary, after a pilot with it, by a law without them")
     for text in dict.fromkeys(case.text for case in cases):
         own = errors(law, [case for case in cases if case.text == text])
+        widest = max(widest, float(np.quantile(np.abs(own), NINE_OF_TEN)))
         print(f"  {text}: " + ", ".join(f"{error:+.1%}" for error in own))
     found = np.abs(errors(law, cases))
-    nine = float(np.quantile(found, NINE_OF_TEN))
-    print(f"  median error {np.median(found):.1%}, nine of ten within {nine:.1%}")
-    return nine
+    within = f"{np.sum(found < GOAL)} of {len(found)} within {GOAL:.0%}"
+    print(f"  median error {np.median(found):.1%}, nine of ten within {np.quantile(found, NINE_OF_TEN):.1%}, {within}")
+    return widest
 
 
 def read_cases() -> list[Case]:

@@ -63,6 +63,16 @@ def test_the_interval_holds_nine_of_ten_results_of_texts_that_the_law_has_not_se
         assert np.mean(found[read == pilot] <= error) >= 0.9
 
 
+def test_short_texts_with_a_ready_vocabulary_are_predicted_within_the_interval() -> None:
+    pytest.importorskip("scipy")
+    from benchmarks.scaling.fit import check_ready, errors, read_ready_cases
+
+    law, cases = fitted_law(), read_ready_cases()
+    assert len({case.text for case in cases}) >= 8
+    assert check_ready(law) == pytest.approx(law.ready_error, abs=0.001)
+    assert np.mean(np.abs(errors(law, cases)) <= law.ready_error) >= 0.9
+
+
 def test_the_fit_finds_the_law_that_made_the_losses() -> None:
     pytest.importorskip("scipy")
     from benchmarks.scaling.fit import Case, errors, fit
