@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def _is_usual(row: Row) -> bool:
 def _training(row: Row) -> Training:
     names = ("matrices", "vocab_size", "unique_bytes", "trained_bytes", "bytes_per_token")
     distinct = row.get("distinct_tokens", math.inf) if row["vocab_size"] == GPT2_TOKENS else math.inf
-    return Training(*(row[name] for name in names), distinct_tokens=distinct)
+    return replace(Training(*(row[name] for name in names)), distinct_tokens=distinct)
 
 
 def fit(cases: Sequence[Case]) -> Law:
