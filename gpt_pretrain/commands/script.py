@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import gpt_pretrain
-from gpt_pretrain.commands.command_words import SCHEMAS
+from gpt_pretrain.commands.command_words import NO_RUN, SCHEMAS
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.commands.hydra_errors import explain_hydra_error
@@ -73,7 +73,8 @@ def hydra_script(name: str) -> Iterator[None]:
     Raises:
         SystemExit: If the script fails or is interrupted.
     """
-    prepare_streams(notice=LOST_OUTPUT if name == "train" else None)
+    trains = name == "train" and NO_RUN.isdisjoint(sys.argv[1:])
+    prepare_streams(notice=LOST_OUTPUT if trains else None)
     # In a rank that this program has started, the launcher has set the variable.
     debugging = os.environ.get(FULL_ERROR) == "1" and launch_info() is None
     with exit_without_teardown():
@@ -91,7 +92,7 @@ def hydra_script(name: str) -> Iterator[None]:
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
             os.environ[FULL_ERROR] = "1"
             yield
-            if name != "train":  # the other scripts' output is their result
+            if not trains:  # the output is the result
                 check_output(is_result=True)
         except KeyboardInterrupt:
             sys.exit(EXIT_INTERRUPTED)

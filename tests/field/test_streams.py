@@ -63,6 +63,12 @@ def test_training_goes_on_when_its_output_cannot_be_written(run_after: Run, tmp_
     assert "Done: " in (tmp_path / "r" / "train.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--version"]])
+def test_help_with_a_closed_pipe_speaks_of_no_training(run_after: Run, words: list[str]) -> None:
+    done = run_after(broken_stdout("EPIPE"), "train.py", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_generation_ends_with_its_reader_or_says_that_the_output_is_incomplete(run_after: Run, trained: Path) -> None:
     overrides = [f"checkpoint={trained}", "sampler.max_new_tokens=100000000"]
     done = run_after(broken_stdout("EPIPE"), "generate.py", *overrides)
