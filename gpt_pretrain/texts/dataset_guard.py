@@ -29,6 +29,7 @@ from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.dataset_rows import read_text_column
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
 from gpt_pretrain.texts.field_limits import limit_fields, limit_fields_of_examples
+from gpt_pretrain.texts.zip_members import check_no_overlap
 
 HUB = "hf://datasets/"
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
@@ -79,6 +80,9 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
             ("huggingface_hub.file_download", "get_hf_file_metadata", own.check_metadata),
             ("huggingface_hub.hf_api:HfApi", "dataset_info", own.check_info),
             ("yaml", "load", own.check_description),
+            # Otherwise, fsspec (2026.9) would read the list of an archive's members again for each member.
+            ("fsspec.implementations.zip:ZipFileSystem", "cachable", lambda _: True),
+            ("fsspec.implementations.zip:ZipFileSystem", "__init__", _check_archive),
             ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
             ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
             ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_tables),
@@ -87,6 +91,7 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
             ("pandas", "read_json", limit_fields),
         ):
             stack.enter_context(_wrapped(owner_name, function, wrap))
+        stack.callback(importlib.import_module("fsspec.implementations.zip").ZipFileSystem.clear_instance_cache)
         yield
 
 
@@ -291,6 +296,14 @@ def _limit_content(open_file: Function) -> Function:
         return io.BufferedReader(_LimitedStream(stream, max_content(size or 0)))
 
     return limited
+
+
+def _check_archive(open_archive: Function) -> Function:
+    def checked(system: Any, *arguments: Any, **options: Any) -> None:
+        open_archive(system, *arguments, **options)
+        check_no_overlap(system.zip)
+
+    return checked
 
 
 def _limit_member(open_file: Function) -> Function:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from gpt_pretrain.texts.tables import _open_dataset
 from tests.conftest import ROOT
 from tests.helpers.read_datasets import read
 from tests.helpers.resource_limits import within
+from tests.security.test_costly_archives import shared
 
 pytest.importorskip("datasets")
 
@@ -43,6 +45,29 @@ def test_a_small_archive_does_not_expand_without_limit(tmp_path: Path, monkeypat
         else:
             with pytest.raises(UserError, match="expands to more than 250 times its size"):
                 read(tmp_path)
+
+
+def test_the_members_of_an_archive_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_lists, read_list = [0], zipfile.ZipFile._RealGetContents  # type: ignore[attr-defined]
+
+    def counted(archive: zipfile.ZipFile) -> None:
+        n_lists[0] += 1
+        read_list(archive)
+
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as made:
+        for number in range(50):
+            made.writestr(f"{number:02d}.txt", f"{number}\n")
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", counted)
+    assert read(tmp_path) == [str(number) for number in range(50)]
+    assert n_lists[0] < 10
+
+
+def test_members_of_an_archive_that_share_their_bytes_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(shared(bz2.compress(b"text"), 1))
+    assert read(tmp_path) == ["text"]
+    (tmp_path / "x.zip").write_bytes(shared(bz2.compress(b"text"), 3))
+    with pytest.raises(UserError, match="overlap"):
+        read(tmp_path)
 
 
 def test_a_small_description_of_a_dataset_does_not_expand(tmp_path: Path) -> None:
