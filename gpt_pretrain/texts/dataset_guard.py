@@ -322,8 +322,8 @@ def _hub_endpoint() -> str:
 
 
 @contextmanager
-def _wrapped(owner_name: str, name: str, wrap: Callable[[Function], Function]) -> Iterator[None]:
-    """Replace a function during the block.
+def _wrapped(owner_name: str, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace a function, or an attribute, during the block.
 
     Args:
         owner_name: Its module, or "module:Class".
