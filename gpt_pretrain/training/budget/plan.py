@@ -20,7 +20,7 @@ from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
-from gpt_pretrain.training.budget.law import fitted_law
+from gpt_pretrain.training.budget.law import STUDIED_VOCABULARY, fitted_law
 from gpt_pretrain.training.budget.machine import measured_limits, measured_speed
 from gpt_pretrain.training.budget.pace import Pace
 from gpt_pretrain.training.budget.published import PublishedCandidate, published_choice
@@ -235,6 +235,11 @@ def expectation(chosen: choice.Candidate, conditions: choice.Conditions, others:
         return (
             "expect  a loss that cannot be predicted: this run is more than a hundred times as large as those that the rules "
             f"were fitted to; limited by {limit}"
+        )
+    if conditions.text.tokenizer is None and chosen.config.vocab_size > STUDIED_VOCABULARY:
+        return (
+            f"expect  a loss that cannot be predicted: the rules were not measured with a vocabulary of "
+            f"{chosen.config.vocab_size:,} tokens trained on the text; limited by {limit}"
         )
     if others:
         return (

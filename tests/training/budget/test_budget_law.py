@@ -69,6 +69,16 @@ def test_nothing_is_predicted_far_beyond_what_was_measured():
     assert "in nine of ten cases" in plan.expectation(dataclasses.replace(chosen, training=near), found, [], "time")
 
 
+def test_nothing_is_predicted_with_a_large_vocabulary_of_the_text():
+    chosen, found = choose(1_000_000, Budget(seconds=120.0)), conditions(1_000_000, Budget())
+    large = dataclasses.replace(chosen, config=dataclasses.replace(chosen.config, vocab_size=8192))
+    assert "cannot be predicted: the rules were not measured with a vocabulary of 8,192" in plan.expectation(
+        large, found, [], "time"
+    )
+    ready = dataclasses.replace(found, text=dataclasses.replace(found.text, tokenizer="gpt2"))
+    assert "cannot be predicted" not in plan.expectation(large, ready, [], "time")
+
+
 def test_the_stored_law_has_all_constants():
     law = fitted_law()
     assert set(law.constants) == set(LAW.constants)
