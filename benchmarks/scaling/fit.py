@@ -19,7 +19,7 @@ from scipy.optimize import least_squares  # type: ignore[import-untyped]
 from benchmarks.scaling.trial import GPT2_TOKENS
 from benchmarks.scaling.trials import PILOTS, SHAPES, VOCAB, batch_of, regularization_of
 from gpt_pretrain.training.budget import law as law_module
-from gpt_pretrain.training.budget.law import Difficulty, Law, Training
+from gpt_pretrain.training.budget.law import STUDIED_VOCABULARY, Difficulty, Law, Training
 
 RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json"))
 TABLE = Path(law_module.__file__).with_name(law_module.TABLE)
@@ -102,8 +102,12 @@ def check_ready(law: Law) -> float:
 
 
 def read_cases() -> list[Case]:
-    """Return the results with the usual batch, rates and regularization for their length, once for each pilot on their text."""
+    """Return the results with the usual batch, rates and regularization for their length, once for each pilot on their text.
+
+    Results with vocabularies of more than STUDIED_VOCABULARY tokens are not predicted by the law.
+    """
     rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["vocab_size"] <= STUDIED_VOCABULARY]
     content = json.loads(TEXTS.read_text(encoding="utf-8"))
     cases = []
     for pilot in filter(_is_pilot, rows):
