@@ -16,6 +16,9 @@ HELD_OUT_BYTES = 60_000  # at most a tenth of a text
 MANUALS = Path("/usr/share/man")  # has a folder for each language, from manpages-fr and other packages
 FORTUNES = Path("/usr/share/games/fortunes")  # of the package fortunes
 EDITOR = Path("/usr/share/vim")  # of the package vim-runtime
+PERL = Path("/usr/share/perl")  # of the package perl-modules
+NPM = Path("/usr/lib/node_modules")
+HEADERS = Path("/usr/include/linux")  # of the package linux-libc-dev
 MARKUP = re.compile(r"^\.\\\".*\n|^\.[A-Za-z]+ ?|\\f[A-Z]|\\&|\\(?=-)", re.MULTILINE)
 
 
@@ -55,6 +58,9 @@ def load_texts(files: dict[str, Path]) -> dict[str, StudyText]:
         "french": manual_pages("fr"),
         "quotes": quotations(),
         "vim": editor_manual(),
+        "perl": source_files(PERL, "*.p[mo]*"),
+        "script": source_files(NPM, "*.js"),
+        "headers": source_files(HEADERS, "*.h"),
     }
     return {
         name: split_text(name, text)
@@ -84,6 +90,12 @@ def quotations(n_bytes: int = 2_600_000) -> str:
 def editor_manual(n_bytes: int = 9_500_000) -> str:
     """Return the manual of Vim; empty if this machine has none."""
     files = sorted(EDITOR.glob("vim*/doc/*.txt"))
+    return _shuffled((file.read_text(encoding="utf-8", errors="ignore") for file in files), n_bytes)
+
+
+def source_files(folder: Path, pattern: str, n_bytes: int = 1_000_000) -> str:
+    """Return source files of a folder, which repeat licenses and other passages; empty if this machine has none."""
+    files = sorted(file for file in folder.rglob(pattern) if file.is_file())
     return _shuffled((file.read_text(encoding="utf-8", errors="ignore") for file in files), n_bytes)
 
 

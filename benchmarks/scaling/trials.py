@@ -22,6 +22,9 @@ BUDGETS = (
     *(("vim", 5000, "s", 2000, 2048), ("vim", 5000, "xs", 4000, 2048), ("vim", 900, "s", 2000, 2048)),
     *(("french", 900, "s", 2000, 2048), ("french", 300, "xs", 2000, 2048), ("vim", 200, "xs", 2000, 2048)),
     *(("code", 300, "s", 2000, 2048), ("code", 2000, "s", 2000, 4096), ("german", 900, "s", 2000, 2048)),
+    *((text, 900, "xs", 2000, 2048) for text in ("perl", "script", "headers")),
+    *((text, 900, "s", 4000, 4096) for text in ("perl", "script", "headers")),
+    *((text, 900, "m", 4000, 2048) for text in ("perl", "script", "headers")),
 )
 
 # Short texts that are read many times, where small vocabularies overfit less: text, kB, shape, passes, vocabularies.
