@@ -1,4 +1,4 @@
-"""Fit the law of expected losses to the study's results, and check it on texts that it was not fitted on.
+"""Fit the law of expected losses to the study's results, and check it on texts and whole runs that it was not fitted to.
 
 python -m benchmarks.scaling.fit prints the constants, their spread and the checks; --write stores them in law.json.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
+from benchmarks.scaling.runs import read_runs
 from benchmarks.scaling.trial import GPT2_TOKENS
 from benchmarks.scaling.trials import PILOTS, SHAPES, VOCAB, batch_of, regularization_of
 from gpt_pretrain.training.budget import law as law_module
@@ -72,15 +73,33 @@ def main() -> None:
         outside = np.abs(np.concatenate([*found.values()]))
         within = f"{np.sum(outside < GOAL)} of {len(outside)} within {GOAL:.0%}"
         print(f"  median error {np.median(outside):.1%}, nine of ten within {np.quantile(outside, NINE_OF_TEN):.1%}, {within}")
-    ready_error = check_ready(law)
+    law = replace(law, repetition={float(length): least_repetition(cases, length) for length in PILOTS})
+    run_error, ready_error = check_runs(law), check_ready(law)
     if "--write" in sys.argv:
         content = {
             "constants": {name: float(f"{value:.4g}") for name, value in law.constants.items()},
-            "errors": {str(length): round(width(cases, left_out, length), 4) for length in PILOTS},
+            "errors": {str(length): round(max(width(cases, left_out, length), run_error), 4) for length in PILOTS},
             "largest": dict(law.largest),
+            "repetition": {f"{length:g}": round(least, 4) for length, least in law.repetition.items()},
             "ready_error": round(ready_error, 4),
         }
         TABLE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def check_runs(law: Law) -> float:
+    """Predict whole runs with a budget on texts that are not in the fit.
+
+    Returns:
+        The error that covers nine of ten of them, without those whose text is more repetitive than the study's.
+    """
+    print("whole runs, none of them in the fit")
+    found = []
+    for name, training, difficulty, reached in read_runs():
+        error = law.bits_per_byte(training, difficulty) / reached - 1
+        is_repetitive = law.is_repetitive(difficulty)
+        print(f"  {name}: {error:+.1%}{', and no interval, since the text is too repetitive' if is_repetitive else ''}")
+        found += [] if is_repetitive else [abs(error)]
+    return float(np.quantile(found, NINE_OF_TEN))
 
 
 def check_ready(law: Law) -> float:
@@ -202,6 +221,11 @@ def width(cases: Sequence[Case], left_out: Mapping[str, np.ndarray], length: flo
     """Return the error that covers nine of ten results of the worst text. A new text may be as far from all others."""
     found = [of_text[_has_pilot(cases, text, length)] for text, of_text in left_out.items()]
     return max(float(np.quantile(np.abs(own), NINE_OF_TEN)) for own in found if own.size)
+
+
+def least_repetition(cases: Sequence[Case], length: float) -> float:
+    """Return the lowest bits of the n-gram model as a multiple of those of pilots that have read this many bytes."""
+    return min(case.difficulty.repetition for case in cases if case.difficulty.pilot.trained_bytes == length)
 
 
 def spread(cases: Sequence[Case]) -> dict[str, tuple[float, float]]:

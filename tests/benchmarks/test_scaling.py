@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.scaling.runs import describe_run, read_runs
 from benchmarks.scaling.short_texts import short_texts
 from benchmarks.scaling.texts import python_code, split_text
 from benchmarks.scaling.trial import Trial, run_trial
@@ -51,7 +52,7 @@ def test_the_study_takes_files_that_every_python_has() -> None:
 @pytest.mark.slow
 def test_the_interval_holds_nine_of_ten_results_of_texts_that_the_law_has_not_seen() -> None:
     pytest.importorskip("scipy")
-    from benchmarks.scaling.fit import PILOTS, leave_texts_out, read_cases, width
+    from benchmarks.scaling.fit import PILOTS, check_runs, leave_texts_out, read_cases, width
 
     cases = read_cases()
     left_out = leave_texts_out(cases)
@@ -59,8 +60,31 @@ def test_the_interval_holds_nine_of_ten_results_of_texts_that_the_law_has_not_se
     read = np.array([case.difficulty.pilot.trained_bytes for text in left_out for case in cases if case.text == text])
     for pilot in PILOTS:
         error = fitted_law().errors[pilot]
-        assert width(cases, left_out, pilot) == pytest.approx(error, abs=0.005)
+        assert max(width(cases, left_out, pilot), check_runs(fitted_law())) == pytest.approx(error, abs=0.005)
         assert np.mean(found[read == pilot] <= error) >= 0.9
+
+
+def test_whole_runs_are_described_by_their_log(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"{number} boats lay at the shore.\n" for number in range(2000)), encoding="utf-8")
+    (tmp_path / "train.log").write_text(
+        "model   1.8M parameters: 4 layers, 4 heads, emb_dim 128, context 128, vocabulary 1,024 (bpe-1024@5029d550692b)\n"
+        "data    text.txt: 62,890 characters; 20,000 training tokens in 156 windows, 2,000 validation tokens in 15 windows\n"
+        "Done: 2 epochs, 80 steps, 40,000 tokens seen in 9 s (5,000 tokens/s while training)\n"
+        "Best validation loss: 3.469 nats per token (perplexity 32.1, 1.347 bits per byte), in epoch 2, step 79; last: 3.469\n",
+        encoding="utf-8",
+    )
+    found = describe_run(tmp_path / "text.txt", tmp_path, budget="2m")
+    training = Training(**found["training"])
+    assert training.matrices == 12 * 4 * 128 * 128 and training.vocab_size == 1024
+    assert training.passes == pytest.approx(2.0) and found["bits_per_byte"] == 1.347
+    assert found["difficulty"]["pilot"]["unique_bytes"] == training.unique_bytes
+
+
+def test_the_stored_law_predicts_the_runs_that_were_not_fitted() -> None:
+    law, runs = fitted_law(), read_runs()
+    within = [low <= reached <= high for _, one, text, reached in runs for low, high in [law.interval(one, text)]]
+    assert sum(within) >= len(runs) - 2  # one is just outside, and one text is too repetitive for an interval
+    assert [name for name, _, text, _ in runs if law.is_repetitive(text)] == ["documentation of npm, as Markdown and as HTML"]
 
 
 def test_short_texts_with_a_ready_vocabulary_are_predicted_within_the_interval() -> None:

@@ -10,6 +10,7 @@ LAW = Law(
     | {"vocabulary_fades": 0.3, "overfit_matrices": 3e-5, "overfit_vocabulary": 0.07},
     errors={125_000: 0.07},
     largest={"matrices": 1e6, "unique_bytes": 1e6, "trained_bytes": 1e6},
+    repetition={125_000: 0.7},
 )
 DIFFICULTY = Difficulty(Training(98_304, 1024, 1e6, 125_000, 2.7), 2.6, {20_000: 4.1, 125_000: 3.0, 500_000: 2.5})
 SPEED = Speed((1e6, 1e8), (2e10, 2e10), fixed=5e-3)

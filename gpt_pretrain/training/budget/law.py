@@ -20,6 +20,7 @@ TABLE = "law.json"
 LARGEST_FACTOR = 100.0  # times the largest measured number; an extrapolation beyond it means nothing
 # The share of the bits of single bytes that contexts save in every text of the study, and the least value of `gain`.
 PREDICTABLE, LEAST_GAIN = 0.1, 0.1
+LEAST_REPETITION = 0.9  # times the least `repetition` of the study's texts; below it, the law has no interval
 STUDIED_VOCABULARY = 4096  # tokens; the largest vocabulary of the study that was trained on its text
 MOST_ENTRIES = 0.07  # of a vocabulary per token of the text, the most in the fit; with more, short texts do not overfit more
 
@@ -79,6 +80,14 @@ class Difficulty:
         saved = 1.0 - min(self.bits, *self.ngrams.values()) / self.frequencies
         return min(max(saved / PREDICTABLE, LEAST_GAIN), 1.0)
 
+    @property
+    def repetition(self) -> float:
+        """The n-gram model's bits per byte as a multiple of the pilot's. It is small for a text that repeats long passages.
+
+        Counts know a passage after one reading. A model learns it later, so its loss goes on falling.
+        """
+        return self.ngrams[max(self.ngrams)] / self.bits
+
     def counted(self, n_bytes: float) -> float:
         """Return the n-gram model's bits per byte after this much text, interpolated or extrapolated in logarithms."""
         sizes = sorted(self.ngrams)
@@ -98,12 +107,14 @@ class Law:
         constants: Constants of the law by name; see `bits_per_byte`.
         errors: The logarithm of the factor around the law that covers nine of ten measurements, by the bytes of the pilot.
         largest: The largest measured number of parameters, unique bytes and read bytes.
+        repetition: The least measured `repetition`, by the bytes of the pilot; empty for a law of the text itself.
         ready_error: The same factor's logarithm for short texts with GPT-2's vocabulary, after a whole pilot with it.
     """
 
     constants: Mapping[str, float]
     errors: Mapping[float, float]
     largest: Mapping[str, float]
+    repetition: Mapping[float, float] = field(default_factory=dict, kw_only=True)
     ready_error: float = field(default=0.0, kw_only=True)
 
     def bits_per_byte(self, training: Training, text: Difficulty) -> float:
@@ -155,8 +166,13 @@ class Law:
         """Return the error after a pilot, interpolated over the logarithm of its bytes."""
         if pilot.vocab_size > STUDIED_VOCABULARY:
             return self.ready_error
-        lengths = sorted(self.errors)
-        return float(np.interp(math.log(pilot.trained_bytes), np.log(lengths), [self.errors[length] for length in lengths]))
+        return _after_pilot(self.errors, pilot)
+
+    def is_repetitive(self, text: Difficulty) -> bool:
+        """Return True if a text repeats more long passages than those of the study, so that its loss will be lower."""
+        if not self.repetition or text.pilot.vocab_size > STUDIED_VOCABULARY:
+            return False
+        return text.repetition < LEAST_REPETITION * _after_pilot(self.repetition, text.pilot)
 
     def reaches(self, training: Training) -> bool:
         """Return whether a training is near enough to the fitted ones for an extrapolation."""
@@ -173,5 +189,11 @@ class Law:
 def fitted_law() -> Law:
     """Return the law of this version."""
     content = json.loads(resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8"))
-    errors = {float(length): error for length, error in content["errors"].items()}
-    return Law(content["constants"], errors, content["largest"], ready_error=content["ready_error"])
+    errors, repetition = ({float(length): one for length, one in content[name].items()} for name in ("errors", "repetition"))
+    return Law(content["constants"], errors, content["largest"], repetition=repetition, ready_error=content["ready_error"])
+
+
+def _after_pilot(values: Mapping[float, float], pilot: Training) -> float:
+    """Return the value for a pilot's length, interpolated over the logarithm of its bytes."""
+    lengths = sorted(values)
+    return float(np.interp(math.log(pilot.trained_bytes), np.log(lengths), [values[length] for length in lengths]))

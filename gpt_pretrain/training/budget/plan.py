@@ -246,6 +246,11 @@ def expectation(chosen: choice.Candidate, conditions: choice.Conditions, others:
             f"expect  about {chosen.expected:.2f} bits per byte by rules that were not measured with {', '.join(others)}; "
             f"limited by {limit}"
         )
+    if conditions.law.is_repetitive(conditions.text.difficulty):
+        return (
+            f"expect  less than {chosen.expected:.2f} bits per byte: the text repeats more long passages than those that the "
+            f"rules were fitted to; limited by {limit}"
+        )
     low, high = conditions.law.interval(chosen.training, conditions.text.difficulty)
     return (
         f"expect  {chosen.expected:.2f} bits per byte, in nine of ten cases between {low:.2f} and {high:.2f}; limited by {limit}"

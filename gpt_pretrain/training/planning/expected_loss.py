@@ -67,6 +67,8 @@ def _describe(best: choice.Candidate, own: Training | None, text: choice.TextFac
 
 
 def _interval(law: Law, training: Training, text: choice.TextFacts) -> str:
+    if law.is_repetitive(text.difficulty):
+        return "(or less, since the text repeats many long passages)"
     low, high = law.interval(training, text.difficulty)
     return f"(nine of ten cases: {low:.2f} to {high:.2f})"
 

@@ -79,6 +79,16 @@ def test_nothing_is_predicted_with_a_large_vocabulary_of_the_text():
     assert "cannot be predicted" not in plan.expectation(large, ready, [], "time")
 
 
+def test_a_text_that_repeats_long_passages_has_no_interval():
+    """The documentation of a program, once as Markdown and once as HTML, reached half of what the law expected."""
+    chosen, found = choose(1_000_000, Budget(seconds=120.0)), conditions(1_000_000, Budget())
+    assert "in nine of ten cases" in plan.expectation(chosen, found, [], "time")
+    repetitive = dataclasses.replace(DIFFICULTY, ngrams={20_000: 4.1, 125_000: 2.2, 500_000: 1.5})
+    assert LAW.is_repetitive(repetitive) and not LAW.is_repetitive(DIFFICULTY)
+    found = dataclasses.replace(found, text=dataclasses.replace(found.text, difficulty=repetitive))
+    assert "expect  less than" in plan.expectation(chosen, found, [], "time")
+
+
 def test_the_stored_law_has_all_constants():
     law = fitted_law()
     assert set(law.constants) == set(LAW.constants)
