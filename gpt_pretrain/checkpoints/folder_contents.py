@@ -29,9 +29,9 @@ from gpt_pretrain.system.recognition.file_kinds import (
 )
 from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.texts.archives import Members, read_tar, read_zip
-from gpt_pretrain.texts.blocks import read_stream
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.containers.archives import Members, read_tar, read_zip
+from gpt_pretrain.texts.containers.blocks import read_stream
+from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.recognition import recognize_file
 
 # The name of one of several files of a model, perhaps of a variant such as fp16.

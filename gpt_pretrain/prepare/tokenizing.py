@@ -12,7 +12,7 @@ from gpt_pretrain.system.recognition.encodings import count_controls, is_blank
 from gpt_pretrain.texts.chunks import BATCH, Chunk, Documents, RejectedRecord
 from gpt_pretrain.texts.documents import MARKER, Separators, divide_documents
 from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
-from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
+from gpt_pretrain.texts.records.record_text import InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fast_encoder import COMPARED_FIRST, FastEncoder

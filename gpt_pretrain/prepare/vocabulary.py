@@ -25,7 +25,7 @@ from gpt_pretrain.texts.documents import divide_documents
 from gpt_pretrain.texts.inputs import find_inputs
 from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
 from gpt_pretrain.texts.reading import read_inputs
-from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
+from gpt_pretrain.texts.records.record_text import InvalidRecordError, chunk_records, record_text
 from gpt_pretrain.texts.sampling import HASHES, MANY_WORDS, TextSample, cut_pieces, hash_piece
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.bpe_training import train_bpe

@@ -11,7 +11,7 @@ from gpt_pretrain.system.recognition.ebcdic import LETTERS as EBCDIC
 from gpt_pretrain.system.recognition.file_kinds import ARRAY, HEAD, LINES, OBJECTS, ROWS
 from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
 from gpt_pretrain.system.recognition.old_encodings import best_of_alphabet, convert_command, decodes, likely_encodings, quote_path
-from gpt_pretrain.texts.blocks import read_stream
+from gpt_pretrain.texts.containers.blocks import read_stream
 
 BEFORE, AFTER = 2000, 4000  # The encoding is guessed from this many bytes before and after the first invalid one.
 SURROUNDINGS = 1 << 16  # bytes on each side that show whether the rest is UTF-8

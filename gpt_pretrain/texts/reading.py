@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gpt_pretrain.system.line_ends import unify_line_ends, unify_line_ends_in_blocks
 from gpt_pretrain.system.recognition.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT
-from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import (
     BATCH,
     DAMAGED_ARCHIVE,
@@ -24,15 +23,22 @@ from gpt_pretrain.texts.chunks import (
     Cursor,
     ReadPosition,
 )
-from gpt_pretrain.texts.contents import Content, open_contents
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, PackedFileError, drop_bytes
+from gpt_pretrain.texts.containers.blocks import peek
+from gpt_pretrain.texts.containers.contents import Content, open_contents
+from gpt_pretrain.texts.containers.decompression import (
+    ContentLimit,
+    DamagedArchiveError,
+    NothingToReadError,
+    PackedFileError,
+    drop_bytes,
+)
 from gpt_pretrain.texts.documents import MARKER, Separators
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
 from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
-from gpt_pretrain.texts.json_values import split_values
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.rows import split_rows
-from gpt_pretrain.texts.tables import read_dataset, read_parquet
+from gpt_pretrain.texts.records.csv_rows import split_rows
+from gpt_pretrain.texts.records.json_values import split_values
+from gpt_pretrain.texts.records.tables import read_dataset, read_parquet
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.splitting import split_start, split_text
 

@@ -10,11 +10,11 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import open_regular
 from gpt_pretrain.system.recognition.file_kinds import ARRAY, COMPRESSED, HEAD, LINES, OBJECTS, PARQUET, ROWS, FileKind
 from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
-from gpt_pretrain.texts.blocks import peek
-from gpt_pretrain.texts.contents import open_contents
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, decompress
+from gpt_pretrain.texts.containers.blocks import peek
+from gpt_pretrain.texts.containers.contents import open_contents
+from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError, decompress
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.missing_text import find_missing_column, find_missing_text
+from gpt_pretrain.texts.records.missing_text import find_missing_column, find_missing_text
 
 MAX_LAYERS = 3  # compressed files inside of one another that are looked into
 

@@ -28,15 +28,15 @@ from gpt_pretrain.texts.chunks import (
     ReadPosition,
     RejectedRecord,
 )
-from gpt_pretrain.texts.contents import Content, open_contents
-from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError, PackedFileError
+from gpt_pretrain.texts.containers.contents import Content, open_contents
+from gpt_pretrain.texts.containers.decompression import DamagedArchiveError, NothingToReadError, PackedFileError
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
 from gpt_pretrain.texts.invalid_utf8 import encoding_advice, explain_invalid_utf8
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.missing_files import explain_no_files
 from gpt_pretrain.texts.reading import read_records
-from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
+from gpt_pretrain.texts.records.record_text import InvalidRecordError, chunk_records, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20

@@ -20,8 +20,10 @@ import zstandard
 from gpt_pretrain.data.shards.corpus import split_corpus
 from gpt_pretrain.data.sources import open_corpus_at
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts import decompression, json_values, reading
+from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
+from gpt_pretrain.texts.containers import decompression
+from gpt_pretrain.texts.records import json_values
 from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from tests.helpers import corpora
@@ -83,7 +85,7 @@ def test_a_truncated_file_is_never_taken_for_a_whole_one(tmp_path: Path, name: s
 @pytest.mark.parametrize("name", [name for name in RECORDS if not name.endswith("parquet")])
 def test_reading_resumes_at_every_position(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_values, "MAX_LINES", 1)
-    monkeypatch.setattr("gpt_pretrain.texts.rows.MAX_ROWS", 1)
+    monkeypatch.setattr("gpt_pretrain.texts.records.csv_rows.MAX_ROWS", 1)
     monkeypatch.setattr(reading, "MAX_LINES", 1)
     path = tmp_path / name
     path.write_bytes(RECORDS[name])

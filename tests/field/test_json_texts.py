@@ -9,8 +9,8 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.recognition.file_recognition import recognize
-from gpt_pretrain.texts import json_values
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
+from gpt_pretrain.texts.records import json_values
 from tests.helpers.text_inputs import check, in_corpus, in_training
 
 LONG = "1" * 5000

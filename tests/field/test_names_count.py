@@ -11,8 +11,8 @@ import pytest
 
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.numpy_shards import open_numpy
-from gpt_pretrain.texts.archives import read_zip
-from gpt_pretrain.texts.decompression import ContentLimit
+from gpt_pretrain.texts.containers.archives import read_zip
+from gpt_pretrain.texts.containers.decompression import ContentLimit
 from gpt_pretrain.texts.text import Text
 
 

@@ -15,8 +15,8 @@ import pytest
 import zstandard
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts.archives import read_zip
-from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.containers.archives import read_zip
+from gpt_pretrain.texts.containers.decompression import BLOCK, ContentLimit, DamagedArchiveError
 from tests.helpers.text_inputs import PLAIN, in_corpus, in_training, zipped
 
 

@@ -21,13 +21,16 @@ from gpt_pretrain.prepare.corpus_folder import _shards
 from gpt_pretrain.system import environment
 from gpt_pretrain.system.json_files import check_json_values
 from gpt_pretrain.system.recognition.file_kinds import FileKind
-from gpt_pretrain.texts import archives, finding, small_tables, tables
+from gpt_pretrain.texts import finding
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
-from gpt_pretrain.texts.dataset_guard import _LimitedStream, _OwnFiles
+from gpt_pretrain.texts.containers import archives
+from gpt_pretrain.texts.datasets import small_tables
+from gpt_pretrain.texts.datasets.guard import _LimitedStream, _OwnFiles
 from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
-from gpt_pretrain.texts.json_values import split_values
-from gpt_pretrain.texts.parquet_rows import DATA, decompress_values
-from gpt_pretrain.texts.records import record_text
+from gpt_pretrain.texts.parquet.rows import DATA, decompress_values
+from gpt_pretrain.texts.records import tables
+from gpt_pretrain.texts.records.json_values import split_values
+from gpt_pretrain.texts.records.record_text import record_text
 from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers import build
 from gpt_pretrain.tokenizers.build import StoredTokenizer, build_tokenizer, restore_tokenizer

@@ -138,7 +138,7 @@ def test_documents_do_not_depend_on_the_size_of_the_blocks(pieces: list[str], bl
 
 @pytest.mark.parametrize("end", ["\r\n", "\n"])
 def test_json_lines_may_end_in_any_way(tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_pretrain.texts.decompression.BLOCK", 5)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.BLOCK", 5)
     documents = ["one", "two\nlines", "three"]
     (tmp_path / "a.jsonl").write_bytes("".join(json.dumps({"text": text}) + end for text in documents).encode())
     corpora.prepare(tmp_path / "a.jsonl", out=tmp_path / "out", val_fraction=0.0, max_rejected=0.0)
@@ -148,7 +148,7 @@ def test_json_lines_may_end_in_any_way(tmp_path: Path, end: str, monkeypatch: py
 def test_a_text_with_windows_line_ends_is_resumed_at_the_right_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt_pretrain.prepare.segments.SEGMENT_BYTES", 3000)
     monkeypatch.setattr("gpt_pretrain.texts.reading.BATCH", 1000)
-    monkeypatch.setattr("gpt_pretrain.texts.blocks.BLOCK", 600)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.blocks.BLOCK", 600)
     (tmp_path / "a.txt").write_bytes(b"".join(b"line %d\r\n<>\r\n" % number for number in range(2000)))
     inputs = [tmp_path / "a.txt"]
     expected = corpus_tokens(tmp_path, *inputs, tokenizer="byte", document_separator="<>")

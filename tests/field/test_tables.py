@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts import rows
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
+from gpt_pretrain.texts.records import csv_rows
 from tests.helpers.text_inputs import check, in_corpus, in_training
 
 
@@ -78,10 +78,10 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, start: str) -> None:
 
 
 def test_a_quoted_value_of_many_short_lines_is_given_to_the_module_csv_at_once() -> None:
-    lines = rows._Lines([b'text\n"a\n' + b"b\n" * 1000 + b'c"\nd\n'])
-    assert rows._read_header(lines, "text", "a.csv") == (["text"], ",")
+    lines = csv_rows._Lines([b'text\n"a\n' + b"b\n" * 1000 + b'c"\nd\n'])
+    assert csv_rows._read_header(lines, "text", "a.csv") == (["text"], ",")
     handed_out = []
-    for row in rows._rows((handed_out.append(line) or line for line in lines), ",", csv.QUOTE_MINIMAL):  # type: ignore[func-returns-value]
+    for row in csv_rows._rows((handed_out.append(line) or line for line in lines), ",", csv.QUOTE_MINIMAL):  # type: ignore[func-returns-value]
         lines.end_row()
         assert row in (["a\n" + "b\n" * 1000 + "c"], ["d"])
     assert handed_out == ['"a\n', "b\n" * 1000 + 'c"\n', "d\n"]
@@ -100,5 +100,5 @@ def test_tables_are_read_as_they_were_written(texts: list[str], delimiter: str, 
     data = stream.getvalue().encode()
     blocks = [data[start : start + block] for start in range(0, len(data), block)]
     cursor = Cursor("name", ReadPosition(), bytes_read=lambda: 0)
-    found = [value for chunk in rows.split_rows(blocks, cursor, "text") for value in chunk.content]  # type: ignore[union-attr]
+    found = [value for chunk in csv_rows.split_rows(blocks, cursor, "text") for value in chunk.content]  # type: ignore[union-attr]
     assert found == texts and cursor.offset == len(data)

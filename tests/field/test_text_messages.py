@@ -15,8 +15,8 @@ from gpt_pretrain.commands.tokenizer import tokenizer_command
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import cluster
 from gpt_pretrain.system.reading import DamagedFileError
-from gpt_pretrain.texts import rows
 from gpt_pretrain.texts.inputs import check_unchanged, stat_input_file
+from gpt_pretrain.texts.records import csv_rows
 from gpt_pretrain.texts.text import find_text_files
 from gpt_pretrain.tokenizers import bpe_training
 from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
@@ -59,7 +59,7 @@ def test_a_damaged_part_of_a_table_is_named(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_in_a_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "LONGEST_RECORD", 1000)
+    monkeypatch.setattr(csv_rows, "LONGEST_RECORD", 1000)
     (tmp_path / "a.csv").write_text("id,text\n1," + "word " * 500)
     assert "damaged file (a line is longer than 1,000 bytes)" in refused(tmp_path / "a.csv")
 

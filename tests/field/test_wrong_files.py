@@ -22,7 +22,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.held_out import _short_names
 from gpt_pretrain.evaluation.tasks.task_files import find_tasks
 from gpt_pretrain.system.urls import check_url
-from gpt_pretrain.texts.records import InvalidRecordError, record_text
+from gpt_pretrain.texts.records.record_text import InvalidRecordError, record_text
 from gpt_pretrain.texts.text import Text, find_text_files
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.helpers.training_runs import Train

@@ -24,7 +24,8 @@ import pytest
 from gpt_pretrain import errors
 from gpt_pretrain.system import reading
 from gpt_pretrain.system.tables import format_table
-from gpt_pretrain.texts import decompression, records
+from gpt_pretrain.texts.containers import decompression
+from gpt_pretrain.texts.records import record_text
 from gpt_pretrain.tokenizers import pattern_syntax
 from tests.helpers import refusals
 
@@ -136,7 +137,7 @@ def record_messages() -> None:
 
     for error in (
         *(errors.UserError, errors.LostEndError, reading.DamagedFileError),
-        *(decompression.DamagedArchiveError, records.InvalidRecordError, pattern_syntax.UnknownSyntaxError),
+        *(decompression.DamagedArchiveError, record_text.InvalidRecordError, pattern_syntax.UnknownSyntaxError),
     ):
         error.__init__ = _recording(error.__init__, record)  # type: ignore[method-assign]
     if importlib.util.find_spec("fastapi") is not None:

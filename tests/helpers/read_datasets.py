@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.tables import read_dataset
+from gpt_pretrain.texts.records.tables import read_dataset
 
 
 def read(folder: Path, *, split: str = "train") -> list[Any]:

@@ -39,9 +39,9 @@ def test_separators_are_those_of_a_regular_expression(separators: list[bytes], p
 
 @pytest.mark.parametrize("block", [7, 50, 10_000])
 def test_reading_resumes_behind_every_chunk(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_pretrain.texts.decompression.BLOCK", block)
-    monkeypatch.setattr("gpt_pretrain.texts.blocks.BLOCK", block)
-    monkeypatch.setattr("gpt_pretrain.texts.blocks.HEAD", block)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.BLOCK", block)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.blocks.BLOCK", block)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.blocks.HEAD", block)
     text = "".join(f"{'word é ' * (number % 9)}{number}\r\n<>{' <|endoftext|>' * (number % 2)}" for number in range(40))
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     tokenizer, inputs = corpora.cached_tokenizer("gpt2"), replace(corpora.inputs_of(tmp_path / "a.txt"), separator="<>")

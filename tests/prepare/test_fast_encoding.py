@@ -92,7 +92,7 @@ def test_a_wrong_library_is_found_and_the_corpus_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "WORTHWHILE", 1 << 40)
         corpora.prepare(*inputs, out=tmp_path / "slow", **SETTINGS)
-    monkeypatch.setattr("gpt_pretrain.texts.blocks.BLOCK", 1000)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.blocks.BLOCK", 1000)
     monkeypatch.setattr(fast_encoder, "COMPARED_FIRST", 0)
     monkeypatch.setattr(tokenizing, "COMPARED_FIRST", 0)
     monkeypatch.setattr(fast_encoder, "COMPARED_SHARE", 8)

@@ -13,11 +13,13 @@ import pytest
 import zstandard
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts import chunks, decompression, reading, records, tables
-from gpt_pretrain.texts.blocks import read_stream
+from gpt_pretrain.texts import chunks, reading
 from gpt_pretrain.texts.chunks import ReadPosition
-from gpt_pretrain.texts.decompression import ContentLimit
+from gpt_pretrain.texts.containers import decompression
+from gpt_pretrain.texts.containers.blocks import read_stream
+from gpt_pretrain.texts.containers.decompression import ContentLimit
 from gpt_pretrain.texts.inputs import StreamedDataset, find_input_files
+from gpt_pretrain.texts.records import record_text, tables
 from gpt_pretrain.tokenizers import splitting
 from tests.conftest import ROOT
 from tests.helpers import corpora
@@ -192,7 +194,7 @@ def test_a_document_that_is_not_utf8_is_left_out_as_a_whole(tmp_path: Path, monk
 
 
 def test_lines_and_texts_that_are_too_long_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (chunks, records, reading, tables):
+    for module in (chunks, record_text, reading, tables):
         monkeypatch.setattr(module, "LONGEST_RECORD", 10_000)
     monkeypatch.setattr(decompression, "BLOCK", 4_000)
     documents = ["first", "x" * 30_000, "middle", "y" * 9_000, "z" * 10_500, "last", "w" * 40_000]

@@ -18,7 +18,8 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import encoding, pipeline, progress, segments, shards, tokenizing
 from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
 from gpt_pretrain.prepare.segments import read_journal
-from gpt_pretrain.texts import decompression, reading
+from gpt_pretrain.texts import reading
+from gpt_pretrain.texts.containers import decompression
 from gpt_pretrain.tokenizers import splitting
 from tests.conftest import ROOT
 from tests.helpers import corpora

@@ -27,7 +27,7 @@ from gpt_pretrain.evaluation.tasks.task_items import Task
 from gpt_pretrain.evaluation.tasks.task_scoring import TaskEncoder, check_characters
 from gpt_pretrain.generation.prompt_files import answer_line, check_prompts, read_prompts
 from gpt_pretrain.generation.prompts import Continuation
-from gpt_pretrain.texts.dataset_files import check_saved_dataset
+from gpt_pretrain.texts.datasets.files import check_saved_dataset
 from gpt_pretrain.texts.text import Text, find_text_files
 from gpt_pretrain.tokenizers.build import StoredTokenizer, build_tokenizer, restore_tokenizer
 from gpt_pretrain.tokenizers.byte import ByteTokenizer

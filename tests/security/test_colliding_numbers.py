@@ -23,8 +23,8 @@ from gpt_pretrain.system.number_keys import KeyCounter
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import parse_yaml_value
-from gpt_pretrain.texts.parquet_footer import _Reader
-from gpt_pretrain.texts.parquet_pages import _read_struct as read_page_struct
+from gpt_pretrain.texts.parquet.footer import _Reader
+from gpt_pretrain.texts.parquet.pages import _read_struct as read_page_struct
 from gpt_pretrain.tokenizers.added_tokens import read_beside
 from gpt_pretrain.tokenizers.definition import canonical_fields
 from gpt_pretrain.tokenizers.nanogpt_meta import _inverse, read_meta

@@ -12,9 +12,15 @@ import zlib
 import pytest
 import zstandard
 
-from gpt_pretrain.texts.archives import read_zip
-from gpt_pretrain.texts.contents import open_contents
-from gpt_pretrain.texts.decompression import ALWAYS_READ, ContentLimit, DamagedArchiveError, PackedFileError, decompress
+from gpt_pretrain.texts.containers.archives import read_zip
+from gpt_pretrain.texts.containers.contents import open_contents
+from gpt_pretrain.texts.containers.decompression import (
+    ALWAYS_READ,
+    ContentLimit,
+    DamagedArchiveError,
+    PackedFileError,
+    decompress,
+)
 from gpt_pretrain.texts.left_out import LeftOut
 from tests.field.test_packed_files import packed_as
 from tests.helpers.resource_limits import within

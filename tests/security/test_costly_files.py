@@ -28,11 +28,11 @@ from gpt_pretrain.system.pickle_rules import InertObject
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import parse_yaml_value
-from gpt_pretrain.texts.archives import _parse_extended, read_tar, read_zip
-from gpt_pretrain.texts.contents import open_contents
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
-from gpt_pretrain.texts.json_values import MAX_GLUED, split_glued
+from gpt_pretrain.texts.containers.archives import _parse_extended, read_tar, read_zip
+from gpt_pretrain.texts.containers.contents import open_contents
+from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.records.json_values import MAX_GLUED, split_glued
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.definition import canonical_fields
 from gpt_pretrain.tokenizers.ranks import _last_merge

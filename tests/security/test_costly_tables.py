@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from gpt_pretrain.texts import rows
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
-from gpt_pretrain.texts.columns import column_paths
-from gpt_pretrain.texts.rows import read_columns, split_rows
+from gpt_pretrain.texts.records import csv_rows
+from gpt_pretrain.texts.records.columns import column_paths
+from gpt_pretrain.texts.records.csv_rows import read_columns, split_rows
 from tests.helpers.resource_limits import allocating_at_most
 
 
@@ -62,7 +62,7 @@ def test_marks_of_a_table_without_quoting_hide_no_columns() -> None:
 
 
 def test_a_row_that_never_ends_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "LONGEST_RECORD", 100_000)
+    monkeypatch.setattr(csv_rows, "LONGEST_RECORD", 100_000)
     texts, problems = read_rows(["text,b\n", *(['x,"\n', '",\n'] * 3), 'y,"', *(["abcdefgh\n"] * 20_000), 'z"\n', "good,1\n"])
     assert "the row is longer than 100,000 bytes" in problems
     assert texts[-1] == "good"

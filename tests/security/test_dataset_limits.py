@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts import dataset_guard, tables
-from gpt_pretrain.texts.dataset_guard import own_files_only
+from gpt_pretrain.texts.datasets import guard
+from gpt_pretrain.texts.datasets.guard import own_files_only
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.tables import _open_dataset
+from gpt_pretrain.texts.records import tables
+from gpt_pretrain.texts.records.tables import _open_dataset
 from tests.conftest import ROOT
 from tests.helpers.read_datasets import read
 from tests.helpers.resource_limits import within
@@ -31,7 +32,7 @@ pytest.importorskip("datasets")
 
 @pytest.mark.parametrize("kind", ["gz", "zip"])
 def test_a_small_archive_does_not_expand_without_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr("gpt_pretrain.texts.decompression.ALWAYS_READ", 1 << 20)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 1 << 20)
     content = b"a" * 4095 + b"\n"
     for count, fits in ((10, True), (10_000, False)):
         if kind == "gz":
@@ -90,7 +91,7 @@ def test_a_small_description_of_a_dataset_does_not_expand(tmp_path: Path) -> Non
 def test_a_description_does_not_list_a_file_many_times(
     n_patterns: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset_guard, "MAX_PATTERNS", 60)
+    monkeypatch.setattr(guard, "MAX_PATTERNS", 60)
     (tmp_path / "data.jsonl").write_text('{"text": "one"}\n')
     listed = "  - data.jsonl\n" * n_patterns
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{listed}---\n")
@@ -102,7 +103,7 @@ def test_a_description_does_not_list_a_file_many_times(
 
 
 def test_a_description_has_a_limited_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_guard, "MAX_DESCRIPTION", 1000)
+    monkeypatch.setattr(guard, "MAX_DESCRIPTION", 1000)
     (tmp_path / "data.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "README.md").write_text("---\ntags:\n" + "- a\n" * 300 + "---\n")
     with pytest.raises(UserError, match="its description is not read: it has more than 1,000 characters"):
@@ -197,7 +198,8 @@ def test_the_memory_of_arrow_files_is_bounded(kind: str, tmp_path: Path) -> None
     code = """
 import sys
 from pathlib import Path
-from gpt_pretrain.texts import dataset_guard, tables
+from gpt_pretrain.texts.datasets import guard
+from gpt_pretrain.texts.records import tables
 from tests.helpers.resource_limits import within
 from tests.helpers.read_datasets import read
 tables.DATASET_MEMORY = 1 << 26

@@ -17,9 +17,9 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.chunks import ReadPosition
-from gpt_pretrain.texts.dataset_guard import _OwnFiles, own_files_only
+from gpt_pretrain.texts.datasets.guard import _OwnFiles, own_files_only
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.tables import read_dataset
+from gpt_pretrain.texts.records.tables import read_dataset
 from tests.helpers.hostile_server import Stranger
 from tests.helpers.read_datasets import declare, read
 

@@ -27,9 +27,9 @@ from gpt_pretrain.system.pickles import read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.terminal import MAX_LINE, print_escaped
 from gpt_pretrain.system.yaml_files import parse_yaml
-from gpt_pretrain.texts import archives
-from gpt_pretrain.texts.contents import open_contents
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.containers import archives
+from gpt_pretrain.texts.containers.contents import open_contents
+from gpt_pretrain.texts.containers.decompression import DamagedArchiveError
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.tokenizers import nanogpt_meta
 

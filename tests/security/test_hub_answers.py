@@ -20,7 +20,7 @@ from gpt_pretrain.system import hub_transfer
 from gpt_pretrain.system.hub import fetch
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.tables import read_dataset
+from gpt_pretrain.texts.records.tables import read_dataset
 from tests.helpers.hostile_server import Answer, Stranger, taken
 from tests.helpers.resource_limits import within
 

@@ -15,7 +15,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoded_batch import LONGEST_DETAIL, MAX_LISTED
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
-from gpt_pretrain.texts.json_values import split_glued, split_values
+from gpt_pretrain.texts.records.json_values import split_glued, split_values
 from gpt_pretrain.tokenizers import vocabulary
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.definition import canonical_fields

@@ -16,7 +16,7 @@ from gpt_pretrain.generation.prompt_files import read_prompts
 from gpt_pretrain.system.files import open_emptied, open_for_append
 from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.reading import DamagedFileError
-from gpt_pretrain.texts.archives import read_tar
+from gpt_pretrain.texts.containers.archives import read_tar
 from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN, UnknownSyntaxError, parse_pattern
 
 

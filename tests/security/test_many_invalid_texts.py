@@ -13,7 +13,7 @@ from gpt_pretrain.texts import invalid_utf8
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.texts.reading import read_inputs
-from gpt_pretrain.texts.records import InvalidRecordError, record_text
+from gpt_pretrain.texts.records.record_text import InvalidRecordError, record_text
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.helpers.resource_limits import within
 

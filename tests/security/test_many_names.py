@@ -12,8 +12,8 @@ import pytest
 from gpt_pretrain.data.files import LocalFiles, split_by_name
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard
 from gpt_pretrain.prepare.report import document_excerpt
-from gpt_pretrain.texts.blocks import read_stream
-from gpt_pretrain.texts.decompression import decompress
+from gpt_pretrain.texts.containers.blocks import read_stream
+from gpt_pretrain.texts.containers.decompression import decompress
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.helpers.resource_limits import within
 

@@ -10,7 +10,7 @@ from gpt_pretrain.generation.prompt_files import check_prompts
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.nested_values import MAX_DEPTH, check_values
 from gpt_pretrain.texts.chunks import LONGEST_RECORD, Chunk, Cursor, ReadPosition
-from gpt_pretrain.texts.rows import split_rows
+from gpt_pretrain.texts.records.csv_rows import split_rows
 from tests.helpers.resource_limits import within
 
 

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts import archives, decompression, reading
+from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
+from gpt_pretrain.texts.containers import archives, decompression
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
-from gpt_pretrain.texts.parquet_pages import read_page_header
+from gpt_pretrain.texts.parquet.pages import read_page_header
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.helpers.resource_limits import within
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt_pretrain.texts import parquet_footer
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
-from gpt_pretrain.texts.parquet_footer import check_column_paths
-from gpt_pretrain.texts.tables import read_parquet
+from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.parquet import footer
+from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.records.tables import read_parquet
 
 
 def varint(number: int) -> bytes:
@@ -68,7 +68,7 @@ def test_groups_within_groups_are_counted_too() -> None:
 def test_the_list_of_columns_is_found_where_arrow_finds_it(schema: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     file = parquet_file([element(b"schema", children=1), element(b"long_name")], schema=schema)
     assert pq.ParquetFile(file).schema.names == ["long_name"]
-    monkeypatch.setattr(parquet_footer, "MAX_PATHS", 5)
+    monkeypatch.setattr(footer, "MAX_PATHS", 5)
     with pytest.raises(DamagedArchiveError, match="the names of its columns"):
         check_column_paths(file)
 
@@ -101,7 +101,7 @@ def test_no_list_of_columns_hides_another_from_the_check(schema: bytes, kind: in
     file = parquet_file([element(b"schema", children=1), element(b"long_name")], schema=schema, kind=kind)
     if b"\x29\x18" not in schema:  # Arrow finds a row group without what it needs.
         assert pq.ParquetFile(file).schema.names == ["long_name"]
-    monkeypatch.setattr(parquet_footer, "MAX_PATHS", 5)
+    monkeypatch.setattr(footer, "MAX_PATHS", 5)
     with pytest.raises(DamagedArchiveError, match=r"the names of its columns|what should be its footer"):
         check_column_paths(file)
 
@@ -115,14 +115,14 @@ def test_columns_are_no_groups_where_arrow_sees_none(children: bytes) -> None:
 
 
 def test_a_list_that_is_longer_than_the_footer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_footer, "MAX_PATHS", 5)
+    monkeypatch.setattr(footer, "MAX_PATHS", 5)
     for kind in (3, 7):  # Of a fixed size each.
         with pytest.raises(DamagedArchiveError, match="what should be its footer"):
             check_column_paths(parquet_file([], schema=b"\x09\xd2\x0f" + bytes([0xF0 | kind]) + varint(1 << 62)))
 
 
 def test_a_table_has_a_limited_number_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_footer, "MAX_COLUMNS", 50)
+    monkeypatch.setattr(footer, "MAX_COLUMNS", 50)
     with pytest.raises(DamagedArchiveError, match="more than 50 columns"):
         check_column_paths(parquet_file([element(b"schema", children=60), *(element(b"b") for _ in range(60))]))
 
@@ -133,7 +133,7 @@ def test_the_columns_of_ordinary_files_are_counted_as_arrow_does(tmp_path: Path,
     schema = pq.ParquetFile(tmp_path / "a.parquet").schema
     length = sum(len(schema.column(number).path) + 1 for number in range(len(schema)))
     for most in (length, length - 1):
-        monkeypatch.setattr(parquet_footer, "MAX_PATHS", most)
+        monkeypatch.setattr(footer, "MAX_PATHS", most)
         with open(tmp_path / "a.parquet", "rb") as stream:
             if most == length:
                 check_column_paths(stream)

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
-from gpt_pretrain.texts.parquet_footer import check_column_paths
-from gpt_pretrain.texts.tables import read_parquet
+from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.records.tables import read_parquet
 from tests.helpers.resource_limits import within
 from tests.security.test_parquet_columns import element, element_list, varint
 

@@ -76,7 +76,7 @@ def test_short_lines_are_read_a_few_at_a_time(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_would_fill_the_disk_is_left_at_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_pretrain.texts.decompression.ALWAYS_READ", 1_000_000)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 1_000_000)
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a " * 10_000_000))
     (tmp_path / "fine.txt.gz").write_bytes(gzip.compress(b"a " * 400_000))
     chunks = list(

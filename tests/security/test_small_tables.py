@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.texts import decompression, small_tables
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
-from gpt_pretrain.texts.small_tables import check_row_group
+from gpt_pretrain.texts.containers import decompression
+from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.datasets import small_tables
+from gpt_pretrain.texts.datasets.small_tables import check_row_group
 from tests.helpers.resource_limits import within
 
 pa = pytest.importorskip("pyarrow")

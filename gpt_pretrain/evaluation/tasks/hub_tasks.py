@@ -17,9 +17,9 @@ from gpt_pretrain.evaluation.tasks.few_shot import add_examples
 from gpt_pretrain.evaluation.tasks.published_tasks import read_item
 from gpt_pretrain.evaluation.tasks.task_items import Task, TaskItem
 from gpt_pretrain.system.resources import bounded_memory
-from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
+from gpt_pretrain.texts.datasets.guard import check_reader, own_files_only
+from gpt_pretrain.texts.datasets.small_tables import read_small_tables
 from gpt_pretrain.texts.extras import missing_extra
-from gpt_pretrain.texts.small_tables import read_small_tables
 
 MAX_HUB_MEMORY = 1 << 31  # Bytes for the next rows. The limits of `read_small_tables` are lower.
 MAX_HUB_ITEMS, MAX_HUB_CHARACTERS = 1_000_000, 1 << 28  # Of a split; the largest of these tasks has 40,000 items.

@@ -16,7 +16,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.texts.columns import TEXT_TYPES
+from gpt_pretrain.texts.records.columns import TEXT_TYPES
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 SAVED = (STATE, SPLITS)  # A folder written by save_to_disk contains one of these.

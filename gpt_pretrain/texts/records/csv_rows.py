@@ -13,10 +13,10 @@ from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.recognition.file_kinds import HEAD
 from gpt_pretrain.system.recognition.file_recognition import content_name
 from gpt_pretrain.system.shell import quote_word
-from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD, Chunk, Cursor
-from gpt_pretrain.texts.columns import MAX_NAMED, check_column
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.containers.blocks import peek
+from gpt_pretrain.texts.containers.decompression import DamagedArchiveError
+from gpt_pretrain.texts.records.columns import MAX_NAMED, check_column
 
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 

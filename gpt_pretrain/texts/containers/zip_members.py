@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import chain
 
-from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError, PackedFileError, decompress
+from gpt_pretrain.texts.containers.decompression import BLOCK, DamagedArchiveError, PackedFileError, decompress
 
 ZIP_DAMAGE = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeVar
 
 from gpt_pretrain.system.recognition.file_kinds import HEAD
-from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError
+from gpt_pretrain.texts.containers.decompression import BLOCK, DamagedArchiveError
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.recognition.json_recognition import ends_early
 from gpt_pretrain.system.shown_values import describe_value
 from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, NOT_UTF8, TASK_ITEM, Chunk
-from gpt_pretrain.texts.json_values import GLUED, split_glued
+from gpt_pretrain.texts.records.json_values import GLUED, split_glued
 
 BROKEN_JSON, TOO_DEEP = "broken JSON", "it is nested too deeply"
 LONG_NUMBER = 4000  # digits of a number that Python may refuse

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.containers.decompression import DamagedArchiveError
 
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3  # types of pages that Arrow reads
 # Fields of a page's header: its type, its size in memory and its size in the file.

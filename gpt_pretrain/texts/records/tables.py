@@ -11,15 +11,15 @@ from gpt_pretrain.errors import UserError, first_line
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.resources import bounded_memory
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
-from gpt_pretrain.texts.columns import check_column, find_column, find_leaf
-from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset
-from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.datasets.files import SAVED, check_is_text, check_saved_dataset
+from gpt_pretrain.texts.datasets.guard import check_reader, own_files_only
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.parquet_footer import check_column_paths
-from gpt_pretrain.texts.parquet_pages import check_parts
-from gpt_pretrain.texts.parquet_rows import EXPANDED, read_few_rows
+from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.parquet.pages import check_parts
+from gpt_pretrain.texts.parquet.rows import EXPANDED, read_few_rows
+from gpt_pretrain.texts.records.columns import check_column, find_column, find_leaf
 
 ROW = 50  # bytes of memory that a row takes at least
 DATASET_MEMORY = 1 << 30  # bytes that datasets may take for the next records

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD
-from gpt_pretrain.texts.decompression import MAX_EXPANSION, ContentLimit, DamagedArchiveError
-from gpt_pretrain.texts.parquet_pages import DATA, DATA_V2, DICTIONARY, NO_PAGES, ParquetPage, read_pages, read_varint
+from gpt_pretrain.texts.containers.decompression import MAX_EXPANSION, ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.parquet.pages import DATA, DATA_V2, DICTIONARY, NO_PAGES, ParquetPage, read_pages, read_varint
 
 MAX_ROWS, ROWS_MEMORY = 64, LONGEST_RECORD // 2  # rows and bytes read at a time, but at least one row
 # A page is in memory as a whole. If it expands further than this, it must not be larger than a record. Text expands tenfold.

@@ -26,10 +26,10 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import MAX_NAMES, DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.yaml_files import parse_yaml_value
-from gpt_pretrain.texts.dataset_rows import read_text_column
-from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
-from gpt_pretrain.texts.field_limits import limit_fields, limit_fields_of_examples
-from gpt_pretrain.texts.zip_members import check_no_overlap
+from gpt_pretrain.texts.containers.decompression import MAX_EXPANSION, max_content
+from gpt_pretrain.texts.containers.zip_members import check_no_overlap
+from gpt_pretrain.texts.datasets.field_limits import limit_fields, limit_fields_of_examples
+from gpt_pretrain.texts.datasets.rows import read_text_column
 
 HUB = "hf://datasets/"
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")

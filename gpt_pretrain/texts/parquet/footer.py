@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 from typing import Any, BinaryIO
 
-from gpt_pretrain.texts.decompression import DamagedArchiveError
-from gpt_pretrain.texts.parquet_pages import field_number, read_number, read_varint
+from gpt_pretrain.texts.containers.decompression import DamagedArchiveError
+from gpt_pretrain.texts.parquet.pages import field_number, read_number, read_varint
 
 MAX_COLUMNS = 100_000  # columns and groups together
 MAX_PATHS = 20_000_000  # bytes of all paths together; ten thousand columns with long names take a tenth

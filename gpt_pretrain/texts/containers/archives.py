@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError, PackedFileError
-from gpt_pretrain.texts.zip_members import ZIP_DAMAGE, check_no_overlap, read_member
+from gpt_pretrain.texts.containers.decompression import BLOCK, ContentLimit, DamagedArchiveError, PackedFileError
+from gpt_pretrain.texts.containers.zip_members import ZIP_DAMAGE, check_no_overlap, read_member
 
 RECORD = 512  # bytes of a header in a tar archive, and the unit to which contents are padded
 LONGEST_NAME = 1 << 16

@@ -15,11 +15,17 @@ from typing import BinaryIO
 from gpt_pretrain.system.recognition.encodings import to_utf8
 from gpt_pretrain.system.recognition.file_kinds import COMPRESSED, EMPTY, PARQUET, PLAIN, FileKind
 from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
-from gpt_pretrain.texts.archives import MANY_FILES, MEMBER, is_hidden, read_tar, read_zip
-from gpt_pretrain.texts.blocks import peek, read_stream
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, decompress, drop_bytes
+from gpt_pretrain.texts.containers.archives import MANY_FILES, MEMBER, is_hidden, read_tar, read_zip
+from gpt_pretrain.texts.containers.blocks import peek, read_stream
+from gpt_pretrain.texts.containers.decompression import (
+    ContentLimit,
+    DamagedArchiveError,
+    NothingToReadError,
+    decompress,
+    drop_bytes,
+)
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.missing_text import find_missing_column, find_missing_text
+from gpt_pretrain.texts.records.missing_text import find_missing_column, find_missing_text
 
 LONGEST_LABEL = 500  # characters of a member's name; each rejected record repeats the name
 MAX_LAYERS = 6  # archives and compressed files inside of one another; a .tar.xz of .tar.xz files has four

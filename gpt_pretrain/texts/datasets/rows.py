@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from gpt_pretrain.texts.columns import find_column, find_leaf
-from gpt_pretrain.texts.decompression import ContentLimit
-from gpt_pretrain.texts.parquet_footer import check_column_paths
-from gpt_pretrain.texts.parquet_pages import check_parts, column_range
-from gpt_pretrain.texts.parquet_rows import read_few_rows
+from gpt_pretrain.texts.containers.decompression import ContentLimit
+from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.parquet.pages import check_parts, column_range
+from gpt_pretrain.texts.parquet.rows import read_few_rows
+from gpt_pretrain.texts.records.columns import find_column, find_leaf
 
 
 def read_text_column(_: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError
-from gpt_pretrain.texts.parquet_footer import check_column_paths
-from gpt_pretrain.texts.parquet_pages import DICTIONARY, check_parts, read_pages
-from gpt_pretrain.texts.parquet_rows import EXPANDED, LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
+from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.parquet.pages import DICTIONARY, check_parts, read_pages
+from gpt_pretrain.texts.parquet.rows import EXPANDED, LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
 
 MAX_TABLE_FILE, MAX_TABLE_MEMORY = 1 << 28, 1 << 29  # bytes of a file, and of a row group in memory
 VALUE = 16  # bytes of memory that any value takes: itself and its levels, or the offsets of a text

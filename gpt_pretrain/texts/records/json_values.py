@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from gpt_pretrain.texts.chunks import LONGEST_RECORD, MAX_LINES, Chunk, Cursor
-from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError
+from gpt_pretrain.texts.containers.decompression import BLOCK, DamagedArchiveError
 
 SEPARATORS = b" \t\r\n,\x1e"  # Between values; some programs write a comma after each object, or the record separator before it.
 QUOTE, COMMA, LINE_FEED = ord('"'), ord(","), ord("\n")

@@ -12,12 +12,12 @@ from gpt_pretrain.system.nested_values import MAX_VALUES
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.recognition.encodings import to_utf8
 from gpt_pretrain.system.recognition.file_kinds import ARRAY, LINES, OBJECTS, ROWS, FileKind
-from gpt_pretrain.texts.blocks import look_ahead, take
-from gpt_pretrain.texts.columns import column_paths, find_column
-from gpt_pretrain.texts.decompression import DamagedArchiveError
-from gpt_pretrain.texts.parquet_footer import check_column_paths
-from gpt_pretrain.texts.records import InvalidRecordError, find_field
-from gpt_pretrain.texts.rows import read_columns
+from gpt_pretrain.texts.containers.blocks import look_ahead, take
+from gpt_pretrain.texts.containers.decompression import DamagedArchiveError
+from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.records.columns import column_paths, find_column
+from gpt_pretrain.texts.records.csv_rows import read_columns
+from gpt_pretrain.texts.records.record_text import InvalidRecordError, find_field
 
 LARGEST_JSON = 1 << 22  # bytes; larger files are taken for texts without being parsed
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")  # Settings are never stored in such files.

@@ -1,0 +1,1 @@
+"""Open what contains the text: compressed files and archives, one inside another, a block at a time."""

@@ -1,0 +1,1 @@
+"""Check Parquet files before Arrow reads them, and read a few rows at a time."""

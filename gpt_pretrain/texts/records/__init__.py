@@ -1,0 +1,1 @@
+"""Records: lines of JSON, rows of CSV, values of tables, and the text in them."""
