@@ -15,7 +15,7 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.byte_letters import to_letters
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
-from gpt_pretrain.tokenizers.ranks import ranks_to_merges, to_oniguruma
+from gpt_pretrain.tokenizers.formats.ranks import ranks_to_merges, to_oniguruma
 from gpt_pretrain.tokenizers.saving import is_exportable, tokenizer_files
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer

@@ -19,8 +19,8 @@ from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import STORED_NAME, StoredTokenizer, build_tokenizer, fetch_tokenizer, restore_tokenizer
-from gpt_pretrain.tokenizers.nanogpt_meta import MAX_META_BYTES, META, read_meta
-from gpt_pretrain.tokenizers.vocabulary_files import read_folder_tokenizer
+from gpt_pretrain.tokenizers.formats.nanogpt_meta import MAX_META_BYTES, META, read_meta
+from gpt_pretrain.tokenizers.formats.vocabulary_files import read_folder_tokenizer
 
 NAME_FIELD, DEFINITION_FIELD = "tokenizer", "tokenizer_definition"  # of a checkpoint
 OPENAI_MODELS = re.compile(r"(openai-community/)?gpt2(-medium|-large|-xl)?")

@@ -34,7 +34,7 @@ from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.texts.inputs import FileStamp
 from gpt_pretrain.texts.text import Text, TextCounts, check_text_unchanged, sha256_without_blanks
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
-from gpt_pretrain.tokenizers.fast_encoder import WORTHWHILE, DifferentIdsError, FastEncoder
+from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import WORTHWHILE, DifferentIdsError, FastEncoder
 from gpt_pretrain.tokenizers.splitting import adds_blank, encode_pieces
 from gpt_pretrain.tokenizers.unknown import UnknownText
 

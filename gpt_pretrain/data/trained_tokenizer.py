@@ -30,9 +30,9 @@ from gpt_pretrain.texts.sampling import MANY_WORDS, SAMPLE_BYTES, TextSample, cu
 from gpt_pretrain.texts.text import Text, TextCounts, check_text_unchanged
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.bpe_training import DEFAULT_PATTERN, TRAINED_NAME, TRAINING_RULES, train_bpe
-from gpt_pretrain.tokenizers.definition import MAX_VALUES
+from gpt_pretrain.tokenizers.formats.definition import MAX_VALUES
+from gpt_pretrain.tokenizers.formats.vocabulary_files import MAX_FILE_BYTES
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer, restore_vocabulary
-from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES
 
 CACHE, PURPOSE = "tokenizers", "trained tokenizer"
 MAX_REPEATS = 100  # of a small source with a large weight

@@ -36,7 +36,7 @@ from gpt_pretrain.texts.chunks import (
 from gpt_pretrain.texts.inputs import CorpusInputs
 from gpt_pretrain.texts.invalid_utf8 import encoding_advice
 from gpt_pretrain.texts.reading import batch_chunks, read_inputs
-from gpt_pretrain.tokenizers.fast_encoder import DifferentIdsError
+from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import DifferentIdsError
 
 # The error suggests leaving rejected records out if their share is at most this.
 MAX_SUGGESTED = 0.5

@@ -45,7 +45,7 @@ from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, find_inputs
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, fingerprint, token_itemsize
 from gpt_pretrain.tokenizers.build import is_location_of_tokenizer
-from gpt_pretrain.tokenizers.fast_encoder import WORTHWHILE
+from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import WORTHWHILE
 from gpt_pretrain.tokenizers.saving import tokenizer_files
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 

@@ -15,7 +15,7 @@ from gpt_pretrain.texts.invalid_utf8 import InvalidTexts
 from gpt_pretrain.texts.records.record_text import InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.tokenizers.fast_encoder import COMPARED_FIRST, FastEncoder
+from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import COMPARED_FIRST, FastEncoder
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
 from gpt_pretrain.tokenizers.splitting import PartSizes, encode_part, split_text
 from gpt_pretrain.tokenizers.unknown import UnknownText

@@ -19,7 +19,7 @@ from tiktoken_ext import openai_public
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers import bpe_worker
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
-from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, ranks_to_fields
+from gpt_pretrain.tokenizers.formats.ranks import CL100K_PATTERN, ranks_to_fields
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
 TRAINED_NAME = "bpe"  # tokenizer=bpe asks for a new vocabulary

@@ -24,17 +24,17 @@ from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.characters import CHARACTER_PREFIXES, CharacterTokenizer
-from gpt_pretrain.tokenizers.definition import MAX_VALUES
-from gpt_pretrain.tokenizers.tables import IDS_PREFIX, IdTokenizer, restore_table
-from gpt_pretrain.tokenizers.tiktoken_bpe import load_tiktoken
-from gpt_pretrain.tokenizers.vocabulary import restore_vocabulary
-from gpt_pretrain.tokenizers.vocabulary_files import (
+from gpt_pretrain.tokenizers.formats.definition import MAX_VALUES
+from gpt_pretrain.tokenizers.formats.vocabulary_files import (
     MAX_FILE_BYTES,
     read_folder_tokenizer,
     read_tokenizer,
     read_tokenizer_file,
     several_vocabularies,
 )
+from gpt_pretrain.tokenizers.tables import IDS_PREFIX, IdTokenizer, restore_table
+from gpt_pretrain.tokenizers.tiktoken_bpe import load_tiktoken
+from gpt_pretrain.tokenizers.vocabulary import restore_vocabulary
 
 DEFAULT_NAME = "gpt2"
 KNOWN_SIZES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}

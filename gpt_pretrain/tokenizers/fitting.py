@@ -8,9 +8,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
-from gpt_pretrain.tokenizers.definition import added_token, vocabulary_of
+from gpt_pretrain.tokenizers.formats.definition import added_token, vocabulary_of
+from gpt_pretrain.tokenizers.formats.vocabulary_formats import as_known_tokenizer
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
-from gpt_pretrain.tokenizers.vocabulary_formats import as_known_tokenizer
 
 log = logging.getLogger(__name__)
 

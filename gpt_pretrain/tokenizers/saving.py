@@ -7,10 +7,10 @@ import json
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
+from gpt_pretrain.tokenizers.formats.vocabulary_files import TABLE_JSON, TOKENIZER_CONFIG, TOKENIZER_JSON
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
-from gpt_pretrain.tokenizers.vocabulary_files import TABLE_JSON, TOKENIZER_CONFIG, TOKENIZER_JSON
 
 TOKENIZER_FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, TABLE_JSON)
 

@@ -12,7 +12,7 @@ import numpy as np
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.tokenizers.definition import to_text
+from gpt_pretrain.tokenizers.formats.definition import to_text
 from gpt_pretrain.tokenizers.vocabulary import DIGEST_DIGITS, tokenizer_label
 
 KIND = "table"  # of the definition

@@ -19,7 +19,7 @@ from gpt_pretrain.system.native_errors import without_panic_messages
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
-from gpt_pretrain.tokenizers.definition import STEPS, canonical_fields, may_rescan, to_text, vocabulary_of
+from gpt_pretrain.tokenizers.formats.definition import STEPS, canonical_fields, may_rescan, to_text, vocabulary_of
 
 KIND = "tokenizer.json"  # of the definition
 DIGEST_DIGITS = 12

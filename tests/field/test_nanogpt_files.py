@@ -27,7 +27,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.base import decode
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
-from gpt_pretrain.tokenizers.nanogpt_meta import read_meta
+from gpt_pretrain.tokenizers.formats.nanogpt_meta import read_meta
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from tests.helpers import corpora
 from tests.helpers.other_models import to_nanogpt

@@ -21,7 +21,7 @@ from gpt_pretrain.texts.text import find_text_files
 from gpt_pretrain.tokenizers import bpe_training
 from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
 from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.tokenizers.sentencepiece_model import sentencepiece_fields
+from gpt_pretrain.tokenizers.formats.sentencepiece_model import sentencepiece_fields
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 from tests.helpers import corpora
 

@@ -20,8 +20,8 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import Tokenizer, decode, fingerprint
 from gpt_pretrain.tokenizers.build import StoredTokenizer, build_tokenizer, restore_tokenizer
 from gpt_pretrain.tokenizers.fitting import fit_to_rows, with_end_of_text
-from gpt_pretrain.tokenizers.patterns import PatternCost
-from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN
+from gpt_pretrain.tokenizers.formats.ranks import CL100K_PATTERN
+from gpt_pretrain.tokenizers.patterns.checks import PatternCost
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer, gpt2_merges, gpt2_vocabulary
 from tests.helpers.vocabularies import KINDS, PROBES, TEXT, byte_level, rank_file
 
@@ -316,7 +316,7 @@ def test_a_hostile_tokenizer_json_is_refused_soon(name: str, tmp_path: Path, cap
 
 def test_a_pattern_that_backtracks_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "gpt_pretrain.tokenizers.definition.check_pattern", lambda _: PatternCost(0, 1)
+        "gpt_pretrain.tokenizers.formats.definition.check_pattern", lambda _: PatternCost(0, 1)
     )  # so that it is not refused
     (tmp_path / "tokenizer.json").write_text(json.dumps(split_by("a*a*a*a*[^a]")))
     start = time.process_time()

@@ -26,7 +26,7 @@ from gpt_pretrain.system import reading
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.texts.containers import decompression
 from gpt_pretrain.texts.records import record_text
-from gpt_pretrain.tokenizers import pattern_syntax
+from gpt_pretrain.tokenizers.patterns import syntax
 from tests.helpers import refusals
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +137,7 @@ def record_messages() -> None:
 
     for error in (
         *(errors.UserError, errors.LostEndError, reading.DamagedFileError),
-        *(decompression.DamagedArchiveError, record_text.InvalidRecordError, pattern_syntax.UnknownSyntaxError),
+        *(decompression.DamagedArchiveError, record_text.InvalidRecordError, syntax.UnknownSyntaxError),
     ):
         error.__init__ = _recording(error.__init__, record)  # type: ignore[method-assign]
     if importlib.util.find_spec("fastapi") is not None:

@@ -14,9 +14,9 @@ from gpt_pretrain.prepare import encoding, pipeline, tokenizing
 from gpt_pretrain.prepare.encoding import WITHOUT_LIBRARY
 from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.text import Text
-from gpt_pretrain.tokenizers import fast_encoder
 from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.tokenizers.fast_encoder import FastEncoder
+from gpt_pretrain.tokenizers.fast_encoding import fast_encoder
+from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import FastEncoder
 from tests.helpers import corpora
 
 SETTINGS = {"tokenizer": "gpt2", "shard_tokens": 20_000, "val_tokens": 2000, "dedup": "exact", "document_separator": "<>"}

@@ -25,10 +25,10 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.parquet.footer import _Reader
 from gpt_pretrain.texts.parquet.pages import _read_struct as read_page_struct
-from gpt_pretrain.tokenizers.added_tokens import read_beside
-from gpt_pretrain.tokenizers.definition import canonical_fields
-from gpt_pretrain.tokenizers.nanogpt_meta import _inverse, read_meta
-from gpt_pretrain.tokenizers.sentencepiece_model import sentencepiece_fields
+from gpt_pretrain.tokenizers.formats.added_tokens import read_beside
+from gpt_pretrain.tokenizers.formats.definition import canonical_fields
+from gpt_pretrain.tokenizers.formats.nanogpt_meta import _inverse, read_meta
+from gpt_pretrain.tokenizers.formats.sentencepiece_model import sentencepiece_fields
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 from tests.helpers.resource_limits import within
 

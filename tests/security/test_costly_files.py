@@ -34,9 +34,9 @@ from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArc
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.records.json_values import MAX_GLUED, split_glued
 from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.tokenizers.definition import canonical_fields
-from gpt_pretrain.tokenizers.ranks import _last_merge
-from gpt_pretrain.tokenizers.sentencepiece_model import Piece, _merges
+from gpt_pretrain.tokenizers.formats.definition import canonical_fields
+from gpt_pretrain.tokenizers.formats.ranks import _last_merge
+from gpt_pretrain.tokenizers.formats.sentencepiece_model import Piece, _merges
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import vocabularies
 from tests.helpers.resource_limits import allocating_at_most

@@ -17,9 +17,9 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.byte_letters import LETTERS
-from gpt_pretrain.tokenizers.definition import canonical_fields
-from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
-from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, O200K_PATTERN, to_oniguruma
+from gpt_pretrain.tokenizers.formats.definition import canonical_fields
+from gpt_pretrain.tokenizers.formats.ranks import CL100K_PATTERN, O200K_PATTERN, to_oniguruma
+from gpt_pretrain.tokenizers.patterns.checks import check_pattern, matches_nothing
 from gpt_pretrain.tokenizers.splitting import encode_pieces, split_text
 from tests.helpers import vocabularies
 

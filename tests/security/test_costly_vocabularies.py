@@ -11,15 +11,15 @@ import pytest
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import fingerprint
-from gpt_pretrain.tokenizers.definition import added_token, canonical_fields
-from gpt_pretrain.tokenizers.fast_encoder import TOGETHER, _in_groups
+from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import TOGETHER, _in_groups
 from gpt_pretrain.tokenizers.fitting import fit_to_rows
-from gpt_pretrain.tokenizers.nanogpt_meta import read_meta
-from gpt_pretrain.tokenizers.patterns import check_pattern
-from gpt_pretrain.tokenizers.sentencepiece_model import Piece, _merges
+from gpt_pretrain.tokenizers.formats.definition import added_token, canonical_fields
+from gpt_pretrain.tokenizers.formats.nanogpt_meta import read_meta
+from gpt_pretrain.tokenizers.formats.sentencepiece_model import Piece, _merges
+from gpt_pretrain.tokenizers.formats.user_pieces import _overlapping
+from gpt_pretrain.tokenizers.patterns.checks import check_pattern
 from gpt_pretrain.tokenizers.tables import IdTokenizer
 from gpt_pretrain.tokenizers.unknown import UnknownText
-from gpt_pretrain.tokenizers.user_pieces import _overlapping
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 from tests.helpers.resource_limits import within
 

@@ -31,7 +31,7 @@ from gpt_pretrain.texts.containers import archives
 from gpt_pretrain.texts.containers.contents import open_contents
 from gpt_pretrain.texts.containers.decompression import DamagedArchiveError
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.tokenizers import nanogpt_meta
+from gpt_pretrain.tokenizers.formats import nanogpt_meta
 
 HARMLESS = PickleRules(calls={"a.make": lambda *arguments: len(arguments)}, references=False)
 LONG_KEY = b"X" + struct.pack("<I", 100_000) + b"x" * 100_000 + b"q\x00"  # a text, kept in the memo

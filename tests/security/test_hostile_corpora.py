@@ -22,7 +22,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import pipeline
 from gpt_pretrain.prepare.encoded_batch import ROW
 from gpt_pretrain.system.reading import DamagedFileError
-from gpt_pretrain.tokenizers.nanogpt_meta import read_meta
+from gpt_pretrain.tokenizers.formats.nanogpt_meta import read_meta
 from tests.helpers.made_shards import BYTE, random_documents, write_shards
 from tests.helpers.resource_limits import within
 

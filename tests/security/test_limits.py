@@ -18,7 +18,7 @@ from gpt_pretrain.texts.chunks import Cursor, ReadPosition
 from gpt_pretrain.texts.records.json_values import split_glued, split_values
 from gpt_pretrain.tokenizers import vocabulary
 from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.tokenizers.definition import canonical_fields
+from gpt_pretrain.tokenizers.formats.definition import canonical_fields
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import corpora, vocabularies
 from tests.helpers.resource_limits import allocating_at_most

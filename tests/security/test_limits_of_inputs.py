@@ -17,7 +17,7 @@ from gpt_pretrain.system.files import open_emptied, open_for_append
 from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.texts.containers.archives import read_tar
-from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN, UnknownSyntaxError, parse_pattern
+from gpt_pretrain.tokenizers.patterns.syntax import MAX_PATTERN, UnknownSyntaxError, parse_pattern
 
 
 def test_json_is_not_read_beyond_its_limit(tmp_path: Path) -> None:

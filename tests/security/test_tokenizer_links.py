@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.vocabulary_files import read_folder_tokenizer, read_tokenizer_file
+from gpt_pretrain.tokenizers.formats.vocabulary_files import read_folder_tokenizer, read_tokenizer_file
 
 WORDS = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"])
 RANKS = "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpt_pretrain.tokenizers import fast_encoder, gigatoken_engine
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import train_bpe
 from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.tokenizers.disputed import DisputedCharacters
-from gpt_pretrain.tokenizers.fast_encoder import COMPARED, DifferentIdsError, FastEncoder
-from gpt_pretrain.tokenizers.gigatoken_engine import UnsupportedTokenizerError, engine_builder
+from gpt_pretrain.tokenizers.fast_encoding import fast_encoder, gigatoken_engine
+from gpt_pretrain.tokenizers.fast_encoding.disputed import DisputedCharacters
+from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import COMPARED, DifferentIdsError, FastEncoder
+from gpt_pretrain.tokenizers.fast_encoding.gigatoken_engine import UnsupportedTokenizerError, engine_builder
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
 pytest.importorskip("gigatoken")

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from gpt_pretrain.system.reading import DamagedFileError
-from gpt_pretrain.tokenizers.user_pieces import check_always_chosen
+from gpt_pretrain.tokenizers.formats.user_pieces import check_always_chosen
 
 
 def likeliest(text: str, normal: dict[str, float]) -> float:

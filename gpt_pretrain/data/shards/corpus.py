@@ -18,7 +18,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 from gpt_pretrain.tokenizers.build import STORED_NAME, StoredTokenizer, restore_tokenizer
-from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES, read_tokenizer
+from gpt_pretrain.tokenizers.formats.vocabulary_files import MAX_FILE_BYTES, read_tokenizer
 
 # If four-byte token ids are read as two bytes each, every second value is 0: the share of zeros is above MAX_ZEROS, and the share
 # of neighbors that are both not 0 is below MAX_PAIRS. It is not 0, since the sample joins parts of the corpus.

@@ -10,7 +10,7 @@ from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
-from gpt_pretrain.tokenizers.nanogpt_meta import MAX_META_BYTES, META, read_meta
+from gpt_pretrain.tokenizers.formats.nanogpt_meta import MAX_META_BYTES, META, read_meta
 
 TRAIN, VAL = "train.bin", "val.bin"
 ITEMSIZE = 2  # bytes per token; Source: karpathy/nanoGPT, data/openwebtext/prepare.py

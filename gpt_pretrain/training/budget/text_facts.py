@@ -13,7 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
-from gpt_pretrain.tokenizers.fast_encoder import WORTHWHILE, FastEncoder
+from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import WORTHWHILE, FastEncoder
 from gpt_pretrain.training.budget import pilot
 from gpt_pretrain.training.budget.choice import TextFacts
 from gpt_pretrain.training.budget.law import STUDIED_VOCABULARY, Difficulty

@@ -14,18 +14,18 @@ from typing import Any
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.tokenizers.added_tokens import FilesBeside, NamedToken
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
-from gpt_pretrain.tokenizers.definition import (
+from gpt_pretrain.tokenizers.formats.added_tokens import FilesBeside, NamedToken
+from gpt_pretrain.tokenizers.formats.definition import (
     MAX_VOCABULARY,
     added_token,
     canonical_fields,
     parse_tokenizer_json,
     vocabulary_of,
 )
-from gpt_pretrain.tokenizers.encoding_pickle import read_encoding_pickle
-from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, KNOWN_RANKS, RankFile, ranks_to_fields
-from gpt_pretrain.tokenizers.sentencepiece_model import sentencepiece_fields
+from gpt_pretrain.tokenizers.formats.encoding_pickle import read_encoding_pickle
+from gpt_pretrain.tokenizers.formats.ranks import CL100K_PATTERN, KNOWN_RANKS, RankFile, ranks_to_fields
+from gpt_pretrain.tokenizers.formats.sentencepiece_model import sentencepiece_fields
 from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_merges, gpt2_vocabulary, load_tiktoken
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 

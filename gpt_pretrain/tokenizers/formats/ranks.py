@@ -12,7 +12,7 @@ from tiktoken_ext import openai_public
 
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import to_letters
-from gpt_pretrain.tokenizers.definition import added_token
+from gpt_pretrain.tokenizers.formats.definition import added_token
 
 # Source: cl100k_base() and o200k_base() in tiktoken_ext/openai_public.py
 CL100K_PATTERN = (

@@ -15,7 +15,7 @@ from tiktoken_ext import openai_public
 
 from gpt_pretrain.system.native_errors import without_panic_messages
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
-from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, O200K_PATTERN, to_oniguruma
+from gpt_pretrain.tokenizers.formats.ranks import CL100K_PATTERN, O200K_PATTERN, to_oniguruma
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 

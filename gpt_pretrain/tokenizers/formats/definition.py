@@ -20,16 +20,16 @@ from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.tokenizers.pattern_graph import MAX_WAYS
-from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN
-from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
-from gpt_pretrain.tokenizers.vocabulary_limits import (
+from gpt_pretrain.tokenizers.formats.vocabulary_limits import (
     check_added_tokens,
     check_affixes,
     check_longest_word,
     check_searched_tokens,
     check_unigram_tokens,
 )
+from gpt_pretrain.tokenizers.patterns.checks import check_pattern, matches_nothing
+from gpt_pretrain.tokenizers.patterns.graph import MAX_WAYS
+from gpt_pretrain.tokenizers.patterns.syntax import MAX_PATTERN
 
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000

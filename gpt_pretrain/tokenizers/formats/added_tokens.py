@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from gpt_pretrain.system.json_files import parse_json
-from gpt_pretrain.tokenizers.definition import TOKEN_FLAGS
+from gpt_pretrain.tokenizers.formats.definition import TOKEN_FLAGS
 
 MAX_DIGITS = 9  # digits of an id
 # In transformers' order of adding the special tokens that the vocabulary lacks.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gpt_pretrain.tokenizers.pattern_syntax import (
+from gpt_pretrain.tokenizers.patterns.syntax import (
     Alternatives,
     CharacterClass,
     Condition,

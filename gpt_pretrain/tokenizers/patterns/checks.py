@@ -20,9 +20,9 @@ from functools import lru_cache
 
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.tokenizers.character_classes import class_masks
-from gpt_pretrain.tokenizers.pattern_graph import MANY_WAYS, MAX_WAYS, PatternGraph, build_graph
-from gpt_pretrain.tokenizers.pattern_syntax import CharacterClass, UnknownSyntaxError, parse_pattern
+from gpt_pretrain.tokenizers.patterns.character_classes import class_masks
+from gpt_pretrain.tokenizers.patterns.graph import MANY_WAYS, MAX_WAYS, PatternGraph, build_graph
+from gpt_pretrain.tokenizers.patterns.syntax import CharacterClass, UnknownSyntaxError, parse_pattern
 
 MAX_PAIRS = 500_000  # pairs of characters that are compared
 MAX_STEPS = 500_000  # edges of the graph, each counted once for each kind of character that it matches

@@ -17,8 +17,14 @@ import numpy as np
 from gpt_pretrain.system.resources import resident_memory, return_freed_memory
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
-from gpt_pretrain.tokenizers.disputed import DisputedCharacters
-from gpt_pretrain.tokenizers.gigatoken_engine import MARKER, Encode, UnsupportedTokenizerError, engine_builder, has_marker
+from gpt_pretrain.tokenizers.fast_encoding.disputed import DisputedCharacters
+from gpt_pretrain.tokenizers.fast_encoding.gigatoken_engine import (
+    MARKER,
+    Encode,
+    UnsupportedTokenizerError,
+    engine_builder,
+    has_marker,
+)
 
 # Bytes of a text. Smaller texts take less time than building an encoder.
 WORTHWHILE = 1 << 23

@@ -13,8 +13,8 @@ from typing import Any
 
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.tokenizers.definition import MAX_VOCABULARY, added_token
-from gpt_pretrain.tokenizers.user_pieces import SPACE, check_always_chosen, check_normalized, splits_at
+from gpt_pretrain.tokenizers.formats.definition import MAX_VOCABULARY, added_token
+from gpt_pretrain.tokenizers.formats.user_pieces import SPACE, check_always_chosen, check_normalized, splits_at
 
 UNIGRAM, BPE = 1, 2  # values of model_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # types of pieces

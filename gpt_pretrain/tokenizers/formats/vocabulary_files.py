@@ -13,13 +13,12 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.recognition.file_kinds import HEAD
 from gpt_pretrain.system.recognition.file_recognition import recognize
-from gpt_pretrain.tokenizers.added_tokens import FilesBeside, read_beside
 from gpt_pretrain.tokenizers.base import Tokenizer
-from gpt_pretrain.tokenizers.definition import parse_tokenizer_json
-from gpt_pretrain.tokenizers.encoding_pickle import ENCODING_FILE, is_encoding_pickle
-from gpt_pretrain.tokenizers.nanogpt_meta import META, read_meta
-from gpt_pretrain.tokenizers.tables import restore_table
-from gpt_pretrain.tokenizers.vocabulary_formats import (
+from gpt_pretrain.tokenizers.formats.added_tokens import FilesBeside, read_beside
+from gpt_pretrain.tokenizers.formats.definition import parse_tokenizer_json
+from gpt_pretrain.tokenizers.formats.encoding_pickle import ENCODING_FILE, is_encoding_pickle
+from gpt_pretrain.tokenizers.formats.nanogpt_meta import META, read_meta
+from gpt_pretrain.tokenizers.formats.vocabulary_formats import (
     from_encoding_pickle,
     from_ranks,
     from_sentencepiece,
@@ -27,6 +26,7 @@ from gpt_pretrain.tokenizers.vocabulary_formats import (
     from_vocab_and_merges,
     from_word_pieces,
 )
+from gpt_pretrain.tokenizers.tables import restore_table
 
 TOKENIZER_JSON, VOCAB_JSON, MERGES, VOCAB_TXT = "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"
 TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpt_pretrain.tokenizers.pattern_syntax import ANY, ESCAPE, CharacterClass, UnknownSyntaxError
+from gpt_pretrain.tokenizers.patterns.syntax import ANY, ESCAPE, CharacterClass, UnknownSyntaxError
 
 # Some escapes with Oniguruma's meaning, written for the package regex. To regex itself, they mean a little more or less.
 MEANINGS = {

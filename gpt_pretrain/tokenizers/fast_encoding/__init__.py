@@ -1,0 +1,1 @@
+"""Encode large texts with the library gigatoken, with the same token ids."""
