@@ -123,7 +123,7 @@ def harness() -> Measurement:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
+    from gpt_pretrain.checkpoints.export.tokenizer_files import write_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(build_tokenizer("gpt2"), Path(folder), context_length=GPT2.context_length)

@@ -11,9 +11,9 @@ from typing import IO, Any, TypeVar, cast
 
 import torch
 
-from gpt_pretrain.checkpoints.checksum import SummedStream, has_checksum
+from gpt_pretrain.checkpoints.serialization.checksum import SummedStream, has_checksum
+from gpt_pretrain.checkpoints.serialization.tensor_files import check_tensor_sizes, load_plain, read_torch_file
 from gpt_pretrain.checkpoints.sharded import assemble_shards
-from gpt_pretrain.checkpoints.tensor_files import check_tensor_sizes, load_plain, read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import BEST, LAST, METRICS, find_checkpoints, without_repetitions
 from gpt_pretrain.runs.metrics_rows import read_rows

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from gpt_pretrain.checkpoints.custom_model import GROUP, build_custom_model
-from gpt_pretrain.checkpoints.misfits import name_some
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor, is_finite_tensor, loaded_tensor
+from gpt_pretrain.checkpoints.recognition.misfits import name_some
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor, is_finite_tensor, loaded_tensor
 from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings

@@ -16,11 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.architecture import find_misfits, has_norms_without_bias, has_transposed_linears, infer_architecture
 from gpt_pretrain.checkpoints.checkpoint_file import newest_readable
-from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
-from gpt_pretrain.checkpoints.tensor_files import is_finite_tensor, loaded_tensor
-from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, group_tensors
+from gpt_pretrain.checkpoints.formats.layouts import TensorSlot, is_linear, possible_slots
+from gpt_pretrain.checkpoints.recognition.architecture import (
+    find_misfits,
+    has_norms_without_bias,
+    has_transposed_linears,
+    infer_architecture,
+)
+from gpt_pretrain.checkpoints.recognition.tensor_groups import EMBEDDING, group_tensors
+from gpt_pretrain.checkpoints.serialization.tensor_files import is_finite_tensor, loaded_tensor
 from gpt_pretrain.checkpoints.weight_averages import TRAINED, choose_weights
 from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.checkpoints.weights import Weights

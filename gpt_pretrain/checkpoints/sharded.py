@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.opened_safetensors import OpenedSafetensors
+from gpt_pretrain.checkpoints.serialization.opened_safetensors import OpenedSafetensors
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import open_emptied, sync_file, sync_folder
 from gpt_pretrain.system.reading import open_regular

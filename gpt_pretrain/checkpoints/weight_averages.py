@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.checkpoint_file import NoSuchWeightsError
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor
 from gpt_pretrain.checkpoints.weight_source import WeightSource, find_source
 
 TRAINED, EMA, AVERAGE = "trained", "ema", "average"

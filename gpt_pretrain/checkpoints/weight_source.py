@@ -14,16 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.checkpoint_file import newest_readable
-from gpt_pretrain.checkpoints.file_content import is_own_checkpoint, read_weights
-from gpt_pretrain.checkpoints.folder_contents import (
-    ADAPTER_CONFIG,
-    cached_snapshot,
-    check_is_no_other_file,
-    index_of_part,
-    only_weights_file,
-)
-from gpt_pretrain.checkpoints.indexed_files import index_files, read_indexed, read_tensors
-from gpt_pretrain.checkpoints.layouts import (
+from gpt_pretrain.checkpoints.formats.layouts import (
     ANY_INDEX,
     CONFIG_FILE,
     OWN_KEY,
@@ -35,12 +26,21 @@ from gpt_pretrain.checkpoints.layouts import (
     from_hf_config,
     from_nanogpt_args,
 )
-from gpt_pretrain.checkpoints.llmc_model import is_llmc_file, read_llmc_model
-from gpt_pretrain.checkpoints.misfits import name_some
-from gpt_pretrain.checkpoints.nanochat_checkpoint import read_nanochat_checkpoint
-from gpt_pretrain.checkpoints.nanochat_layout import NANOCHAT, from_nanochat_config, from_nanochat_tensors
-from gpt_pretrain.checkpoints.sharded import assemble_shards
-from gpt_pretrain.checkpoints.tensor_files import (
+from gpt_pretrain.checkpoints.formats.llmc_model import is_llmc_file, read_llmc_model
+from gpt_pretrain.checkpoints.formats.nanochat_checkpoint import read_nanochat_checkpoint
+from gpt_pretrain.checkpoints.formats.nanochat_layout import NANOCHAT, from_nanochat_config, from_nanochat_tensors
+from gpt_pretrain.checkpoints.recognition.file_content import is_own_checkpoint, read_weights
+from gpt_pretrain.checkpoints.recognition.folder_contents import (
+    ADAPTER_CONFIG,
+    cached_snapshot,
+    check_is_no_other_file,
+    index_of_part,
+    only_weights_file,
+)
+from gpt_pretrain.checkpoints.recognition.indexed_files import index_files, read_indexed, read_tensors
+from gpt_pretrain.checkpoints.recognition.misfits import name_some
+from gpt_pretrain.checkpoints.recognition.tensor_groups import stored_sizes
+from gpt_pretrain.checkpoints.serialization.tensor_files import (
     StoredTensor,
     is_safetensors,
     loaded_tensor,
@@ -48,7 +48,7 @@ from gpt_pretrain.checkpoints.tensor_files import (
     read_safetensors,
     state_dict_tensors,
 )
-from gpt_pretrain.checkpoints.tensor_groups import stored_sizes
+from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.weight_tokenizers import (
     FindTokenizer,
     checkpoint_tokenizer,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, OWN_KEY
+from gpt_pretrain.checkpoints.formats.layouts import CONFIG_FILE, OWN_KEY
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.shown_values import short_repr

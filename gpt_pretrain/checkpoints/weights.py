@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.layouts import is_linear
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor, is_finite_tensor
+from gpt_pretrain.checkpoints.formats.layouts import is_linear
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor, is_finite_tensor
 from gpt_pretrain.checkpoints.weight_tokenizers import FindTokenizer, no_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from gpt_pretrain.checkpoints.checksum import check_early
+from gpt_pretrain.checkpoints.serialization.checksum import check_early
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import overridden_keys
 from gpt_pretrain.config.conversion import to_settings

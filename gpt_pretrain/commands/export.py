@@ -15,7 +15,7 @@ folder appears, transformers opens it, and its logits are compared with the mode
 
 from __future__ import annotations
 
-from gpt_pretrain.checkpoints.checksum import check_early
+from gpt_pretrain.checkpoints.serialization.checksum import check_early
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import ExportSettings
 from gpt_pretrain.system.environment import user_path
@@ -28,7 +28,7 @@ def export_command(arguments: list[str]) -> None:
     settings = parse_arguments(arguments, ExportSettings, usage=__doc__ or "")
     check_early(settings.checkpoint)
     with loading_libraries():
-        from gpt_pretrain.checkpoints.huggingface import export
+        from gpt_pretrain.checkpoints.export.huggingface import export
         from gpt_pretrain.checkpoints.pretrained import open_weights
 
     weights = open_weights(settings.checkpoint, n_heads=settings.n_heads, kind=settings.weights)

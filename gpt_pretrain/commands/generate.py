@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from omegaconf import DictConfig
 
-from gpt_pretrain.checkpoints.checksum import check_early
+from gpt_pretrain.checkpoints.serialization.checksum import check_early
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.generate_warnings import generate_warnings
 from gpt_pretrain.commands.job import is_multirun, output_folder, start_info

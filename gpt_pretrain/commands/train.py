@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from gpt_pretrain.checkpoints.checksum import check_early
+from gpt_pretrain.checkpoints.serialization.checksum import check_early
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import is_multirun, is_sweep_job, overridden_keys, typed_arguments
 from gpt_pretrain.commands.rank_processes import processes_to_start, train_in_processes, trainer_config

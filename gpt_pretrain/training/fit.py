@@ -107,7 +107,7 @@ def finish(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, *,
     """Report the result, export the model if asked, and return the best validation loss in nats per token."""
     log.info(summary.describe_result(settings, trainer, module, run_dir))
     if settings.export and ranks.is_main():
-        from gpt_pretrain.checkpoints.huggingface import export_run
+        from gpt_pretrain.checkpoints.export.huggingface import export_run
 
         export_run(run_dir)
     return summary.find_callback(trainer, SaveRun).best_loss

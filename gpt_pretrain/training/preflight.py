@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.checkpoints.export_folder import check_export_folder
+from gpt_pretrain.checkpoints.export.export_folder import check_export_folder
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.custom_parts import CUSTOM, storable_parts
 from gpt_pretrain.config.interpolation import escape_interpolation

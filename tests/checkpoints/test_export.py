@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from gpt_pretrain.checkpoints import huggingface, layouts
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
-from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.export import huggingface
+from gpt_pretrain.checkpoints.export.huggingface import export
+from gpt_pretrain.checkpoints.export.tokenizer_files import write_tokenizer
+from gpt_pretrain.checkpoints.formats import layouts
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
-from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig

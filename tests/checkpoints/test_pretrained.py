@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, load_weights_into_gpt, open_weights
-from gpt_pretrain.checkpoints.tensor_files import is_finite_tensor
+from gpt_pretrain.checkpoints.serialization.tensor_files import is_finite_tensor
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.sampling import generate
 from gpt_pretrain.model.config import GPTConfig

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.export.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.config.schema import SourceSettings
 from gpt_pretrain.data import trained_tokenizer as trained_tokenizers

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.export.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.errors import UserError
 from tests.conftest import tiny_model

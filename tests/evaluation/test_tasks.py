@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.export.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.scoring import Scorer

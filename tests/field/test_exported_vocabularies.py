@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
-from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.export.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.weight_tokenizers import tokenizer_fields
 from gpt_pretrain.tokenizers.build import build_tokenizer

@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.export.huggingface import export
+from gpt_pretrain.checkpoints.export.tokenizer_files import write_tokenizer
 from gpt_pretrain.checkpoints.pretrained import open_weights
-from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.corpus import split_corpus
 from gpt_pretrain.data.shards.formats import open_corpus

@@ -16,16 +16,16 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from gpt_pretrain.checkpoints import tensor_files
-from gpt_pretrain.checkpoints.architecture import _count_heads
 from gpt_pretrain.checkpoints.checkpoint_file import _save
 from gpt_pretrain.checkpoints.custom_weights import CustomWeights, misfit_of
-from gpt_pretrain.checkpoints.folder_contents import _check_archive
-from gpt_pretrain.checkpoints.indexed_files import read_indexed
+from gpt_pretrain.checkpoints.export.tokenizer_files import write_tokenizer
+from gpt_pretrain.checkpoints.recognition.architecture import _count_heads
+from gpt_pretrain.checkpoints.recognition.folder_contents import _check_archive
+from gpt_pretrain.checkpoints.recognition.indexed_files import read_indexed
+from gpt_pretrain.checkpoints.serialization import tensor_files
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor, read_safetensors, read_torch_file
+from gpt_pretrain.checkpoints.serialization.torch_pickles import _record_sizes
 from gpt_pretrain.checkpoints.sharded import ShardReader, rank_file_name, write_rank_file
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor, read_safetensors, read_torch_file
-from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
-from gpt_pretrain.checkpoints.torch_pickles import _record_sizes
 from gpt_pretrain.evaluation.tasks.task_results import compare_accuracies
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_pretrain.checkpoints.tensor_files import read_torch_file, state_dict_tensors
+from gpt_pretrain.checkpoints.serialization.tensor_files import read_torch_file, state_dict_tensors
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError

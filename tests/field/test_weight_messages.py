@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
-from gpt_pretrain.checkpoints.tensor_files import read_torch_file
+from gpt_pretrain.checkpoints.serialization.tensor_files import read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.modern import ModernModel
 from tests.conftest import tiny_model

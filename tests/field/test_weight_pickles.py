@@ -25,7 +25,7 @@ from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
 from transformers import GPT2LMHeadModel
 
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
-from gpt_pretrain.checkpoints.torch_pickles import _record_sizes
+from gpt_pretrain.checkpoints.serialization.torch_pickles import _record_sizes
 from gpt_pretrain.errors import UserError
 from tests.helpers.foreign_weights import (
     prefixed,

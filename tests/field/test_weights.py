@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.export.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from tests.helpers.foreign_weights import (
     State,

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
-from gpt_pretrain.checkpoints.checksum import add_checksum
+from gpt_pretrain.checkpoints.serialization.checksum import add_checksum
 
 RUN_FILES = ("config.yaml", "run.json", "metrics.csv", "samples.txt", "train.log")
 LONGER = 8  # optimizer steps: twice those of `finished_run`, so that there is something left to train

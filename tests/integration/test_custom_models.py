@@ -13,7 +13,7 @@ from torch import nn
 
 from gpt_pretrain.checkpoints.custom_model import build_custom_model
 from gpt_pretrain.checkpoints.custom_weights import CustomWeights
-from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.export.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.commands.serve import _load, _open_models
 from gpt_pretrain.errors import UserError

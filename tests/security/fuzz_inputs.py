@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
-from gpt_pretrain.checkpoints.llmc_model import _shapes
+from gpt_pretrain.checkpoints.formats.llmc_model import _shapes
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.commands.rank_processes import _stored_devices
 from gpt_pretrain.commands.stored_overrides import admit_overrides, stored_options

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from gpt_pretrain.checkpoints.checksum import LENGTH, add_checksum, has_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
+from gpt_pretrain.checkpoints.serialization.checksum import LENGTH, add_checksum, has_checksum
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.corpus import split_corpus
 from gpt_pretrain.data.shards.formats import open_corpus

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from gpt_pretrain.checkpoints.file_content import read_weights
+from gpt_pretrain.checkpoints.recognition.file_content import read_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import number_keys
 from gpt_pretrain.system.number_keys import KeyCounter

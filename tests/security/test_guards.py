@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_pretrain.checkpoints import torch_pickles
 from gpt_pretrain.checkpoints.checkpoint_file import nested_dicts
+from gpt_pretrain.checkpoints.serialization import torch_pickles
+from gpt_pretrain.checkpoints.serialization.torch_pickles import _encode, _plain, _StorageSizes, check_torch_zip
 from gpt_pretrain.checkpoints.sharded import _read_index
-from gpt_pretrain.checkpoints.torch_pickles import _encode, _plain, _StorageSizes, check_torch_zip
 from gpt_pretrain.config.checkpoint_settings import read_stored_settings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import hub_transfer, number_keys, pickle_limits, pickle_machine

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gpt_pretrain.checkpoints import tensor_groups
-from gpt_pretrain.checkpoints.architecture import _stored_names
-from gpt_pretrain.checkpoints.file_content import find_weights
-from gpt_pretrain.checkpoints.layouts import TensorSlot
+from gpt_pretrain.checkpoints.formats.layouts import TensorSlot
+from gpt_pretrain.checkpoints.recognition import tensor_groups
+from gpt_pretrain.checkpoints.recognition.architecture import _stored_names
+from gpt_pretrain.checkpoints.recognition.file_content import find_weights
+from gpt_pretrain.checkpoints.recognition.tensor_groups import Slots, group_tensors
+from gpt_pretrain.checkpoints.recognition.tensor_names import is_training_state
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor, loaded_tensor, read_safetensors
 from gpt_pretrain.checkpoints.sharded import ShardReader, rank_file_name, write_rank_file
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor, read_safetensors
-from gpt_pretrain.checkpoints.tensor_groups import Slots, group_tensors
-from gpt_pretrain.checkpoints.tensor_names import is_training_state
 from tests.helpers.resource_limits import within
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_pretrain.checkpoints.indexed_files import read_indexed
-from gpt_pretrain.checkpoints.tensor_files import loaded_tensor
-from gpt_pretrain.checkpoints.tensor_groups import TensorGroups, group_tensors
+from gpt_pretrain.checkpoints.recognition.indexed_files import read_indexed
+from gpt_pretrain.checkpoints.recognition.tensor_groups import TensorGroups, group_tensors
+from gpt_pretrain.checkpoints.serialization.tensor_files import loaded_tensor
 from gpt_pretrain.errors import UserError
 from tests.helpers.resource_limits import within
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from markdown_it import MarkdownIt
 
-from gpt_pretrain.checkpoints.model_card import model_card
+from gpt_pretrain.checkpoints.export.model_card import model_card
 from gpt_pretrain.model.config import GPTConfig
 
 SIZE = {"context_length": 8, "emb_dim": 8, "n_heads": 1, "n_layers": 1, "drop_rate": 0.0, "qkv_bias": False}

@@ -15,7 +15,7 @@ import torch
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
-from gpt_pretrain.checkpoints.tensor_files import read_torch_file
+from gpt_pretrain.checkpoints.serialization.tensor_files import read_torch_file
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError

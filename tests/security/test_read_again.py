@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.checkpoints import indexed_files
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable, write_checkpoint
-from gpt_pretrain.checkpoints.indexed_files import read_indexed
+from gpt_pretrain.checkpoints.recognition import indexed_files
+from gpt_pretrain.checkpoints.recognition.indexed_files import read_indexed
 from gpt_pretrain.commands.stored_overrides import MAX_LOCATIONS, admit_overrides
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.corpus_folder import check_complete

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_pretrain.checkpoints.tensor_files import read_torch_content
+from gpt_pretrain.checkpoints.serialization.tensor_files import read_torch_content
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError

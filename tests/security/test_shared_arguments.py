@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from gpt_pretrain.checkpoints.torch_pickles import _StorageSizes
+from gpt_pretrain.checkpoints.serialization.torch_pickles import _StorageSizes
 from gpt_pretrain.system.pickle_rules import PickledName, PickledReference, PickleRules
 from gpt_pretrain.system.pickles import read_pickle, read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_pretrain.checkpoints.file_content import AmbiguousWeightsError, find_weights, read_weights
-from gpt_pretrain.checkpoints.layouts import from_hf_config
+from gpt_pretrain.checkpoints.formats.layouts import from_hf_config
+from gpt_pretrain.checkpoints.recognition.file_content import AmbiguousWeightsError, find_weights, read_weights
 from gpt_pretrain.system.pickle_rules import InertObject
 from tests.helpers.resource_limits import within
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from gpt_pretrain.checkpoints import checkpoint_file as module
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
-from gpt_pretrain.checkpoints.checksum import SummedStream
+from gpt_pretrain.checkpoints.serialization.checksum import SummedStream
 from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, newest_readable, read_checkpoint
-from gpt_pretrain.checkpoints.checksum import same_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
+from gpt_pretrain.checkpoints.serialization.checksum import same_checksum
 from gpt_pretrain.checkpoints.sharded import ShardReader
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings, read_stored_settings
 from gpt_pretrain.errors import UserError, describe_damage

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from gpt_pretrain.checkpoints.layouts import BLOCK_MODULES, PARAMETERS, QKV_PARTS, TOP_MODULES, TensorSlot
+from gpt_pretrain.checkpoints.formats.layouts import BLOCK_MODULES, PARAMETERS, QKV_PARTS, TOP_MODULES, TensorSlot
 
 BLOCK_LISTS = ("trf_blocks", "h", "blocks", "layers")
 # Parts that wrappers insert anywhere in a name. They say nothing about the tensor.

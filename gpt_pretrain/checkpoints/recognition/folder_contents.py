@@ -9,9 +9,9 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-from gpt_pretrain.checkpoints.layouts import ANY_INDEX, CONFIG_FILE, PICKLE_INDEX, SHARD_INDEX, WEIGHTS_FILES
-from gpt_pretrain.checkpoints.misfits import name_some
-from gpt_pretrain.checkpoints.tensor_files import read_model_json
+from gpt_pretrain.checkpoints.formats.layouts import ANY_INDEX, CONFIG_FILE, PICKLE_INDEX, SHARD_INDEX, WEIGHTS_FILES
+from gpt_pretrain.checkpoints.recognition.misfits import name_some
+from gpt_pretrain.checkpoints.serialization.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes
 from gpt_pretrain.system.recognition.file_kinds import (

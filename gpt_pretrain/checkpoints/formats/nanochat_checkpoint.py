@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.checkpoints.misfits import name_some
-from gpt_pretrain.checkpoints.stated_settings import as_count
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor, read_model_json
-from gpt_pretrain.checkpoints.tensor_names import find_slot, without_wrappers
+from gpt_pretrain.checkpoints.formats.stated_settings import as_count
+from gpt_pretrain.checkpoints.recognition.misfits import name_some
+from gpt_pretrain.checkpoints.recognition.tensor_names import find_slot, without_wrappers
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor, read_model_json
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import MODERN_VALUES
 from gpt_pretrain.system.formatting import format_count

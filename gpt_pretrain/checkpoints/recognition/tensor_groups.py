@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gpt_pretrain.checkpoints.layouts import TensorSlot
-from gpt_pretrain.checkpoints.misfits import Misfits, name_some
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor
-from gpt_pretrain.checkpoints.tensor_names import (
+from gpt_pretrain.checkpoints.formats.layouts import TensorSlot
+from gpt_pretrain.checkpoints.recognition.misfits import Misfits, name_some
+from gpt_pretrain.checkpoints.recognition.tensor_names import (
     EXTRA_HEADS,
     OTHER_HEADS,
     find_slot,
@@ -25,6 +24,7 @@ from gpt_pretrain.checkpoints.tensor_names import (
     is_training_state,
     without_wrappers,
 )
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.shown_values import short_repr
 

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.checksum import checksum_error
-from gpt_pretrain.checkpoints.opened_safetensors import OpenedSafetensors
-from gpt_pretrain.checkpoints.tensor_names import find_slot
-from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip, read_inert
+from gpt_pretrain.checkpoints.recognition.tensor_names import find_slot
+from gpt_pretrain.checkpoints.serialization.checksum import checksum_error
+from gpt_pretrain.checkpoints.serialization.opened_safetensors import OpenedSafetensors
+from gpt_pretrain.checkpoints.serialization.torch_pickles import check_legacy_file, check_torch_zip, read_inert
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.json_files import parse_json, read_json
 from gpt_pretrain.system.pickle_rules import RefusedNameError

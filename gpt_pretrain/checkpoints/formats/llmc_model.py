@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import open_regular
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.layouts import NANOGPT_FIELDS, from_hf_config, from_nanogpt_args
-from gpt_pretrain.checkpoints.misfits import name_some
-from gpt_pretrain.checkpoints.stated_settings import HEAD_COUNTS, LAYER_NORM_EPS, as_count, other_settings, stated_gelu
-from gpt_pretrain.checkpoints.tensor_files import read_torch_content, read_torch_file
-from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING, stored_sizes
-from gpt_pretrain.checkpoints.tensor_names import find_slot
+from gpt_pretrain.checkpoints.formats.layouts import NANOGPT_FIELDS, from_hf_config, from_nanogpt_args
+from gpt_pretrain.checkpoints.formats.stated_settings import HEAD_COUNTS, LAYER_NORM_EPS, as_count, other_settings, stated_gelu
+from gpt_pretrain.checkpoints.recognition.misfits import name_some
+from gpt_pretrain.checkpoints.recognition.tensor_groups import COMPANION, EMBEDDING, stored_sizes
+from gpt_pretrain.checkpoints.recognition.tensor_names import find_slot
+from gpt_pretrain.checkpoints.serialization.tensor_files import read_torch_content, read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickle_rules import InertObject, PickledName
 from gpt_pretrain.system.shown_values import describe_value, short_repr

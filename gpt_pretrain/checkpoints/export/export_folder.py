@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, OWN_KEY, SAFETENSORS_FILE
-from gpt_pretrain.checkpoints.tensor_files import read_model_json
+from gpt_pretrain.checkpoints.formats.layouts import CONFIG_FILE, OWN_KEY, SAFETENSORS_FILE
+from gpt_pretrain.checkpoints.serialization.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
 
 EXPORTED_FILES = {

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_pretrain.checkpoints.stated_settings import HF_GELUS, READ_GELUS, as_count, as_number, other_settings
+from gpt_pretrain.checkpoints.formats.stated_settings import HF_GELUS, READ_GELUS, as_count, as_number, other_settings
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.shown_values import short_repr
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from gpt_pretrain.checkpoints.layouts import TensorSlot, gpt2_name, is_linear, possible_slots
-from gpt_pretrain.checkpoints.misfits import Misfits
-from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, HEAD, Slots, same_content
+from gpt_pretrain.checkpoints.formats.layouts import TensorSlot, gpt2_name, is_linear, possible_slots
+from gpt_pretrain.checkpoints.recognition.misfits import Misfits
+from gpt_pretrain.checkpoints.recognition.tensor_groups import EMBEDDING, HEAD, Slots, same_content
 from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model

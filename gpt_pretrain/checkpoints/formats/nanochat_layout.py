@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.layouts import OWN_KEY
-from gpt_pretrain.checkpoints.stated_settings import as_count
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor
+from gpt_pretrain.checkpoints.formats.layouts import OWN_KEY
+from gpt_pretrain.checkpoints.formats.stated_settings import as_count
+from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor
 from gpt_pretrain.model.config import MODERN_LOGIT_CAP, MODERN_VALUES, GPTConfig
 from gpt_pretrain.model.modern import NORM_EPS, ROPE_BASE
 from gpt_pretrain.system.shown_values import short_repr

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from gpt_pretrain.checkpoints.file_content import read_weights
-from gpt_pretrain.checkpoints.folder_contents import check_is_no_other_file
-from gpt_pretrain.checkpoints.misfits import name_some
-from gpt_pretrain.checkpoints.tensor_files import (
+from gpt_pretrain.checkpoints.recognition.file_content import read_weights
+from gpt_pretrain.checkpoints.recognition.folder_contents import check_is_no_other_file
+from gpt_pretrain.checkpoints.recognition.misfits import name_some
+from gpt_pretrain.checkpoints.serialization.tensor_files import (
     StoredTensor,
     is_safetensors,
     read_model_json,

@@ -12,12 +12,12 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from gpt_pretrain.checkpoints.export_folder import check_export_folder
-from gpt_pretrain.checkpoints.layouts import SAFETENSORS_FILE, gpt2_name, is_linear, to_hf_config
-from gpt_pretrain.checkpoints.model_card import model_card
-from gpt_pretrain.checkpoints.nanochat_layout import to_nanochat_config, to_nanochat_tensors
+from gpt_pretrain.checkpoints.export.export_folder import check_export_folder
+from gpt_pretrain.checkpoints.export.model_card import model_card
+from gpt_pretrain.checkpoints.export.tokenizer_files import write_tokenizer
+from gpt_pretrain.checkpoints.formats.layouts import SAFETENSORS_FILE, gpt2_name, is_linear, to_hf_config
+from gpt_pretrain.checkpoints.formats.nanochat_layout import to_nanochat_config, to_nanochat_tensors
 from gpt_pretrain.checkpoints.pretrained import open_weights
-from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
