@@ -21,9 +21,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.commands.failures import SweepJobFailed, print_error
-from gpt_pretrain.commands.hydra_files import cut_sweep_settings
-from gpt_pretrain.commands.stored_overrides import overrides_of_user
+from gpt_pretrain.commands.command_line.stored_overrides import overrides_of_user
+from gpt_pretrain.commands.process.failures import SweepJobFailed, print_error
+from gpt_pretrain.commands.process.hydra_files import cut_sweep_settings
 from gpt_pretrain.config.custom_parts import TARGET
 from gpt_pretrain.config.overrides import full_form, override_key, short_form
 from gpt_pretrain.errors import UserError

@@ -98,7 +98,7 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
 @pytest.fixture
 def train(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
     """Train in this process, with the tiny run's settings and these overrides; errors stay exceptions."""
-    for name in ("run_context.report_failures", "run_context.report_at_end", "train.report_failures"):
+    for name in ("process.run_context.report_failures", "process.run_context.report_at_end", "train.report_failures"):
         monkeypatch.setattr(f"gpt_pretrain.commands.{name}", lambda *_, **__: nullcontext())
 
     def trained(*overrides: str, run_dir: Path | None = None, base: list[str] = TINY_RUN) -> float:

@@ -18,15 +18,15 @@ from tests.conftest import ROOT
 
 PACKAGE = sorted((ROOT / "gpt_pretrain").rglob("*.py"))
 HYDRA = {
-    "gpt_pretrain.commands.argument_checks",
+    "gpt_pretrain.commands.command_line.argument_checks",
     "gpt_pretrain.commands.custom_callbacks",
-    "gpt_pretrain.commands.hydra_errors",
-    "gpt_pretrain.commands.hydra_grammar",
-    "gpt_pretrain.commands.job",
+    "gpt_pretrain.commands.command_line.hydra_errors",
+    "gpt_pretrain.commands.command_line.hydra_grammar",
+    "gpt_pretrain.commands.process.job",
     "gpt_pretrain.commands.notebook",
     "gpt_pretrain.commands.run_folder_check",
     "gpt_pretrain.commands.script",
-    "gpt_pretrain.commands.stored_overrides",
+    "gpt_pretrain.commands.command_line.stored_overrides",
     "gpt_pretrain.config.custom_targets",
 }
 # The rooms of the package, from the bottom up: each may import those before it, and none behind it.

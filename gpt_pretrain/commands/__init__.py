@@ -1,6 +1,7 @@
 """Everything that a command line starts: the work of the entry scripts, the commands of `gpt-pretrain`, and error reporting.
 
-This is the top room. It may use all other rooms, and no other room imports it.
+Each command has its own file. `command_line/` parses and checks what was typed, and `process/` is the frame in which commands
+run. This is the top room. It may use all other rooms, and no other room imports it.
 """
 
 import sys
@@ -12,9 +13,9 @@ def _module_started_alone() -> str | None:
     started = next(iter(sys.argv), "")
     if started == "-m" and "-m" in sys.orig_argv:  # packages of a module are imported first
         room, _, name = sys.orig_argv[sys.orig_argv.index("-m") + 1].rpartition(".")
-        return name if room == __name__ else None
+        return name if f"{room}.".startswith(f"{__name__}.") else None
     file = Path(started).resolve()
-    return file.stem if file.suffix == ".py" and file.parent == Path(__file__).resolve().parent else None
+    return file.stem if file.suffix == ".py" and Path(__file__).resolve().parent in file.parents else None
 
 
 if (_module := _module_started_alone()) is not None:

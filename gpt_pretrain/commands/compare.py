@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder

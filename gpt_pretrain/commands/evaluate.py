@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from gpt_pretrain.checkpoints.serialization.checksum import check_early
-from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import overridden_keys
+from gpt_pretrain.commands.process.failures import report_failures
+from gpt_pretrain.commands.process.job import overridden_keys
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import evaluate_problems
 from gpt_pretrain.config.inference_schema import EvaluateSettings, weight_names

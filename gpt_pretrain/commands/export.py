@@ -16,7 +16,7 @@ folder appears, transformers opens it, and its logits are compared with the mode
 from __future__ import annotations
 
 from gpt_pretrain.checkpoints.serialization.checksum import check_early
-from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import ExportSettings
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.loading import loading_libraries

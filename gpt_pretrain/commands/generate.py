@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TextIO
 from omegaconf import DictConfig
 
 from gpt_pretrain.checkpoints.serialization.checksum import check_early
-from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.generate_warnings import generate_warnings
-from gpt_pretrain.commands.job import is_multirun, output_folder, start_info
+from gpt_pretrain.commands.process.failures import report_failures
+from gpt_pretrain.commands.process.job import is_multirun, output_folder, start_info
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import generate_problems
 from gpt_pretrain.config.inference_schema import GenerateSettings, weight_names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gpt_pretrain.commands.job import overridden_keys
+from gpt_pretrain.commands.process.job import overridden_keys
 from gpt_pretrain.config.inference_schema import GenerateSettings
 from gpt_pretrain.generation.config import SamplerConfig
 

@@ -13,7 +13,7 @@ sweep's folder has a picture. Other settings of train.py apply to every training
 
 from __future__ import annotations
 
-from gpt_pretrain.commands.arguments import wants_help
+from gpt_pretrain.commands.command_line.arguments import wants_help
 from gpt_pretrain.system.checkout import run_script, script_command
 
 SWEEP = ("-m", "hparams_search=ladder")

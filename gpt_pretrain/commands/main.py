@@ -7,7 +7,7 @@ import signal
 import sys
 
 import gpt_pretrain
-from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
+from gpt_pretrain.commands.process.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import run_script
 from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder

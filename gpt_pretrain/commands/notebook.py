@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hydra import compose, initialize_config_dir
 
-from gpt_pretrain.commands.argument_checks import with_prefix
-from gpt_pretrain.commands.hydra_errors import HYDRA_ERRORS, explain_hydra_error
+from gpt_pretrain.commands.command_line.argument_checks import with_prefix
+from gpt_pretrain.commands.command_line.hydra_errors import HYDRA_ERRORS, explain_hydra_error
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights

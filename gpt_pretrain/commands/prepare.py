@@ -34,8 +34,8 @@ from __future__ import annotations
 
 import sys
 
-from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.commands.unused_arguments import unused_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.corpus_rules import prepare_problems
 from gpt_pretrain.errors import UserError

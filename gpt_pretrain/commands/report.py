@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import ReportSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder

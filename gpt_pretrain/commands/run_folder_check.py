@@ -11,8 +11,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.commands.failures import print_error
-from gpt_pretrain.commands.hydra_files import cut_hydra_files
+from gpt_pretrain.commands.process.failures import print_error
+from gpt_pretrain.commands.process.hydra_files import cut_hydra_files
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import (
     FILES_OF_RUNS,

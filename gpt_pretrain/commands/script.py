@@ -14,11 +14,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import gpt_pretrain
-from gpt_pretrain.commands.command_words import NO_RUN, SCHEMAS
-from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
-from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
-from gpt_pretrain.commands.hydra_errors import explain_hydra_error
-from gpt_pretrain.commands.job import typed_arguments
+from gpt_pretrain.commands.command_line.command_words import NO_RUN, SCHEMAS
+from gpt_pretrain.commands.command_line.hydra_arguments import to_hydra_arguments
+from gpt_pretrain.commands.command_line.hydra_errors import explain_hydra_error
+from gpt_pretrain.commands.process.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
+from gpt_pretrain.commands.process.job import typed_arguments
 from gpt_pretrain.commands.run_folder_check import remove_empty_folders
 from gpt_pretrain.config.custom_parts import CUSTOM_GROUPS, open_schema
 from gpt_pretrain.config.overrides import override_key

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from gpt_pretrain.commands.failures import report_failures
+from gpt_pretrain.commands.process.failures import report_failures
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.inference_rules import serve_problems
 from gpt_pretrain.config.inference_schema import ServeSettings, weight_names

@@ -30,8 +30,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.commands.unused_arguments import unused_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import VocabularySettings
 from gpt_pretrain.config.corpus_rules import vocabulary_problems
 from gpt_pretrain.config.train_rules import train_problems
@@ -73,8 +73,8 @@ def tokenizer_command(arguments: list[str]) -> None:
 
 def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     """Return the settings of train.py for the trials, or None, and their problems."""
-    from gpt_pretrain.commands.argument_checks import override_problems
-    from gpt_pretrain.commands.hydra_errors import explain_hydra_error
+    from gpt_pretrain.commands.command_line.argument_checks import override_problems
+    from gpt_pretrain.commands.command_line.hydra_errors import explain_hydra_error
     from gpt_pretrain.commands.notebook import load_settings
     from gpt_pretrain.config.custom_parts import TARGET
     from gpt_pretrain.config.overrides import full_form, override_key

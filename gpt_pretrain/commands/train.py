@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from gpt_pretrain.checkpoints.serialization.checksum import check_early
-from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import is_multirun, is_sweep_job, overridden_keys, typed_arguments
-from gpt_pretrain.commands.rank_processes import processes_to_start, train_in_processes, trainer_config
-from gpt_pretrain.commands.run_context import run_context
+from gpt_pretrain.commands.process.failures import report_failures
+from gpt_pretrain.commands.process.job import is_multirun, is_sweep_job, overridden_keys, typed_arguments
+from gpt_pretrain.commands.process.rank_processes import processes_to_start, train_in_processes, trainer_config
+from gpt_pretrain.commands.process.run_context import run_context
 from gpt_pretrain.runs.folder import list_checkpoints
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.system.formatting import is_finite_number

@@ -27,7 +27,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
-from gpt_pretrain.commands.arguments import wants_help
+from gpt_pretrain.commands.command_line.arguments import wants_help
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import LAST, checkpoint_dir

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.commands.unused_arguments import unused_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import CompareSettings, PrepareSettings, VocabularySettings
 from gpt_pretrain.errors import UserError
 

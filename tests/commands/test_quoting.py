@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt_pretrain.commands.command_words import sort_arguments
-from gpt_pretrain.commands.hydra_arguments import check_arguments, quote_arguments
+from gpt_pretrain.commands.command_line.command_words import sort_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import check_arguments, quote_arguments
 from gpt_pretrain.errors import UserError
 
 

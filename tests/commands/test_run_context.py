@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands import run_context
+from gpt_pretrain.commands.process import run_context
 from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.runs.metadata import read_metadata
 

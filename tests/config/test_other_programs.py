@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands.argument_checks import override_problems
-from gpt_pretrain.commands.command_words import schema_of, sort_arguments
-from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.commands.command_line.argument_checks import override_problems
+from gpt_pretrain.commands.command_line.command_words import schema_of, sort_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import check_arguments
 from gpt_pretrain.config.other_programs import OPTION_REMEDIES, REMEDIES, VALUE_REMEDIES, counterpart, explain_python_file
 from gpt_pretrain.config.overrides import full_form
 from gpt_pretrain.errors import UserError

@@ -10,7 +10,7 @@ from typing import get_type_hints
 
 import pytest
 
-from gpt_pretrain.commands.argument_checks import override_problems
+from gpt_pretrain.commands.command_line.argument_checks import override_problems
 from gpt_pretrain.config import command_schema
 from gpt_pretrain.config.overrides import full_form
 from tests.conftest import CONF, ROOT

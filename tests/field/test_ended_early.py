@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from gpt_pretrain.commands.run_context import run_context
+from gpt_pretrain.commands.process.run_context import run_context
 from gpt_pretrain.runs.metadata import read_metadata, track_run
 from gpt_pretrain.system.interrupts import exit_on_signals, leave_time_to_stop
 from gpt_pretrain.tokenizers.byte import ByteTokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands.failures import as_user_error
+from gpt_pretrain.commands.process.failures import as_user_error
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.distributed.ranks import check_rank_variables
 from tests.helpers.training_runs import SETTINGS, Train

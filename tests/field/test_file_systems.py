@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from gpt_pretrain.commands.failures import as_user_error
+from gpt_pretrain.commands.process.failures import as_user_error
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.system import files, signing

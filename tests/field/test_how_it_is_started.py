@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain import errors
-from gpt_pretrain.commands import argument_checks, failures
-from gpt_pretrain.commands.command_words import sort_arguments
-from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.commands.command_line import argument_checks
+from gpt_pretrain.commands.command_line.command_words import sort_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import check_arguments
 from gpt_pretrain.commands.main import run_command
+from gpt_pretrain.commands.process import failures
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import checkout
 from gpt_pretrain.system.checkout import completion_hint, script_command
@@ -50,6 +51,10 @@ def test_a_module_of_a_command_says_what_to_type(tmp_path: Path) -> None:
             done.stderr
             == "prepare.py is a part of gpt-pretrain and does nothing by itself. Type gpt-pretrain prepare and its settings.\n"
         )
+    file = ROOT / "gpt_pretrain" / "commands" / "process" / "run_context.py"
+    for words in (["-m", "gpt_pretrain.commands.process.run_context"], [str(file)]):
+        done = started(*words, folder=tmp_path)
+        assert done.stderr == "run_context.py is a part of gpt-pretrain and does nothing by itself. Type gpt-pretrain --help.\n"
 
 
 @pytest.mark.parametrize(

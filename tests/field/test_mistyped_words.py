@@ -8,9 +8,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.commands.command_words import sort_arguments
-from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.command_words import sort_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import check_arguments
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.overrides import full_form
 from gpt_pretrain.config.schema import TrainSettings

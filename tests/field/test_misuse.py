@@ -21,9 +21,9 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 import gpt_pretrain
 from gpt_pretrain import load_settings
 from gpt_pretrain.checkpoints.weights import Weights
-from gpt_pretrain.commands.command_words import sort_arguments
-from gpt_pretrain.commands.hydra_arguments import apply_resume, check_arguments
-from gpt_pretrain.commands.stored_overrides import admit_overrides
+from gpt_pretrain.commands.command_line.command_words import sort_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import apply_resume, check_arguments
+from gpt_pretrain.commands.command_line.stored_overrides import admit_overrides
 from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError

@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
 from gpt_pretrain.commands.report import report_command
 from gpt_pretrain.config.command_schema import ExportSettings
 from gpt_pretrain.errors import UserError

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from gpt_pretrain.commands import lm_eval, stored_overrides, verify_resume
-from gpt_pretrain.commands.rank_processes import _stored_devices
+from gpt_pretrain.commands import lm_eval, verify_resume
+from gpt_pretrain.commands.command_line import stored_overrides
+from gpt_pretrain.commands.process.rank_processes import _stored_devices
 from gpt_pretrain.config.override_messages import explain_locations
 from gpt_pretrain.data.custom_data import LoaderWindows, _find_loader
 from gpt_pretrain.runs.results_file import _run_problems

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.errors import UserError

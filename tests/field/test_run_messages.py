@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from gpt_pretrain.checkpoints.weight_averages import choose_weights
 from gpt_pretrain.commands import evaluate, generate, report
-from gpt_pretrain.commands.command_words import sort_arguments
-from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.commands.command_line.command_words import sort_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import check_arguments
 from gpt_pretrain.config.checkpoint_settings import read_data_settings, read_stored_settings
 from gpt_pretrain.config.custom_parts import named_model
 from gpt_pretrain.config.schema import RemoteSettings

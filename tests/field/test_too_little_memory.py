@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_pretrain.commands.failures import as_user_error
+from gpt_pretrain.commands.process.failures import as_user_error
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 
 TOO_MUCH = 1 << 50

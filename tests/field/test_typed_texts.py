@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt_pretrain.commands.hydra_grammar import to_hydra_override
+from gpt_pretrain.commands.command_line.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.free_text import as_typed, plain_value
 
 

@@ -20,7 +20,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gpt_pretrain import load_settings
-from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.config.custom_parts import naming_overrides
 from gpt_pretrain.config.overrides import full_form, short_form
 from gpt_pretrain.system.shell import quote_word

@@ -16,7 +16,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_pretrain.checkpoints.weight_source import find_source
-from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.held_out import _short_names

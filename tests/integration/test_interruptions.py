@@ -160,7 +160,7 @@ def test_a_slurm_job_is_requeued_and_resumes_its_run(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert requeue.interrupted_run(["model=tiny"]) == tmp_path / "run"
     assert requeue.interrupted_run(["model=chapter5"]) is None, "another command of the job"
-    from gpt_pretrain.commands.hydra_arguments import apply_resume
+    from gpt_pretrain.commands.command_line.hydra_arguments import apply_resume
 
     assert apply_resume(["model=tiny"], typed=["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
     assert apply_resume(["model=tiny", "resume=null"], typed=[]) == ["model=tiny", "resume=null"]

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from gpt_pretrain.commands.process.run_context import run_context
 from gpt_pretrain.commands.report import write_report
-from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.config.command_schema import ReportSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.report.run_page import split_blank_lines

@@ -14,8 +14,8 @@ import yaml
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.formats.llmc_model import _shapes
 from gpt_pretrain.checkpoints.pretrained import open_weights
-from gpt_pretrain.commands.rank_processes import _stored_devices
-from gpt_pretrain.commands.stored_overrides import admit_overrides, stored_options
+from gpt_pretrain.commands.command_line.stored_overrides import admit_overrides, stored_options
+from gpt_pretrain.commands.process.rank_processes import _stored_devices
 from gpt_pretrain.config.checkpoint_settings import admit_settings, read_data_settings, read_stored_settings
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.corpus import split_corpus

@@ -18,7 +18,7 @@ import torch
 
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.recognition.file_content import AmbiguousWeightsError, find_weights, read_weights
-from gpt_pretrain.commands.hydra_grammar import to_hydra_override
+from gpt_pretrain.commands.command_line.hydra_grammar import to_hydra_override
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError

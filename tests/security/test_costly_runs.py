@@ -15,9 +15,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from gpt_pretrain.commands import compare
+from gpt_pretrain.commands.command_line.stored_overrides import admit_overrides
 from gpt_pretrain.commands.leaderboard import MAX_TABLES, format_leaderboard
 from gpt_pretrain.commands.report import write_report
-from gpt_pretrain.commands.stored_overrides import admit_overrides
 from gpt_pretrain.config.free_text import ONE_QUOTED, plain_value
 from gpt_pretrain.config.secrets import metadata_without_secrets
 from gpt_pretrain.errors import UserError

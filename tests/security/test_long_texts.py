@@ -16,7 +16,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
-from gpt_pretrain.commands.hydra_arguments import quote_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import quote_arguments
 from gpt_pretrain.config.checkpoint_settings import read_stored_settings
 from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.interpolation import escape_interpolation, unescape_interpolation

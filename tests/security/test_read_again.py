@@ -14,7 +14,7 @@ import pytest
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable, write_checkpoint
 from gpt_pretrain.checkpoints.recognition import indexed_files
 from gpt_pretrain.checkpoints.recognition.indexed_files import read_indexed
-from gpt_pretrain.commands.stored_overrides import MAX_LOCATIONS, admit_overrides
+from gpt_pretrain.commands.command_line.stored_overrides import MAX_LOCATIONS, admit_overrides
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.corpus_folder import check_complete
 from gpt_pretrain.sweeps.results import search_by_bits

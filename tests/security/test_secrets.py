@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gpt_pretrain.commands.hydra_files import cut_sweep_settings
+from gpt_pretrain.commands.process.hydra_files import cut_sweep_settings
 from gpt_pretrain.config.secrets import metadata_without_secrets
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.saving import save_run_page

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.checkpoints.pretrained import open_weights
-from gpt_pretrain.commands.failures import print_error
+from gpt_pretrain.commands.process.failures import print_error
 from gpt_pretrain.commands.serve import _public_name
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.tasks.task_files import find_tasks

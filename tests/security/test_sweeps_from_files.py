@@ -13,8 +13,8 @@ from hydra.core.override_parser.types import ChoiceSweep, OverrideType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt_pretrain.commands.custom_options import custom_groups
-from gpt_pretrain.commands.stored_overrides import admit_overrides
+from gpt_pretrain.commands.command_line.custom_options import custom_groups
+from gpt_pretrain.commands.command_line.stored_overrides import admit_overrides
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.stored_settings import (
     NEVER,
@@ -137,7 +137,7 @@ def test_a_stranger_chooses_no_option_that_names_a_class(tmp_path: Path, monkeyp
     for name, content in OWN_OPTIONS.items():
         (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf" / f"{name}.yaml").write_text(content)
-    monkeypatch.setattr("gpt_pretrain.commands.command_words.CONF", tmp_path / "conf")
+    monkeypatch.setattr("gpt_pretrain.commands.command_line.command_words.CONF", tmp_path / "conf")
     plain = hostile_sweep(tmp_path / "plain", task=["experiment=choice(plain,none)", "optimizer=choice(adamw,muon)"])
     assert len(admit_overrides(plain, script="train", typed=set()).kept) == 2
     sweep = hostile_sweep(tmp_path / "sweep", task=[override])
@@ -150,7 +150,7 @@ def test_a_stranger_chooses_no_such_option_in_a_folder_that_is_typed(tmp_path: P
     (tmp_path / "mine/optimizer").mkdir(parents=True)
     (tmp_path / "mine/optimizer/own.yaml").write_text("_target_: mine.Optimizer")
     typed = ["-cd", str(tmp_path / "mine"), "sweep_resume=sweep"]
-    monkeypatch.setattr("gpt_pretrain.commands.stored_overrides.typed_arguments", lambda: typed)
+    monkeypatch.setattr("gpt_pretrain.commands.command_line.stored_overrides.typed_arguments", lambda: typed)
     sweep = hostile_sweep(tmp_path / "sweep", task=["optimizer=own"])
     with pytest.raises(UserError, match="To use it, add: optimizer=own"):
         admit_overrides(sweep, script="train", typed=set())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands.stored_overrides import stored_options
+from gpt_pretrain.commands.command_line.stored_overrides import stored_options
 from tests.conftest import ROOT
 
 STORED = """

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
-from gpt_pretrain.commands.failures import report_failures
+from gpt_pretrain.commands.process.failures import report_failures
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.folder import find_run_folder
 from gpt_pretrain.runs.metrics_file import MetricsFile

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.commands.command_words import (
+from gpt_pretrain.commands.command_line.command_words import (
     COMPLETION,
     COMPLETION_STEPS,
     CONFIGS,
@@ -30,9 +30,9 @@ from gpt_pretrain.commands.command_words import (
     explain_stray,
     schema_of,
 )
-from gpt_pretrain.commands.custom_options import custom_groups, is_custom_field
-from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
-from gpt_pretrain.commands.setting_messages import several_values, unknown_setting, wrong_type
+from gpt_pretrain.commands.command_line.custom_options import custom_groups, is_custom_field
+from gpt_pretrain.commands.command_line.hydra_grammar import setting_values, to_hydra_override
+from gpt_pretrain.commands.command_line.setting_messages import several_values, unknown_setting, wrong_type
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.inference_rules import evaluate_problems, generate_problems, serve_problems

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from gpt_pretrain.commands.job import config_folder_flags, job_overrides, start_info, typed_arguments
+from gpt_pretrain.commands.process.job import config_folder_flags, job_overrides, start_info, typed_arguments
 from gpt_pretrain.config.overrides import override_key, quote_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import SCRIPTS

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import start_info
+from gpt_pretrain.commands.process.failures import report_failures
+from gpt_pretrain.commands.process.job import start_info
 from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.runs.folder import METRICS, check_no_links
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata, track_run, update_metadata

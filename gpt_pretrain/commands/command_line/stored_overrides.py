@@ -16,10 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
-from gpt_pretrain.commands.command_words import clean_word, sort_arguments
-from gpt_pretrain.commands.custom_options import custom_groups
-from gpt_pretrain.commands.hydra_grammar import setting_values
-from gpt_pretrain.commands.job import typed_arguments
+from gpt_pretrain.commands.command_line.command_words import clean_word, sort_arguments
+from gpt_pretrain.commands.command_line.custom_options import custom_groups
+from gpt_pretrain.commands.command_line.hydra_grammar import setting_values
+from gpt_pretrain.commands.process.job import typed_arguments
 from gpt_pretrain.config.override_messages import UNSIGNED, explain_locations, quote_for_message, without_shell_quotes
 from gpt_pretrain.config.overrides import find_override, full_form, override_key
 from gpt_pretrain.config.stored_locations import has_cut_part, is_harmless_location

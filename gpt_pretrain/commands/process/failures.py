@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt_pretrain.commands.job import is_hydra_job, is_multirun
+from gpt_pretrain.commands.process.job import is_hydra_job, is_multirun
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.metadata import was_interrupted
 from gpt_pretrain.system.formatting import format_si, short_message, shorten_middle
@@ -178,7 +178,7 @@ def _refused_variable(error: Exception) -> UserError | None:
 def _changed_program(error: Exception) -> UserError | None:
     """Return a message if a module of this program has changed since its process started; None for other errors."""
     file = getattr(error, "path", None)
-    if not isinstance(error, ImportError) or file is None or Path(__file__).parents[1] not in Path(file).parents:
+    if not isinstance(error, ImportError) or file is None or Path(__file__).parents[2] not in Path(file).parents:
         return None
     seconds = time.monotonic() - process_start()
     with suppress(OSError):

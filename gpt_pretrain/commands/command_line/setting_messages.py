@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, get_origin
 
-from gpt_pretrain.commands.command_words import SCHEMAS
+from gpt_pretrain.commands.command_line.command_words import SCHEMAS
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.other_programs import counterpart
 from gpt_pretrain.config.overrides import override_key, short_form, split_override, takes_unit

@@ -6,11 +6,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from gpt_pretrain.commands.argument_checks import argument_problems, broken_rules, with_prefix
-from gpt_pretrain.commands.arguments import warn_of_repetitions
-from gpt_pretrain.commands.command_words import MULTIRUN_FLAGS, Arguments, clean_word, sort_arguments
-from gpt_pretrain.commands.custom_options import choose_custom_options, custom_groups
-from gpt_pretrain.commands.hydra_grammar import to_hydra_override
+from gpt_pretrain.commands.command_line.argument_checks import argument_problems, broken_rules, with_prefix
+from gpt_pretrain.commands.command_line.arguments import warn_of_repetitions
+from gpt_pretrain.commands.command_line.command_words import MULTIRUN_FLAGS, Arguments, clean_word, sort_arguments
+from gpt_pretrain.commands.command_line.custom_options import choose_custom_options, custom_groups
+from gpt_pretrain.commands.command_line.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, quote_value, with_recipe_of_weights
 from gpt_pretrain.errors import UserError
@@ -63,7 +63,7 @@ def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
     sweep = find_override(arguments, "sweep_resume")
     if sweep is None:
         return arguments
-    from gpt_pretrain.commands.stored_overrides import admit_overrides, stored_options  # it loads Hydra's parser
+    from gpt_pretrain.commands.command_line.stored_overrides import admit_overrides, stored_options  # it loads Hydra's parser
 
     folder = find_sweep(plain_value(sweep), script=script)
     stored = admit_overrides(folder, script=script, typed=_typed_keys(arguments))

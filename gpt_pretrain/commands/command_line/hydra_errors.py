@@ -8,8 +8,8 @@ import sys
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from gpt_pretrain.commands.command_words import schema_of
-from gpt_pretrain.commands.setting_messages import unknown_setting
+from gpt_pretrain.commands.command_line.command_words import schema_of
+from gpt_pretrain.commands.command_line.setting_messages import unknown_setting
 from gpt_pretrain.config.conversion import explain_value
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.setting_names import group_options

@@ -1,0 +1,1 @@
+"""Parse and check what was typed: arguments, overrides for Hydra, and messages about mistakes in them."""
