@@ -134,6 +134,14 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Return True if a run has a checkpoint, or if its drive does not answer, since it may have one there."""
+    try:
+        return bool(list_checkpoints(run_dir))
+    except OSError:
+        return True
+
+
 def written_at(file: Path) -> int:
     """Return the time at which a file was last written here, in nanoseconds, to find the newest file.
 

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import LostEndError, UserError, describe_damage
-from gpt_pretrain.runs.folder import display_path, list_checkpoints
+from gpt_pretrain.runs.folder import display_path, has_checkpoint, list_checkpoints
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.tokenizers.base import token_byte_lengths
@@ -28,7 +28,7 @@ from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.callbacks.stop import StopOnSignal, StoppedBySignalError
 from gpt_pretrain.training.distributed import ranks, requeue
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.optimization.optimizer import scaled_rates
+from gpt_pretrain.training.optimization.optimizer import lowered_rates
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.start.checkpoint import newest_checkpoint
 from gpt_pretrain.training.start.starting_point import build_model
@@ -97,8 +97,11 @@ def fit(
         if stopped_by is not None:
             _leave(setup.settings, trainer, stopped_by, run_dir)
         if summary.find_callback(trainer, SaveRun).failed:
-            if not list_checkpoints(run_dir):
-                raise LostEndError("The run has no checkpoint: it could not be written. Free some space, and train again.")
+            if not has_checkpoint(run_dir):
+                raise LostEndError(
+                    "The run has no checkpoint: it could not be written. Free some space, or choose another folder with "
+                    "hydra.run.dir=, and train again."
+                )
             raise LostEndError("The last checkpoint could not be written, so the steps since the previous one are lost.")
         return trainer, module
 
@@ -218,7 +221,7 @@ def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, 
     warmup = "" if settings.scheduler.warmup_steps else ", scheduler=warmup_cosine for a gentle start"
     return (
         f"{error} {_state_of_weights(module)}; {saved}.{tried} The learning rate is probably too high: try "
-        f"{scaled_rates(settings.optimizer, 1 / 10)}{warmup}{rollback}."
+        f"{lowered_rates(settings.optimizer, 1 / 10)}{warmup}{rollback}."
     )
 
 

@@ -181,16 +181,20 @@ def test_a_typed_setting_that_is_not_used_is_a_warning(typed: str, settings: lis
 def test_a_full_disk_is_explained_once_and_without_a_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save = SaveRun(mock.Mock(), folder=tmp_path, settings=mock.Mock(), tokenizer=ByteTokenizer(), config={})
+    folder = tmp_path / "checkpoints"
+    save, other = (
+        SaveRun(mock.Mock(), folder=folder, settings=mock.Mock(), tokenizer=ByteTokenizer(), config={}) for _ in range(2)
+    )
     for step in (2, 5, 5):
         save._warn_not_written(step, "No space left on device")
     assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
-        f"The checkpoint of step 2, or a copy of it, could not be written to {tmp_path}",
+        f"The checkpoint of step 2, or a copy of it, could not be written to {folder}",
         "The checkpoint of step 5 could not be written either",
     ]
-    assert "(No space left on device). There is none yet, and training continues." in caplog.text
-    (tmp_path / "last.ckpt").touch()
-    SaveRun(mock.Mock(), folder=tmp_path, settings=mock.Mock(), tokenizer=ByteTokenizer(), config={})._warn_not_written(7, "full")
+    assert "(No space left on device). There is no earlier one, and training continues." in caplog.text
+    folder.mkdir()
+    (folder / "last.ckpt").touch()
+    other._warn_not_written(7, "full")
     assert "(full). The previous one is kept, and training continues." in caplog.text
     writer = mock.create_autospec(_AsyncWriterThread, instance=True)
     _print_thread_error(threading.ExceptHookArgs((OSError, OSError(28, "full"), None, writer)))

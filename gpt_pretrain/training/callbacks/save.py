@@ -17,6 +17,7 @@ from gpt_pretrain.checkpoints.weight_tokenizers import tokenizer_fields
 from gpt_pretrain.config.checkpoint_settings import SIGNATURE_FIELD, sign_settings
 from gpt_pretrain.config.schema import CheckpointSettings
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.runs.folder import has_checkpoint
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.reader import CONFIG
 from gpt_pretrain.system.terminal import escape_line
@@ -205,14 +206,13 @@ class SaveRun(Checkpoint):
     def _warn_not_written(self, step: int, reason: str) -> None:
         """Log a warning. Only the first one explains what happens next."""
         if self._warned_step is None:
-            has_other = any(self.folder.glob("*.ckpt"))
             log.warning(
                 "The checkpoint of step %d, or a copy of it, could not be written to %s (%s). %s, and training continues. The "
                 "next attempt is made when a checkpoint is due again.",
                 step,
                 self.folder,
                 reason,
-                "The previous one is kept" if has_other else "There is none yet",
+                "The previous one is kept" if has_checkpoint(self.folder.parent) else "There is no earlier one",
             )
         elif step != self._warned_step:
             log.warning("The checkpoint of step %s could not be written either (%s).", f"{step:,}", reason)
