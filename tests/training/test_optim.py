@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
-from gpt_pretrain.training.optimization.optimizer import build_optimizer
+from gpt_pretrain.training.optimization.optimizer import build_optimizer, lowered_rates, scaled_rates
 from gpt_pretrain.training.optimization.schedule import lr_at
 from tests.conftest import tiny_model
 
@@ -44,6 +45,14 @@ def test_optimizer_steps_equal_those_of_plain_adamw() -> None:
             optimizer.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_rate_is_scaled_exactly_and_lowered_to_a_usual_one() -> None:
+    high = replace(settings(), lr=0.04)
+    assert scaled_rates(high, 0.75) == "optimizer.lr=0.03"
+    assert lowered_rates(high, 0.75) == "optimizer.lr=0.02"
+    assert lowered_rates(high, 0.25) == "optimizer.lr=0.01"
+    assert lowered_rates(replace(high, name=CUSTOM), 0.75) == "optimizer.lr=0.03", "SGD's usual rates are higher"
 
 
 COSINE = SchedulerSettings(name="warmup_cosine", warmup_steps=4, decay_steps=0, min_lr=0.1)

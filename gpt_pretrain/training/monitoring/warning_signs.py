@@ -13,7 +13,7 @@ from statistics import fmean, median
 from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.training.budget.choice import regularization_of
-from gpt_pretrain.training.optimization.optimizer import scaled_rates
+from gpt_pretrain.training.optimization.optimizer import lowered_rates, scaled_rates
 
 Evaluation = tuple[int, float, float]  # optimizer step, training and validation loss in nats per token
 
@@ -100,7 +100,7 @@ def _recipe(run: TrainSettings) -> str:
 
 def _rates(run: TrainSettings, factor: float) -> str:
     """Name the learning rates times a factor, and the current one."""
-    rates = scaled_rates(run.optimizer, factor)
+    rates = scaled_rates(run.optimizer, factor) if factor > 1 else lowered_rates(run.optimizer, factor)
     return f"{rates} ({'optimizer.lr=' if ' ' in rates else ''}{run.optimizer.lr:g} now)"
 
 
@@ -165,9 +165,9 @@ def detect_plateau(
         (start, _, _), (step, train, val) = flat[0], flat[-1]
         return (
             f"From step {start:,} to {step:,} neither loss has fallen (training {train:.3f}, validation {val:.3f}). {reference} "
-            "The model has learned the token frequencies at most. The learning rate is probably too high: try a tenth of it, "
-            f"{scaled_rates(run.optimizer, 1 / 10)}, with scheduler=warmup_cosine. If that does not help, it is too low: try ten "
-            "times it."
+            "The model has learned the token frequencies at most. The learning rate is probably too high: try "
+            f"{_rates(run, 1 / 10)}, with scheduler=warmup_cosine. If that does not help, it is too low: try ten times the "
+            "current one."
         )
     return None
 

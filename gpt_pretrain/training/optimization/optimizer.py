@@ -11,13 +11,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 
+from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import OptimizerSettings, RoleSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.model.roles import ROLES, parameter_roles
 from gpt_pretrain.training.optimization.muon import Muon
 
-HIGHEST_RATE = 0.02  # that of Muon, the highest in conf/optimizer/
+HIGHEST_RATE = 0.02  # Muon's optimizer.lr, the highest in conf/optimizer/
 
 
 def build_optimizer(
@@ -85,13 +86,18 @@ def first_rate(settings: OptimizerSettings) -> float:
 
 
 def scaled_rates(settings: OptimizerSettings, factor: float) -> str:
-    """Return overrides that multiply the learning rates of all roles by a factor. Messages suggest them to the user.
-
-    A lower rate is at most HIGHEST_RATE, so that a rate of 10 is not lowered to 3.
-    """
-    factor = min(factor, HIGHEST_RATE / settings.lr) if factor < 1 else factor
+    """Return overrides that multiply the learning rates of all roles by a factor. Messages suggest them to the user."""
     rates = {"lr": settings.lr} | {f"{role}.lr": rate for role, rate in _rates_of_roles(settings).items()}
     return " ".join(f"optimizer.{name}={rate * factor:.3g}" for name, rate in rates.items())
+
+
+def lowered_rates(settings: OptimizerSettings, factor: float) -> str:
+    """Return overrides that lower learning rates that are too high: by a factor, and to HIGHEST_RATE at most.
+
+    The usual rates of the user's own optimizer are unknown, so only the factor lowers them.
+    """
+    highest = settings.lr if settings.name == CUSTOM else HIGHEST_RATE
+    return scaled_rates(settings, min(factor, highest / settings.lr))
 
 
 def _rates_of_roles(settings: OptimizerSettings) -> dict[str, float]:
