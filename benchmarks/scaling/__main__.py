@@ -1,8 +1,9 @@
 """Run the trials of the study that are still missing: python -m benchmarks.scaling [NAME=FILE ...].
 
-The texts are documentation and code that come with Python; German and French manual pages, quotations and the manual of Vim if
-the system has them; and given files. The results have two more, "play" (As You Like It) and "bible" (the King James Version).
-Short texts are single documents; "story" (The Verdict) and "genesis" (the beginning of the King James Version) are given files.
+The texts are documentation and code that come with Python; German and French manual pages, quotations, the manual of Vim, and
+source files of Perl, npm and Linux if the system has them; and given files. The results have two more, "play" (As You Like It)
+and "bible" (the King James Version). Short texts are single documents; "story" (The Verdict) and "genesis" (the beginning of the
+King James Version) are given files.
 Each result is a line of `results.jsonl`, so that an interrupted study continues where it stopped. `texts.json` has the n-gram
 models' results on each text.
 """

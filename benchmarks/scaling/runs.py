@@ -36,10 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for file in arguments.files:
         with tempfile.TemporaryDirectory() as folder:
-            run_dir, data = (
-                Path(folder, "run"),
-                [f"data.path={quote_value(str(file.resolve()))}", f"data.cache_dir={folder}/cache"],
-            )
+            run_dir, data = Path(folder, "run"), _data_settings(file, Path(folder))
             run([sys.executable, str(ROOT / "train.py"), *data, f"budget={arguments.budget}", f"hydra.run.dir={run_dir}"])
             row = describe_run(file, run_dir, budget=arguments.budget)
         with RUNS.open("a", encoding="utf-8") as stream:
