@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,11 +26,13 @@ from gpt_pretrain.runs.folder import (
 from gpt_pretrain.runs.metadata import METADATA_FILE, RUNS_ALREADY, is_running
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, WRITTEN_BY_SWEEPS
 from gpt_pretrain.system.files import make_writable_folder
+from gpt_pretrain.system.reading import open_regular
 from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.training.distributed.ranks import is_main
 
 HYDRA_FOLDER = ".hydra"
 WITHOUT_FILE = ("terminal", "stderr")  # options of hydra/job_logging for processes that write no run
+RESULTS_START = re.compile(rb'\{\s*"settings":\s*\{')  # the beginning of an evaluation's results.json
 _made_folders: list[Path] = []  # folders made by this process, the innermost first
 
 
@@ -127,10 +130,19 @@ def _check_keeps_files(folder: Path, names: Sequence[str], *, setting: str) -> N
     """
     if any((folder / name).exists() for name in (HYDRA_FOLDER, METADATA_FILE, SWEEP_SETTINGS)):
         return
+    if names == WRITTEN_BY_EVALUATIONS and _holds_evaluation(folder):
+        return
     if found := [name for name in names if (folder / name).is_file()]:
         here = "The current folder" if folder.samefile(".") else str(folder)
         problem = f"{here} has files that would be replaced: {', '.join(found)}. Choose a new folder with {setting}=FOLDER."
         sys.exit(print_error(UserError(problem)))
+
+
+def _holds_evaluation(folder: Path) -> bool:
+    """Return whether an earlier evaluation has written its results into a folder."""
+    with suppress(OSError), open_regular(folder / WRITTEN_BY_EVALUATIONS[0]) as stream:
+        return RESULTS_START.match(stream.read(100)) is not None
+    return False
 
 
 def _check_not_running(folder: Path) -> None:

@@ -205,6 +205,16 @@ def test_a_model_that_fails_costs_the_others_nothing(script: Script, tmp_path: P
     assert content["settings"]["data"]["path"] == "held_out.txt"
 
 
+def test_an_evaluation_replaces_its_own_results(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    for max_bytes in (500, 600):
+        done = script(
+            *("evaluate.py", f"pretrained={weights[0]}", "data.path=held_out.txt", f"max_bytes={max_bytes}"),
+            *("hydra.run.dir=results", *BYTES),
+        )
+        assert results_of(done, tmp_path)["settings"]["max_bytes"] == max_bytes
+
+
 def test_an_evaluation_that_fails_leaves_no_folder(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
     (tmp_path / "mine").mkdir()
     for folder in ("hydra.run.dir=new/deep", "run_dir=other", "hydra.run.dir=mine"):
