@@ -11,10 +11,12 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.zip import ZipFileSystem
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.datasets import guard
@@ -61,6 +63,22 @@ def test_the_members_of_an_archive_are_listed_once(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", counted)
     assert read(tmp_path) == [str(number) for number in range(50)]
     assert n_lists[0] < 10
+
+
+def test_only_a_few_of_many_archives_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_OPEN", 3)
+    most, open_archive = [0], zipfile.ZipFile.__init__
+
+    def opened(archive: zipfile.ZipFile, *arguments: Any, **options: Any) -> None:
+        most[0] = max(most[0], len(ZipFileSystem._cache))
+        open_archive(archive, *arguments, **options)
+
+    for number in range(20):
+        with zipfile.ZipFile(tmp_path / f"{number:02d}.zip", "w") as made:
+            made.writestr("a.txt", f"{number}\n")
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", opened)
+    assert read(tmp_path) == [str(number) for number in range(20)]
+    assert 0 < most[0] < 3
 
 
 def test_members_of_an_archive_that_share_their_bytes_are_not_read(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from gpt_pretrain.texts.datasets.field_limits import limit_fields, limit_fields_
 from gpt_pretrain.texts.datasets.rows import read_text_column
 
 HUB = "hf://datasets/"
+MAX_OPEN = 32  # zip archives that stay open for further members
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
 PROTOCOLS = frozenset(("file", "local", "hf", *ARCHIVES))
 # The readers of datasets that open files only as streams, where names and sizes are checked. Others are refused. For example, the
@@ -300,6 +301,8 @@ def _limit_content(open_file: Function) -> Function:
 
 def _check_archive(open_archive: Function) -> Function:
     def checked(system: Any, *arguments: Any, **options: Any) -> None:
+        if len(type(system)._cache) >= MAX_OPEN:
+            type(system).clear_instance_cache()
         open_archive(system, *arguments, **options)
         check_no_overlap(system.zip)
 
