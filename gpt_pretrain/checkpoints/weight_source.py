@@ -137,6 +137,8 @@ def check_weights_exist(name: str) -> None:
         raise UserError(f"{name}: models on the hub are given by name, not by address. Type {address['model']}")
     if os.path.exists(index := f"{user_path(name)}.index"):  # TensorFlow names a checkpoint without its suffixes.
         check_is_no_other_file(Path(index))
+    if user_path(name).is_symlink():
+        raise UserError(f"{name} is a link to a file that does not exist. Restore the file, or give another path.")
     nearest = nearest_path(user_path(name))
     other = f"Did you mean {quote_word(nearest)}?" if nearest else "Check the path, or give a model on the hub as owner/name."
     raise UserError(f"{name}: there is no such file or folder. {other}")

@@ -46,14 +46,18 @@ def output_problem(setting: str, path: str) -> str | None:
 
 
 def nearest_path(path: Path) -> str | None:
-    """Return the file or folder with the most similar name in the same folder, or None if no name is similar."""
+    """Return the file or folder with the most similar name in the same folder, or None if no name is similar.
+
+    A link to a missing file does not count.
+    """
     try:
         names = os.listdir(path.parent)[:MOST_NAMES]
     except OSError:
         return None
     by_form = {_plain(name): name for name in sorted(names, reverse=True)}
     found = difflib.get_close_matches(_plain(path.name), by_form, n=1, cutoff=ENOUGH_ALIKE)
-    return str(path.parent / by_form[found[0]]) if found else None
+    nearest = path.parent / by_form[found[0]] if found else None
+    return str(nearest) if nearest is not None and nearest.exists() else None
 
 
 def _plain(name: str) -> str:

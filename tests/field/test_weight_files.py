@@ -249,7 +249,10 @@ def test_a_missing_file_of_weights_is_explained(tmp_path: Path, theirs: GPT2LMHe
     theirs.save_pretrained(tmp_path / "model")
     (tmp_path / "model.ckpt.index").write_bytes(b"\0" * 50)
     whole = (tmp_path / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "link.pth").symlink_to("none.pth")
     for name, message in (
+        ("link.pth", r"link\.pth is a link to a file that does not exist\. Restore the file"),
+        ("lnk.pth", r"there is no such file or folder\. Check the path"),
         ("modle", rf"there is no such file or folder\. Did you mean {re.escape(str(tmp_path / 'model'))}\?"),
         ("model.ckpt", r"model\.ckpt\.index holds weights for TensorFlow\."),
     ):
