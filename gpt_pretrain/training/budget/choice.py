@@ -20,7 +20,7 @@ LONGER = 2.0**0.125  # factor between lengths of a run that fills its budget
 ENOUGH = 1.005  # a cheaper choice is taken if its expected loss is at most this factor higher
 MIN_STEPS = 20
 SMALLEST_STEP = 512  # tokens
-FEWEST_TOKENS = 1.1 * MIN_STEPS * SMALLEST_STEP  # of a run, with some to spare for rounding
+SPARE_STEPS = 1.1  # factor on MIN_STEPS, so that rounding leaves enough
 BATCH_ROUNDS = 3
 BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses, samples and checkpoints
 # The most passes over a text: in general, and over a text with very few tokens for the vocabulary. With more passes, even a
@@ -55,12 +55,16 @@ class TextFacts:
     distinct_tokens: Mapping[int, float] = field(default_factory=dict)
     tokenizer: str | None = None
 
-    def most_passes(self, vocab_size: int) -> float:
-        """Return the number of passes over the text that lower its loss. A tiny text needs more for the fewest steps."""
+    def most_passes(self, vocab_size: int, *, step_tokens: int = SMALLEST_STEP) -> float:
+        """Return the number of passes over the text that lower its loss. A tiny text needs more for MIN_STEPS steps.
+
+        Args:
+            step_tokens: Tokens of the smallest possible step.
+        """
         tokens = self.train_bytes / self.bytes_per_token[vocab_size]
         if tokens >= vocab_size:
             return MOST_PASSES
-        return min(max(FEW_TOKENS_PASSES, FEWEST_TOKENS / tokens), MOST_PASSES)
+        return min(max(FEW_TOKENS_PASSES, SPARE_STEPS * MIN_STEPS * step_tokens / tokens), MOST_PASSES)
 
     def training(self, matrices: float, vocab_size: int, tokens: float) -> Training:
         """Return the training of a model on this many tokens of the text."""
@@ -179,7 +183,8 @@ def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: i
     for config in configs:
         length = text.bytes_per_token[config.vocab_size]
         windows = max(1, int(text.train_bytes / length / config.context_length))
-        passes = text.most_passes(config.vocab_size)
+        smallest_step = max(SMALLEST_STEP, (batch or 1) * limits.shares * config.context_length)
+        passes = text.most_passes(config.vocab_size, step_tokens=smallest_step)
         most = min(passes * text.train_bytes / length, budget.tokens, budget.flops / training_flops_per_token(config))
         for _ in range(LENGTHS):
             size, most_steps = _batch_and_steps(config, most, limits, speed, windows=windows, batch=batch)

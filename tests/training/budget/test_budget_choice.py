@@ -141,6 +141,14 @@ def test_a_run_does_not_fill_its_budget_where_it_would_overfit():
     assert steps > chosen.steps
 
 
+@pytest.mark.parametrize(("batch", "devices"), [(16, 1), (None, 8), (8, 2)])
+def test_a_tiny_text_is_read_often_enough_for_the_fewest_steps_of_any_size(batch: int | None, devices: int) -> None:
+    text = dataclasses.replace(text_of(4_000), bytes_per_token={50_257: 4.2})
+    found = dataclasses.replace(conditions(4_000, Budget(), dataclasses.replace(LIMITS, devices=devices)), text=text)
+    lengths = [one.steps for one in choice.candidates(found, configs=choice.architectures([50_257]), batch=batch)]
+    assert choice.MIN_STEPS <= max(lengths) <= 1.2 * choice.MIN_STEPS
+
+
 def test_a_text_with_fewer_tokens_than_the_vocabulary_has_is_read_less_often():
     text = dataclasses.replace(text_of(20_000), bytes_per_token={50_257: 4.2})
     assert text.most_passes(50_257) == choice.FEW_TOKENS_PASSES < choice.MOST_PASSES
