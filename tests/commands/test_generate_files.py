@@ -105,7 +105,7 @@ def test_lines_of_text_are_prompts_as_they_are(tmp_path: Path) -> None:
         ("a.json", b'{\n "prompt": "x"\n}\n', r"JSON file, .* Convert it: jq -c \. "),
         ("a.jsonl", b'["x", "y"]\n', "JSON array"),
         ("a.csv", b"prompt,id\nx,1\n", "is a table in CSV. Write a prompt on each line"),
-        ("a.txt", b'{"prompt": "x"}\n{"prompt": "y"}\n', r"Give it a name that ends in \.jsonl"),
+        ("a.txt", b'{"prompt": "x"}\n{"prompt": "y"}\n', r"its name does not end in \.jsonl, .* Rename it"),
         ("a.txt", "one\ntwo words\n".encode("utf-16-le"), "is text in UTF-16. Save it as UTF-8"),
         ("a.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0", "is a gzip file, not text. Decompress it first"),
         ("a.pdf", b"%PDF-1.7\n%\xe2\xe3\n", "is a PDF document, not text"),
