@@ -108,7 +108,7 @@ def read_settings(folder: Path) -> tuple[str, dict[str, str]]:
     settings = _parse_config(text)
     if (cut := settings_without_secrets(settings)) != settings:  # An earlier version recorded passwords and signatures.
         settings, text = cut, yaml.safe_dump(cut, sort_keys=False, allow_unicode=True)
-    return text, _flatten(settings)
+    return text, flatten_settings(settings)
 
 
 def differing_names(settings: Sequence[Mapping[str, str]], *, also: Set[str] = frozenset()) -> Iterator[str]:
@@ -216,12 +216,12 @@ def _parse_config(text: str) -> dict[str, Any]:
         return {}
 
 
-def _flatten(node: dict[Any, Any], prefix: str = "") -> dict[str, str]:
+def flatten_settings(node: dict[Any, Any], prefix: str = "") -> dict[str, str]:
     """Return nested settings as text, by dotted key."""
     flat: dict[str, str] = {}
     for key, value in node.items():
         nested = isinstance(value, dict) and value
-        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": format_setting(value)}
+        flat |= flatten_settings(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": format_setting(value)}
     return flat
 
 

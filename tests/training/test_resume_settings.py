@@ -99,3 +99,21 @@ def test_the_user_s_callbacks_must_be_given_again(train: Train, tmp_path: Path) 
     ):
         train(*SETTINGS, resume, run_dir=tmp_path / "run")
     train(*overrides, resume, run_dir=tmp_path / "run")
+
+
+def test_settings_edited_in_config_yaml_are_named_and_have_no_effect(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(*SETTINGS, "trainer.max_epochs=1", "optimizer.lr=1e-3", run_dir=tmp_path / "run")
+    file, resume = tmp_path / "run" / "config.yaml", f"resume='{tmp_path / 'run'}'"
+    edited = file.read_text().replace("lr: 0.001", "lr: 5e-2", 1).replace("emb_dim: 32", "emb_dim: 64")
+    file.write_text(edited.replace("eval_freq: ", "eval_freq: 1"))
+    train("trainer.max_epochs=2", "eval_freq=3", resume, base=[], run_dir=tmp_path / "run")
+    assert (
+        "config.yaml has other settings than the checkpoint: model.emb_dim=64 instead of 32, optimizer.lr=5e-2 instead of 0.001. "
+        "They have no effect"
+    ) in caplog.text
+    assert checkpoint(tmp_path / "run")["config"]["optimizer"]["lr"] == 1e-3
+    caplog.clear()
+    train("trainer.max_epochs=3", resume, base=[], run_dir=tmp_path / "run")
+    assert "other settings" not in caplog.text, "config.yaml was written again"

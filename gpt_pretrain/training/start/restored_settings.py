@@ -20,6 +20,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
+from gpt_pretrain.training.start.edited_settings import warn_of_edited_settings
 
 # Settings that belong to this start. The settings of the user's own callbacks are not stored.
 NOT_RESTORED = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "custom", "trainer.devices", "trainer.num_nodes")
@@ -82,6 +83,7 @@ def restore_settings(
     refused += [*other_classes, *_missing_callbacks(config, settings)]
     changed = [f"Changed since the checkpoint: {text}" for key, text in texts.items() if not _is_within(key, STATE_SETTINGS)]
     _report_restored([*admitted.notices, *changed], forgotten_options(config, now))
+    warn_of_edited_settings(Path(settings.run_dir), stored, lambda key: _is_within(key, overridden | set(NOT_RESTORED)))
     return to_settings(OmegaConf.create(escape_interpolation(merged)), TrainSettings), refused
 
 
