@@ -40,8 +40,8 @@ def _describe(differing: Mapping[str, str], known: Mapping[str, str]) -> str:
     if len(differing) > MAX_SHOWN:
         shown.append(f"{len(differing) - MAX_SHOWN} more")
     return (
-        f"{CONFIG} has other settings than the checkpoint: {', '.join(shown)}. They have no effect, since a resumed run takes its "
-        f"settings from the checkpoint. To change one, type it as SETTING=VALUE in the command; {CONFIG} is written again."
+        f"{CONFIG} has other settings than the checkpoint: {', '.join(shown)}. They have no effect, since a resumed run takes "
+        f"its settings from the checkpoint. To change one, type it as SETTING=VALUE in the command; {CONFIG} is written again."
     )
 
 
