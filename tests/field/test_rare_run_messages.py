@@ -39,6 +39,11 @@ def stored_devices(folder: Path) -> object:
     return _stored_devices(folder / "config.yaml")
 
 
+def damaged_settings(folder: Path) -> object:
+    (folder / "config.yaml").write_text("trainer:\n\tdevices: 1\n")
+    return _stored_devices(folder / "config.yaml")
+
+
 def finished_beyond(_: Path) -> object:
     """Resume a run of 9 epochs with a limit of 5, which it did not have before."""
     content = {
@@ -78,6 +83,11 @@ class Empty(Numbers):
 
 RUNS: dict[str, tuple[Make, str]] = {
     "devices_of_a_stored_run": (stored_devices, "has no valid number of devices. Add trainer.devices=N and trainer.num_nodes=N."),
+    "damaged_settings_of_a_stored_run": (
+        damaged_settings,
+        "config.yaml cannot be used: it cannot be read as YAML (while scanning for the next token). Delete it, or add "
+        "trainer.devices=N: the checkpoint has all other settings.",
+    ),
     "place_that_a_file_names": (
         lambda _: explain_locations(["data.path=/x"], origin="multirun.yaml"),
         "Such a setting is used only if you type it. To use it, add: data.path=/x",

@@ -53,7 +53,9 @@ def _stored_devices(file: Path) -> SimpleNamespace:
     try:
         trainer = read_yaml(file, within=file.parent).get("trainer")
     except (OSError, DamagedFileError) as error:
-        raise UserError(f"{file} cannot be used: {error}. Delete it, since the checkpoint has the settings.") from error
+        raise UserError(
+            f"{file} cannot be used: {error}. Delete it, or add trainer.devices=N: the checkpoint has all other settings."
+        ) from error
     stored = trainer if isinstance(trainer, dict) else {}
     devices, num_nodes, accelerator = (stored.get(name) for name in ("devices", "num_nodes", "accelerator"))
     if not (isinstance(devices, int) and isinstance(num_nodes, int) and isinstance(accelerator, str)) or not (
