@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from gpt_pretrain.commands.command_line.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
-from gpt_pretrain.runs.metadata import has_different_texts
+from gpt_pretrain.runs.metadata import OF_VALIDATION, has_different_texts
 from gpt_pretrain.runs.reader import RunContents, differing_names, lowest_bits_per_byte, read_run, run_results
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_number
+from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import print_escaped
 
@@ -83,7 +85,7 @@ def comparison_warnings(runs: Sequence[RunContents]) -> list[str]:
         warnings.append(
             "the runs have different tokenizers. A loss per token depends on the length of the tokens; compare bits per byte."
         )
-    if _differ(_texts(runs)) or _differ([run.config.get("data.train_ratio") for run in runs]):
+    if _differ(_texts(runs)) or any(_differ([run.config.get(key) for run in runs]) for key in OF_VALIDATION):
         warnings.append(
             "the runs are validated on different texts, or on different parts of one text, and some texts are easier to predict "
             "than others. Bits per byte are the closest comparison; for a fair one, validate the runs on the same text."
@@ -113,14 +115,17 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
         except UserError as error:
             problems += error.problems
     runs = [read_run(folder, columns=[*VALIDATION, *TRAINING, BITS]) for folder in folders]
-    problems += [
-        f"{run.folder}: this folder holds no run: run.json, config.yaml and metrics.csv are missing or unreadable."
-        for run in runs
-        if not (run.metadata or run.config or run.metrics)
-    ]
+    problems += [_explain_no_run(run.folder) for run in runs if not (run.metadata or run.config or run.metrics)]
     if problems:
         raise UserError(problems)
     return runs
+
+
+def _explain_no_run(folder: Path) -> str:
+    """Return the message about a folder without the files of a run. In the folder of a sweep, it names two of its runs."""
+    if jobs := list(islice((quote_word(display_path(file.parent)) for file in folder.glob("*/run.json")), 2)):
+        return f"{folder}: this folder holds runs, each of which is named by itself, such as {' '.join(sorted(jobs))}"
+    return f"{folder}: this folder holds no run: run.json, config.yaml and metrics.csv are missing or unreadable."
 
 
 def _is_own_picture(file: Path) -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from hydra import compose, initialize_config_dir
 
-from gpt_pretrain.commands.command_line.argument_checks import with_prefix
+from gpt_pretrain.commands.command_line.argument_checks import argument_problems, with_prefix
+from gpt_pretrain.commands.command_line.command_words import clean_word, sort_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import quote_arguments
 from gpt_pretrain.commands.command_line.hydra_errors import HYDRA_ERRORS, explain_hydra_error
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights
 from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.train_rules import train_problems
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.argument_types import check_type
 from gpt_pretrain.system.checkout import CONF
 
@@ -18,16 +22,23 @@ def load_settings(*overrides: str | list[str]) -> TrainSettings:
     """Return the settings of train.py with overrides such as "model=tiny" or "optimizer.lr=1e-3". Lists of them are allowed.
 
     Raises:
-        UserError: If a setting is unknown or missing, an override cannot be parsed, or a value has the wrong type.
+        UserError: If a setting is unknown or missing, or a value has the wrong type or breaks a rule.
     """
     register_schema()
     words = [word for one in overrides for word in (one if isinstance(one, list | tuple) else [one])]
     for word in words:
         check_type("an override", word, str, "a text, such as 'model=tiny'")
-    typed = [with_prefix(full_form(word, script="train"), script="train") for word in words]
+    arguments = sort_arguments([full_form(clean_word(word), script="train") for word in words])
+    problems = [f"{flag}: load_settings takes settings only, such as 'model=tiny'." for flag in arguments.flags]
+    if problems := problems or argument_problems(arguments, script="train"):
+        raise UserError(problems)
+    typed = quote_arguments([with_prefix(word, script="train") for word in arguments.overrides])
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             composed = compose("train", ["run_dir=outputs", *with_recipe_of_weights(typed)])
         except HYDRA_ERRORS as error:
             raise explain_hydra_error(error, script="train") or error from error
-        return to_settings(composed, TrainSettings)
+        settings = to_settings(composed, TrainSettings)
+    if problems := train_problems(settings):
+        raise UserError(problems)
+    return settings

@@ -34,7 +34,6 @@ from gpt_pretrain.commands.command_line.arguments import parse_arguments
 from gpt_pretrain.commands.command_line.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import VocabularySettings
 from gpt_pretrain.config.corpus_rules import vocabulary_problems
-from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.terminal import print_escaped
 
@@ -73,8 +72,6 @@ def tokenizer_command(arguments: list[str]) -> None:
 
 def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     """Return the settings of train.py for the trials, or None, and their problems."""
-    from gpt_pretrain.commands.command_line.argument_checks import override_problems
-    from gpt_pretrain.commands.command_line.hydra_errors import explain_hydra_error
     from gpt_pretrain.commands.notebook import load_settings
     from gpt_pretrain.config.custom_parts import TARGET
     from gpt_pretrain.config.overrides import full_form, override_key
@@ -88,18 +85,13 @@ def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     full = [full_form(override, script="train") for override in overrides]
     if own := [one for one in map(override_key, full) if one.endswith(f".{TARGET}")]:
         return None, [f"trial: classes of your own are not tried with several vocabularies. Leave out {', '.join(own)}."]
-    if found := [f"trial: {problem}" for override in full for problem in override_problems(override, script="train")]:
-        return None, found
     try:
         settings = load_settings(*overrides)
-    except Exception as error:
-        if (explained := explain_hydra_error(error, script="train")) is None:
-            raise
-        return None, [f"trial: {problem}" for problem in explained.problems]
-    problems = [f"trial: {problem}" for problem in train_problems(settings)]
+    except UserError as error:
+        return None, [f"trial: {problem}" for problem in error.problems]
     if settings.init_from is not None or settings.resume is not None:
-        problems.append("trial: only a model with new weights can have another vocabulary. Leave out init_from= and resume=.")
-    return settings, problems
+        return None, ["trial: only a model with new weights can have another vocabulary. Leave out init_from= and resume=."]
+    return settings, []
 
 
 def _suggest_size(settings: VocabularySettings, trial: TrainSettings, samples: VocabularySamples) -> None:

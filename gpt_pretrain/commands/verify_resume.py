@@ -38,6 +38,7 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.summary import find_callback
 
 OF_A_RUN = ("resume", "sweep_resume", "hydra.run.dir", "run_dir")  # settings that choose the folder of a run
+OF_LENGTH = ("trainer.max_steps", "trainer.max_epochs", "checkpoint.every_n_steps")  # follow from before and after
 COMPARED = ("optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "track_tokens_seen", "tokens_seen")
 
 
@@ -45,18 +46,25 @@ def verify_resume_command(arguments: list[str]) -> int:
     """Compare a resumed run with an uninterrupted one, and return the exit code.
 
     Raises:
-        UserError: If before or after is invalid, a run is named, or a training fails for another reason than the kill.
+        UserError: If before or after is invalid, a run or a length is typed, or a training fails without the kill.
     """
     if wants_help(arguments):
         print((__doc__ or "").strip())
         return 0
     overrides = list(arguments)
     before, after = _take_count(overrides, "before", default=4), _take_count(overrides, "after", default=4)
-    if problems := [
+    keys = {word: override_key(word).lstrip("-+~") for word in overrides}
+    problems = [
         f"{word}: gpt-pretrain verify_resume starts runs of its own in a temporary folder, and touches no other. Leave it out."
         for word in overrides
-        if word in ("-m", "--multirun") or override_key(word).lstrip("-") in OF_A_RUN
-    ]:
+        if word in ("-m", "--multirun") or keys[word] in OF_A_RUN
+    ]
+    problems += [
+        f"{word}: before= and after= are the steps of gpt-pretrain verify_resume, before and after the kill. Leave it out."
+        for word in overrides
+        if keys[word] in OF_LENGTH
+    ]
+    if problems:
         raise UserError(problems)
     with tempfile.TemporaryDirectory(prefix="verify-resume-", ignore_cleanup_errors=True) as folder:
         difference = verify(overrides, before=before, after=after, folder=Path(folder))
@@ -156,8 +164,9 @@ def _train(run_dir: Path, overrides: list[str], *, expected: int = 0) -> None:
     command = [sys.executable, str(SCRIPTS / "train.py"), *overrides, *folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != expected:
-        output = (done.stdout + done.stderr)[-2000:]
-        raise UserError(f"The training ended with exit code {done.returncode} instead of {expected}:\n{output}")
+        for line in (done.stdout + done.stderr)[-2000:].splitlines():
+            print_escaped(line, file=sys.stderr)
+        raise UserError(f"The training ended with exit code {done.returncode} instead of {expected}. Its last lines are above.")
 
 
 def _take_count(arguments: list[str], name: str, *, default: int) -> int:

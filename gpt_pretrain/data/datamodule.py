@@ -67,6 +67,9 @@ class TextDataModule(L.LightningDataModule):
     ) -> None:
         check_type("settings", settings, DataSettings, "settings, such as load_settings('data.path=FILE').data")
         check_type("tokenizer", tokenizer, Tokenizer, "a tokenizer, such as build_tokenizer('gpt2')")
+        check_type("context_length", context_length, int, "a whole number, such as settings.model.context_length")
+        if context_length < 1:
+            raise UserError(f"context_length={context_length}: must be at least 1.")
         super().__init__()
         self.settings = settings
         self.custom = custom
@@ -86,7 +89,7 @@ class TextDataModule(L.LightningDataModule):
         def __getattr__(self, name: str) -> Any:
             """Explain why an attribute that `prepare_data` sets is missing."""
             if name in TextDataModule.__annotations__:
-                raise AttributeError(f"The {name} of a TextDataModule is there once prepare_data() has been called.")
+                raise AttributeError(f"A TextDataModule has no {name} yet. Call setup() first.")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def prepare_data(self) -> None:

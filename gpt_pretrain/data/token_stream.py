@@ -198,6 +198,7 @@ class TokenSplit:
         without_text: Number of documents that are left out because they have no text, if known.
         unknown_tokens: Number of tokens that stand for what the vocabulary lacks, if known.
         unknown_example: A part of the text that such a token stands for.
+        is_given: Whether the data bring their own validation set, so that data.train_ratio is not used.
     """
 
     train: TokenStream
@@ -210,6 +211,7 @@ class TokenSplit:
     without_text: int | None = None
     unknown_tokens: int | None = None
     unknown_example: str = ""
+    is_given: bool = False
 
     @property
     def text_size(self) -> str:

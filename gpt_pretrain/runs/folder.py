@@ -22,6 +22,7 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 METRICS = "metrics.csv"
 REPORT = "report.html"
 EXPORTED = "huggingface"
+WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")  # files of weights beside which there is no run
 WRITTEN_BY_EVALUATIONS = ("results.json", "evaluation.html")
 RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # each run.json has one of them beside it
 FILES_OF_RUNS = (
@@ -62,6 +63,11 @@ def find_run(name: str) -> Path:
     if not list_checkpoints(run_dir):
         if run := next((file.parent.parent for file in run_dir.glob("*/checkpoints/*.ckpt")), None):
             raise UserError(f"{name}: this folder holds runs, of which one is needed, such as {run}. `latest` is the newest one.")
+        if weights := next((file.name for pattern in WEIGHTS for file in run_dir.glob(pattern)), None):
+            raise UserError(
+                f"{name}: this folder holds weights ({weights}), but no run. Where checkpoint= does not read them, type "
+                f"pretrained={quote_word(name)}; train.py trains them further with init_from={quote_word(name)}."
+            )
         raise UserError(f"{name}: this folder holds no checkpoint of a run yet. A run writes its first one after an epoch.")
     return run_dir
 

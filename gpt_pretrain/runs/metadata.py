@@ -32,6 +32,8 @@ RUNS_ALREADY = "{}: another process is running this job. Wait until it ends, or 
 COMPLETE = (FINISHED, PRUNED)  # states with nothing left to do
 MAX_LISTED = 1000  # entries of a list of texts; there are fewer than 200 settings to override
 MAX_METADATA_VALUES = 100_000  # A run has about 200 values. Each gets a line when the metadata is written again.
+# Settings that decide which part of the held-out text a validation reads.
+OF_VALIDATION = ("data.train_ratio", "data.val_tokens", "trainer.limit_val_batches")
 OF_SHARDS = ("shards", "mixture")  # options of the group data that may read token shards
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
 

@@ -16,7 +16,15 @@ from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import override_key, short_form, split_override
 from gpt_pretrain.config.secrets import metadata_without_secrets
 from gpt_pretrain.runs.folder import without_repetitions
-from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, metadata_section, metadata_texts, read_metadata, stored_overrides
+from gpt_pretrain.runs.metadata import (
+    COMPLETE,
+    METADATA_FILE,
+    OF_VALIDATION,
+    metadata_section,
+    metadata_texts,
+    read_metadata,
+    stored_overrides,
+)
 from gpt_pretrain.runs.next_commands import repeat_command
 from gpt_pretrain.runs.reader import differing_names
 from gpt_pretrain.sweeps.folder import SUMMARY
@@ -117,6 +125,12 @@ def search_by_bits(keys: Iterable[str], folder: Path) -> bool:
     if not varies_tokenizer(keys):
         return False
     return all("best_bits_per_byte" in job.result for job in read_sweep(folder) if job.state in COMPLETE)
+
+
+def different_parts(jobs: Sequence[Job]) -> list[str]:
+    """Return the settings by which jobs are validated on different parts of the text."""
+    differing = set(differing_names([job.settings for job in jobs], also=varied_keys(jobs)))
+    return [key for key in OF_VALIDATION if key in differing]
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:

@@ -194,6 +194,11 @@ def _summarize_runs(jobs: Sequence[Job], folder: Path, *, script: str) -> list[s
             "The jobs are validated on different texts, of which some are easier to predict than others: a lower loss does not "
             "mean a better model."
         )
+    elif keys := results.different_parts(jobs):
+        lines.append(
+            f"The jobs are validated on different parts of the text ({', '.join(keys)}), of which some are easier to predict "
+            "than others: a lower loss does not mean a better model."
+        )
     best, command = results.best_job(jobs), results.best_command(jobs, script=script)
     if best is None:
         lines.append("No job has finished with a validation loss.")

@@ -103,6 +103,14 @@ def test_different_validation_texts_give_a_warning(tmp_path: Path, fields: dict[
     assert not warned or "different texts" in warnings[0]
 
 
+def test_validations_of_different_lengths_give_a_warning(tmp_path: Path) -> None:
+    names = {"all": "null", "some": "200"}
+    configs = {name: CONFIG.replace("train_ratio: 0.9", f"train_ratio: 0.9\n  val_tokens: {n}") for name, n in names.items()}
+    runs = [read_run(make_run(tmp_path / name, config=config)) for name, config in configs.items()]
+    (warning,) = comparison_warnings(runs)
+    assert "different parts of one text" in warning
+
+
 def test_shards_of_one_text_with_different_vocabularies_can_be_compared(tmp_path: Path) -> None:
     size = {"name": "shards", "documents": 5, "bytes": 700}
     made = [
@@ -151,13 +159,15 @@ def test_run_folders_may_have_equals_signs_in_their_names(
         (["a"], ["1 run given"]),
         (["a", "nowhere", "out=x.doc"], ["nowhere: no such run folder", "out=x.doc: must end in one of .png"]),
         (["a", "empty"], ["empty: this folder holds no run"]),
+        (["a", "s"], ["s: this folder holds runs, each of which is named by itself, such as s/seed=1 s/seed=2"]),
         (["a", "a", "out=missing/x.png"], ["out=missing/x.png: this file cannot be written (No such file or directory)"]),
     ],
 )
 def test_all_problems_are_reported_together(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], arguments: list[str], messages: list[str]
 ) -> None:
-    make_run(tmp_path / "a")
+    for name in ("a", "s/seed=1", "s/seed=2"):
+        make_run(tmp_path / name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit) as ended:
         command(*arguments)

@@ -122,10 +122,20 @@ def test_few_validation_windows_and_missing_documents_cause_warnings(
 ) -> None:
     ids = list(story.encode())
     folder = write_nanogpt(tmp_path / "nano", train=ids, val=ids)
-    train("data=shards", f"data.path='{folder}'", "data.val_tokens=50", "data.respect_documents=true", "trainer.max_steps=1")
+    settings = ["data.val_tokens=50", "data.respect_documents=true", "data.train_ratio=0.5"]
+    train("data=shards", f"data.path='{folder}'", *settings, "trainer.max_steps=1")
     lines = "\n".join(printed())
+    assert "data.train_ratio=0.5 has no effect, since the data bring their own validation set." in lines
     assert "data.val_tokens=50 gives 2 validation windows" in lines
     assert "data.respect_documents=true may have no effect" in lines
+
+
+def test_few_windows_of_a_given_validation_set_are_no_matter_of_the_ratio(
+    train: Train, tmp_path: Path, story: str, printed: Callable[[], list[str]]
+) -> None:
+    folder = write_nanogpt(tmp_path / "nano", train=list(story.encode()), val=list(story.encode()[:40]))
+    train("data=shards", f"data.path='{folder}'", "trainer.max_steps=1")
+    assert any("The validation set has only 1 window, so" in line for line in printed())
 
 
 def test_the_training_set_of_a_run_can_be_found_again(train: Train, tmp_path: Path, story: str) -> None:

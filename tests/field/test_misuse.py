@@ -341,6 +341,8 @@ def test_the_version_is_that_of_this_program(script: Script) -> None:
     ("words", "message"),
     [
         (["--experimental-rerun", "their/config.pickle"], "--experimental-rerun is not allowed: Hydra unpickles the file"),
+        (["data.text_field=#a"], """These characters need quotation marks: "data.text_field='#a'\""""),
+        (["budget=½m"], "budget=½m: must be a number with a unit, such as budget=20m"),
         (["optimizer.lr=1,5e-3"], "A decimal fraction is typed with a point: optimizer.lr=1.5e-3"),
         (
             ["nonsense=1", "callbacks.custom.x=1"],

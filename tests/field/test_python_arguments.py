@@ -47,6 +47,11 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: build_tokenizer(None), "tokenizer=None: must be a name such as 'gpt2' or 'byte', or a folder or file"),
     (lambda: load_settings(5), "an override=5: must be a text, such as 'model=tiny'."),
     (lambda: load_settings(["model=tiny", 5]), "an override=5: must be a text"),
+    (lambda: load_settings("model = tiny"), "model = tiny: there is no such setting. Did you mean model?"),
+    (lambda: load_settings("model=tiny seed=3"), "these are 2 settings in one argument. Type model=tiny seed=3"),
+    (lambda: load_settings("optimizer.lr=1e-3,1e-4"), "optimizer.lr=1e-3,1e-4: "),
+    (lambda: load_settings("optimizer.lr=-1"), "optimizer.lr=-1.0: must be a finite number above 0"),
+    (lambda: load_settings("-m"), "-m: load_settings takes settings only"),
     (lambda: load_pretrained(None), "source=None: must be a path, a model on the hub such as 'gpt2', or 'latest'."),
     (lambda: GPTModel({"emb_dim": 8}), "config={'emb_dim': 8}: must be a GPTConfig, such as GPTConfig("),
     (lambda: GPTModel(SETTINGS.model), "config=<a ModelSettings>: must be a GPTConfig"),
@@ -58,6 +63,14 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (
         lambda: TextDataModule("text.txt", build_tokenizer("byte"), context_length=8, seed=1),
         "settings='text.txt': must be settings, such as load_settings('data.path=FILE').data.",
+    ),
+    (
+        lambda: TextDataModule(SETTINGS.data, build_tokenizer("byte"), context_length=ANY, seed=1),
+        "context_length=None: must be a whole number, such as settings.model.context_length.",
+    ),
+    (
+        lambda: TextDataModule(SETTINGS.data, build_tokenizer("byte"), context_length=0, seed=1),
+        "context_length=0: must be at least 1.",
     ),
     (lambda: TextDataModule(SETTINGS.data, "byte", context_length=8, seed=1), "tokenizer='byte': must be a tokenizer, such as"),
 ]
@@ -77,10 +90,16 @@ def test_a_model_says_which_shape_it_reads() -> None:
 @pytest.mark.parametrize("use", ["train_dataloader", "val_dataloader"])
 def test_data_that_is_not_prepared_says_what_to_call(use: str) -> None:
     data = TextDataModule(SETTINGS.data, build_tokenizer("byte"), context_length=8, seed=1)
-    with pytest.raises(AttributeError, match=r"is there once prepare_data\(\) has been called"):
+    with pytest.raises(AttributeError, match=r"A TextDataModule has no (train|val) yet\. Call setup\(\) first\."):
         getattr(data, use)()
     assert not hasattr(data, "train")
     assert not hasattr(data, "trian")
+
+
+def test_texts_are_written_as_on_the_command_line() -> None:
+    settings = load_settings("start_context=It's 5, [no] $x", "data=text", "data.path=my file, v2.txt", "trainer.max_tokens=1e6")
+    assert (settings.start_context, settings.data.path) == ("It's 5, [no] $x", "my file, v2.txt")
+    assert settings.trainer.max_tokens == 1_000_000
 
 
 def test_paths_and_lists_are_taken_where_they_are_natural(tmp_path: Path) -> None:

@@ -178,9 +178,16 @@ def test_the_harness_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
         lm_eval.lm_eval_command([])
 
 
-def test_a_training_that_fails_is_no_proof() -> None:
-    with pytest.raises(verify_resume.UserError, match=r"(?s)ended with exit code 2 instead of 0:\nerror: model=absent: "):
+def test_a_training_that_fails_is_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(verify_resume.UserError, match=r"ended with exit code 2 instead of 0\. Its last lines are above\."):
         verify_resume.verify_resume_command(["model=absent"])
+    assert capsys.readouterr().err.startswith("error: model=absent: ")
+
+
+@pytest.mark.parametrize("typed", ["trainer.max_steps=6", "+trainer.max_epochs=2", "checkpoint.every_n_steps=3"])
+def test_a_proof_has_its_own_number_of_steps(typed: str) -> None:
+    with pytest.raises(verify_resume.UserError, match=r"before= and after= are the steps of gpt-pretrain verify_resume"):
+        verify_resume.verify_resume_command([typed])
 
 
 def started_by_others(devices: int, nodes: int, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -275,6 +275,12 @@ def test_a_file_is_no_run(tmp_path: Path) -> None:
         find_run_folder(str(tmp_path / "text.txt"))
 
 
+def test_a_folder_of_weights_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match=r"this folder holds weights \(model\.safetensors\), but no run\. .* type pretrained="):
+        find_run(str(tmp_path))
+
+
 def test_a_run_is_found_by_its_parts_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = Path("outputs") / "a"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.runs.metadata import has_different_texts, update_metadata
+from gpt_pretrain.runs.metadata import OF_VALIDATION, has_different_texts, update_metadata
 from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.report_page import save_sweep_page
 from gpt_pretrain.sweeps.results import best_job, ranking_rows, read_sweep, search_by_bits, write_ranking
@@ -71,6 +71,19 @@ def test_jobs_on_different_texts_are_said_to_be_no_ranking(tmp_path: Path, capsy
         print_sweep_summary(folder, script="train.py")
         shown = capsys.readouterr().out
         assert ("The jobs are validated on different texts" in shown) == (name == "two")
+
+
+@pytest.mark.parametrize("setting", OF_VALIDATION)
+def test_jobs_on_different_parts_of_a_text_are_said_to_be_no_ranking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    for name, values in (("one", (5, 5)), ("two", (5, 9))):
+        folder = make_sweep(tmp_path / name, {"1": ("byte", 2.0, 1.0), "2": ("byte", 1.0, math.pi)})
+        for job, value in zip(("1", "2"), values, strict=True):
+            update_metadata(folder / job, data={"sha256": "aa"}, overrides=[f"{setting}={value}"], swept=["seed=1"])
+        print_sweep_summary(folder, script="train.py")
+        shown = capsys.readouterr().out
+        assert (f"The jobs are validated on different parts of the text ({setting})" in shown) == (name == "two")
 
 
 def test_shards_with_different_vocabularies_may_have_one_text() -> None:

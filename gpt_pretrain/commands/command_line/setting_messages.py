@@ -8,7 +8,7 @@ from typing import Any, get_origin
 from gpt_pretrain.commands.command_line.command_words import SCHEMAS
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.other_programs import counterpart
-from gpt_pretrain.config.overrides import override_key, short_form, split_override, takes_unit
+from gpt_pretrain.config.overrides import override_key, quote_value, short_form, split_override, takes_unit
 from gpt_pretrain.config.setting_names import describe_type, is_declared, names_within, nearest_settings, same_names
 from gpt_pretrain.system.shell import quote_word
 
@@ -66,7 +66,11 @@ def wrong_type(override: str, hint: Any, value: Any) -> str:
     if not typed:
         return f"{key}= has no value. It must be {describe_type(hint)}."
     remedy = ""
-    if isinstance(value, str) and (amount := AMOUNT.fullmatch(value)):
+    if value is None and hint in (str, str | None) and typed != "null":  # Hydra reads some characters only within quotation marks
+        if takes_unit(key):
+            return f"{override}: must be a number with a unit, such as {key}=20m"
+        remedy = f" These characters need quotation marks: {quote_word(f'{key}={quote_value(typed)}')}"
+    elif isinstance(value, str) and (amount := AMOUNT.fullmatch(value)):
         number = float(amount[1]) * {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[amount[2].lower()]
         remedy = f" Write {key}={number:.0f}"
     elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):

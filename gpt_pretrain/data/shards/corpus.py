@@ -117,7 +117,7 @@ def split_corpus(corpus: TokenCorpus, tokenizer: Tokenizer, *, train_ratio: floa
     text_sha256 = _content_hash(corpus, parts)
     documents, n_bytes = add_known(part.documents for part in parts), add_known(part.n_bytes for part in parts)
     if corpus.val is not None:
-        return TokenSplit(train, val, text_sha256=text_sha256, documents=documents, n_bytes=n_bytes)
+        return TokenSplit(train, val, text_sha256=text_sha256, documents=documents, n_bytes=n_bytes, is_given=True)
     cut = int(train_ratio * train.count)
     log.info(
         "%s has no validation set. The last %s tokens of the training set are used instead (data.train_ratio=%g).",

@@ -205,6 +205,11 @@ def _few_validation_windows(context: CheckContext) -> str | None:
             f"data.val_tokens={settings.data.val_tokens} gives {windows}, so the validation loss is only a rough estimate. "
             f"data.val_tokens={enough} or more gives enough, if the validation set is that large."
         )
+    if data.split.is_given:
+        return (
+            f"The validation set has only {format_count(count, 'window')}, so the validation loss is only a rough estimate. A "
+            "larger validation set or a shorter model.context_length gives more."
+        )
     return (
         f"data.train_ratio={settings.data.train_ratio:g} leaves only {windows}, so the validation loss is only a rough estimate. "
         "More text, a lower ratio or a shorter model.context_length gives more."

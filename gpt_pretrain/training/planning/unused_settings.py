@@ -69,6 +69,9 @@ def _shard_paths(settings: TrainSettings) -> list[str | None]:
 def unused_settings(context: CheckContext) -> str | None:
     """Check that every typed setting is used."""
     sentences = _sentences(context.settings, context.overridden)
+    if "data.train_ratio" in context.overridden and context.data.split.is_given:
+        ratio = context.settings.data.train_ratio
+        sentences.append(f"data.train_ratio={ratio:g} has no effect, since the data bring their own validation set.")
     return " ".join(sentences) or None
 
 
