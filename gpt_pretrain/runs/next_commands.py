@@ -47,7 +47,7 @@ def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str
 
 def _is_harmless(override: str, *, script: str) -> bool:
     """Return whether an override only sets values of the script's own settings."""
-    if override.startswith("-") or "${" in override or "_target_" in override or "\n" in override:
+    if override.startswith("-") or "${" in override or "_target_" in override or override.splitlines() != [override]:
         return False
     key, value = split_override(full_form(override, script=script))
     if key.startswith("hydra"):

@@ -20,6 +20,7 @@ def test_a_suggested_command_has_one_line() -> None:
     assert "prompt='One line'" in generate_command("a", start_context="\n \nOne line\nNext:\n  rm -rf ~")
     assert "\n" not in generate_command("a", start_context="\n\n")
     assert repeat_command(["start_context=One\n  rm -rf ~"]) is None
+    assert repeat_command(["start_context=One\r  rm -rf ~"]) is None
 
 
 def test_the_best_job_of_a_search_is_repeated_without_the_search() -> None:
