@@ -88,11 +88,14 @@ def test_a_damaged_archive_is_still_called_damaged(tmp_path: Path) -> None:
         in_training(tmp_path / "a.zip")
 
 
-@pytest.mark.parametrize("start", [b"PK\x07\x08PK\x03\x04", b"\x8c\xf1\0\x02" * 40])
-def test_a_part_of_a_divided_archive_is_named(tmp_path: Path, start: bytes) -> None:
-    (tmp_path / "whole.zip").write_bytes(start + zipped({"a.txt": PLAIN.encode()}))
-    with pytest.raises(UserError, match=r"part of a zip archive, not text. Join its parts first: zip -s 0"):
-        in_training(tmp_path / "whole.zip")
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("a.z01", b"PK\x07\x08PK\x03\x04"), ("a.z02", b"\x8c\xf1\0\x02" * 40), ("a.zip", b"\x8c\xf1\0\x02" * 40)],
+)
+def test_a_part_of_a_divided_archive_is_named(tmp_path: Path, name: str, start: bytes) -> None:
+    (tmp_path / name).write_bytes(start + zipped({"a.txt": PLAIN.encode()}))
+    with pytest.raises(UserError, match=r"part of a zip archive, not text\. Join all parts, by .* in \.zip: zip -s 0 NAME\.zip"):
+        in_training(tmp_path / name)
 
 
 def test_an_archive_of_no_files_is_called_an_archive(tmp_path: Path) -> None:

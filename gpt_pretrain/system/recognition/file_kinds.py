@@ -87,7 +87,11 @@ JSON_OBJECTS = FileKind("JSON file", OBJECTS)
 CSV = FileKind("table in CSV", ROWS)
 EMPTY_FILE = FileKind("empty file", EMPTY)
 BINARY = FileKind("binary file of an unknown kind", advice="Only text is read. If it contains text, extract that first.")
-PART_OF_ZIP = FileKind("part of a zip archive", advice="Join its parts first: zip -s 0 FIRST.zip --out whole.zip")
+PART_OF_ZIP = FileKind(
+    "part of a zip archive",
+    advice="Join all parts, by the name of the one in .zip: zip -s 0 NAME.zip --out whole.zip. If there are no others, it is "
+    "damaged: get it again.",
+)
 PARTLY_UTF_16 = FileKind(
     "text in two encodings",
     advice="Part of it is UTF-16, as Windows PowerShell appends it with >>. Save each part in UTF-8, for example with: "

@@ -58,6 +58,7 @@ from gpt_pretrain.system.recognition.old_encodings import conversion, iconv_name
 from gpt_pretrain.system.recognition.seven_bit_encodings import seven_bit_encoding
 from gpt_pretrain.system.recognition.text_forms import other_form
 
+ZIP_PART = re.compile(r"\.zip|\.z\d\d")  # the last part of a divided archive, and the others
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 PARQUET_SUMMARIES = ("_metadata", "_common_metadata")  # Their names in a folder of many parts.
 NOTEBOOK_START = re.compile(r'\{\s*"(cells|metadata|nbformat\w*)"\s*:.{0,40000}?"(cell_type|nbformat)"\s*:', re.DOTALL)
@@ -101,7 +102,7 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
         if suffix in SUFFIXES and not is_text_kind(suffix):
             return SUFFIXES[suffix]
         if head.strip(b"\0"):
-            return PART_OF_ZIP if suffix == ".zip" else PARTLY_UTF_16 if is_partly_utf_16(head) else BINARY
+            return PART_OF_ZIP if ZIP_PART.fullmatch(suffix) else PARTLY_UTF_16 if is_partly_utf_16(head) else BINARY
         return TAR if suffix == ".tar" else NULS  # An archive of no files consists of NULs.
     if suffix in SUFFIXES and not is_text_kind(suffix) and encoding.name == "utf-8" and b"\0" in head:
         return SUFFIXES[suffix]  # A program, for example, may consist mostly of text.
