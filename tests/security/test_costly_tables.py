@@ -13,7 +13,7 @@ from tests.helpers.resource_limits import allocating_at_most
 
 
 def test_a_first_row_with_an_open_quotation_mark_is_read_within_bounds() -> None:
-    names = read_columns([b'a,"' + b"x" * 200_000])
+    names = read_columns([b'a,"' + b"x" * 200_000], "text", "a.csv")
     assert names[0] == "a" and len(names) == 2
 
 

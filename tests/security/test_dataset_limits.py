@@ -194,26 +194,8 @@ def test_each_parquet_file_has_the_column_as_text(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
-@pytest.mark.parametrize("kind", ["jsonl", "txt", "csv"])
-def test_the_memory_of_other_kinds_is_bounded(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "DATASET_MEMORY", 1 << 26)
-    path = tmp_path / f"a.{kind}"
-    path.write_bytes({"jsonl": b'{"text": "', "txt": b"", "csv": b'text,n\n"'}[kind])
-    os.truncate(path, 2 << 30)  # a line without end, of zeros that take no space on the disk
-    with within(seconds=20, megabytes=600), pytest.raises(UserError, match=r"needs more than .* GB of memory .* as inputs"):
-        read(tmp_path)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
-@pytest.mark.parametrize("kind", ["texts", "lists"])
-def test_the_memory_of_arrow_files_is_bounded(kind: str, tmp_path: Path) -> None:
-    """Read in a process of its own: another one may still have freed memory, which no limit counts."""
-    column = pa.array(["x" * 3_000_000] * 60) if kind == "texts" else repeat_in_lists(1)
-    table = pa.table({"text": column} if kind == "texts" else {"text": ["one"], "other": column})
-    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
-        stream.write_table(table)
-    code = """
+# Reads in a process of its own: another one may still have freed memory, which no limit counts.
+READ_BOUNDED = """
 import sys
 from pathlib import Path
 from gpt_pretrain.texts.datasets import guard
@@ -227,7 +209,21 @@ with within(seconds=20, megabytes=600):
     except tables.UserError as error:
         print(error)
 """
-    command = [sys.executable, "-c", code, str(tmp_path)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "csv", "arrow of texts", "arrow of lists"])
+def test_the_memory_of_other_kinds_is_bounded(kind: str, tmp_path: Path) -> None:
+    if "arrow" in kind:
+        column = pa.array(["x" * 3_000_000] * 60) if "texts" in kind else repeat_in_lists(1)
+        table = pa.table({"text": column} if "texts" in kind else {"text": ["one"], "other": column})
+        with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+            stream.write_table(table)
+    else:
+        path = tmp_path / f"a.{kind}"
+        path.write_bytes({"jsonl": b'{"text": "', "txt": b"", "csv": b'text,n\n"'}[kind])
+        os.truncate(path, 2 << 30)  # a line without end, of zeros that take no space on the disk
+    command = [sys.executable, "-c", READ_BOUNDED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
     assert re.search(r"needs more than .* GB of memory .* as inputs", done.stdout), done.stderr
 

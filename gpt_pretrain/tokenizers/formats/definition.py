@@ -228,13 +228,14 @@ def _check_patterns(parts: Collection[Any]) -> None:
     Raises:
         DamagedFileError: If one could take unlimited time, or there are far too many.
     """
-    patterns = _patterns(parts)
-    size = sum(map(len, [*patterns, *_patterns(parts, "String")]))  # Even a plain text may be compared at each character.
+    patterns, texts = _patterns(parts), _patterns(parts, "String")
+    size = sum(map(len, [*patterns, *texts]))  # Even a plain text may be compared at each character.
     if len(patterns) > MAX_PATTERNS or size > MAX_PATTERN:
-        found = format_count(len(patterns), "regular expression")
+        found = " and ".join(
+            format_count(len(one), noun) for one, noun in ((patterns, "regular expression"), (texts, "text to replace")) if one
+        )
         raise DamagedFileError(
-            f"it has {found} and texts to search for, with {size:,} characters in total, more than the limit of {MAX_PATTERNS} "
-            f"with {MAX_PATTERN:,}"
+            f"it has {found} with {size:,} characters in total, more than the limit of {MAX_PATTERNS} with {MAX_PATTERN:,}"
         )
     costs = [check_pattern(pattern) for pattern in patterns]
     if (n_loops := sum(cost.loops for cost in costs)) > MAX_LOOPS:
@@ -244,7 +245,7 @@ def _check_patterns(parts: Collection[Any]) -> None:
 
 
 def _patterns(parts: Iterable[Any], kind: str = "Regex") -> list[str]:
-    """Return all regular expressions, or all plain texts to search for, in parts of a tokenizer.json."""
+    """Return all regular expressions, or all plain texts to replace, in parts of a tokenizer.json."""
     return [node[kind] for part in parts for node in _nested_objects(part) if isinstance(node.get(kind), str)]
 
 
