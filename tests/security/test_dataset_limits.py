@@ -22,7 +22,6 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.datasets import guard
 from gpt_pretrain.texts.datasets.guard import own_files_only
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.records import tables
 from gpt_pretrain.texts.records.tables import _open_dataset
 from tests.conftest import ROOT
 from tests.helpers.read_datasets import read
