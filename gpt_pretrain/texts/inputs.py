@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.missing_files import explain_missing_file
 from gpt_pretrain.texts.recognition import recognize_file, recognize_without_text
 
+# Names of backups: of Emacs and Vim, of nano, of sed and of patch.
+BACKUP_NAME = re.compile(r"(.+?)(?:\.~\d+~|~|\.save|\.bak|\.orig)|#(.+)#", re.DOTALL)
+BACKUP = "is an editor's backup of a file that is read as well, so the model sees this text twice. Move it out of the folder"
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # in the setting document_separator
 
 
@@ -151,9 +155,9 @@ def select_files(
     Returns:
         The files, and a message for each one that cannot be read.
     """
-    files, problems, left_out, any_path = list[InputFile](), list[str](), LeftOut(), False
+    files, problems, left_out = list[InputFile](), list[str](), LeftOut()
+    matched = set(paths := list(paths))
     for path in paths:
-        any_path = True
         try:
             file = stat_input_file(path, as_text=as_text)
         except OSError as error:
@@ -168,11 +172,20 @@ def select_files(
         else:
             files.append(file)
             left_out.warnings.add(file.kind, path)
-    if files or problems or not any_path:
+            if backed_up_file(path) in matched:
+                left_out.warnings.add(replace(file.kind, warning=BACKUP), path)
+    if files or problems or not paths:
         left_out.report(name)
     else:
         problems.append(f"{name}: there is no file that can be read{left_out.described()}{left_out.advice()}.")
     return files, problems
+
+
+def backed_up_file(path: str) -> str | None:
+    """Return the file of which an editor has made this one as a backup, by its name; None for another name."""
+    folder, name = os.path.split(path)
+    found = BACKUP_NAME.fullmatch(name)
+    return None if found is None else os.path.join(folder, found[1] or found[2])
 
 
 def stat_input_file(path: str, *, as_text: bool = False) -> InputFile:

@@ -18,7 +18,7 @@ from gpt_pretrain.data.sources import is_shard_path, open_corpus_at
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.recognition.encodings import detect_encoding
 from gpt_pretrain.system.recognition.file_recognition import recognize
-from gpt_pretrain.texts.text import Text
+from gpt_pretrain.texts.text import Text, find_text_files
 from tests.helpers import corpora
 from tests.helpers.data_settings import data_settings
 from tests.helpers.text_inputs import DOCUMENTS, PLAIN, check, in_corpus, in_training, lines, tar, zipped
@@ -242,3 +242,15 @@ def test_what_is_left_out_of_an_archive_is_said_once(tmp_path: Path, caplog: pyt
     for _ in range(2):
         assert "".join(Text((tmp_path / "books.zip",)).pieces()) == "A text. " * 20
     assert caplog.text.count("1 file left out: 1 PNG image (cover.png).") == 1
+
+
+def test_backups_of_editors_beside_their_files_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.txt", "a.txt~", "#a.txt#", "b.txt", "b.txt.bak", "alone.txt~"):
+        (tmp_path / name).write_text("A quiet morning by the sea.\n" * 3, encoding="utf-8")
+    find_text_files(str(tmp_path))
+    (warning,) = [line for line in caplog.messages if "backup" in line]
+    assert "(and 2 more files like it) is an editor's backup of a file that is read as well" in warning
+
+    caplog.clear()
+    find_text_files(str(tmp_path / "*.bak"))
+    assert not [line for line in caplog.messages if "backup" in line]
