@@ -65,8 +65,8 @@ def find_run(name: str) -> Path:
             raise UserError(f"{name}: this folder holds runs, of which one is needed, such as {run}. `latest` is the newest one.")
         if weights := next((file.name for pattern in WEIGHTS for file in run_dir.glob(pattern)), None):
             raise UserError(
-                f"{name}: this folder holds weights ({weights}), but no run. Where checkpoint= does not read them, type "
-                f"pretrained={quote_word(name)}; train.py trains them further with init_from={quote_word(name)}."
+                f"{name}: this folder holds weights ({weights}), but no run. To use them, type pretrained={quote_word(name)}; to "
+                f"train them further, type init_from={quote_word(name)}."
             )
         raise UserError(f"{name}: this folder holds no checkpoint of a run yet. A run writes its first one after an epoch.")
     return run_dir

@@ -277,7 +277,9 @@ def test_a_file_is_no_run(tmp_path: Path) -> None:
 
 def test_a_folder_of_weights_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match=r"this folder holds weights \(model\.safetensors\), but no run\. .* type pretrained="):
+    with pytest.raises(
+        UserError, match=r"this folder holds weights \(model\.safetensors\), but no run\. .* type pretrained=.* init_from="
+    ):
         find_run(str(tmp_path))
 
 
