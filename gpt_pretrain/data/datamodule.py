@@ -69,7 +69,7 @@ class TextDataModule(L.LightningDataModule):
         check_type("tokenizer", tokenizer, Tokenizer, "a tokenizer, such as build_tokenizer('gpt2')")
         check_type("context_length", context_length, int, "a whole number, such as settings.model.context_length")
         if context_length < 1:
-            raise UserError(f"context_length={context_length}: must be at least 1.")
+            raise UserError(f"The context_length of a TextDataModule must be at least 1, not {context_length}.")
         super().__init__()
         self.settings = settings
         self.custom = custom

@@ -70,7 +70,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: TextDataModule(SETTINGS.data, build_tokenizer("byte"), context_length=0, seed=1),
-        "context_length=0: must be at least 1.",
+        "The context_length of a TextDataModule must be at least 1, not 0.",
     ),
     (lambda: TextDataModule(SETTINGS.data, "byte", context_length=8, seed=1), "tokenizer='byte': must be a tokenizer, such as"),
 ]
