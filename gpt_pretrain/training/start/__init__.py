@@ -1,1 +1,1 @@
-"""The start of a run: a checkpoint to resume with its settings, pretrained weights, or new weights, and what is left to train."""
+"""Start a run from a checkpoint, from pretrained weights or from new weights, and find the steps that remain."""
