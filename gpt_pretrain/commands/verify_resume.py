@@ -37,6 +37,7 @@ from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.summary import find_callback
 
+DEFAULT_COUNT = 4
 OF_A_RUN = ("resume", "sweep_resume", "hydra.run.dir", "run_dir")  # settings that choose the folder of a run
 OF_LENGTH = ("trainer.max_steps", "trainer.max_epochs", "checkpoint.every_n_steps")  # follow from before and after
 COMPARED = ("optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "track_tokens_seen", "tokens_seen")
@@ -52,7 +53,7 @@ def verify_resume_command(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     overrides = list(arguments)
-    before, after = _take_count(overrides, "before", default=4), _take_count(overrides, "after", default=4)
+    before, after = _take_count(overrides, "before"), _take_count(overrides, "after")
     keys = {word: override_key(word).lstrip("-+~") for word in overrides}
     problems = [
         f"{word}: gpt-pretrain verify_resume starts runs of its own in a temporary folder, and touches no other. Leave it out."
@@ -169,13 +170,13 @@ def _train(run_dir: Path, overrides: list[str], *, expected: int = 0) -> None:
         raise UserError(f"The training ended with exit code {done.returncode} instead of {expected}. Its last lines are above.")
 
 
-def _take_count(arguments: list[str], name: str, *, default: int) -> int:
-    """Remove `name=N` from the arguments and return N.
+def _take_count(arguments: list[str], name: str) -> int:
+    """Remove `name=N` from the arguments and return N, or the default.
 
     Raises:
         UserError: If N is not a whole number of at least 1.
     """
-    count = default
+    count = DEFAULT_COUNT
     for argument in [one for one in arguments if one.startswith(f"{name}=")]:
         arguments.remove(argument)
         text = argument.partition("=")[2]

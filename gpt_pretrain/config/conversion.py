@@ -57,15 +57,6 @@ def _first_line(error: OmegaConfBaseException) -> str:
     return str(error.msg or error).splitlines()[0].rstrip(".")
 
 
-def find_full_names(key: str, schema: type) -> list[str]:
-    """List the settings in groups that have this name, such as trainer.max_steps. The list is empty if it is a setting itself."""
-    hints = get_type_hints(schema)
-    if "." in key or "/" in key or key in hints:
-        return []
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    return [f"{name}.{key}" for name, hint in groups.items() if key in get_type_hints(hint)]
-
-
 def _unknown_keys(node: object, schema: type, prefix: str = "") -> list[str]:
     """List the keys of nested dicts that the nested dataclasses do not have."""
     if not isinstance(node, dict):

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt_pretrain.config.overrides import split_override
 from gpt_pretrain.system.formatting import shorten_middle
-from gpt_pretrain.system.urls import SECRET, hide_secrets, is_cut, secret_parts, without_secrets
+from gpt_pretrain.system.urls import SECRET, hide_secrets, secret_parts, without_secrets
 
 # Options of a file system may be access keys. Their names are kept, to say later what to type again.
 OPTIONS = "data.remote.options"
@@ -64,11 +64,6 @@ def secret_values(settings: Mapping[Any, Any]) -> list[str]:
         elif key not in _TEXTS and without_secrets(text) != text:
             found += secret_parts(text)
     return found
-
-
-def cut_settings(settings: Mapping[Any, Any], *, prefix: str = "") -> list[str]:
-    """List the settings whose secrets have been cut out, as `name=value`."""
-    return [f"{name}={value}" for name, value in _leaves(settings, prefix.removesuffix(".")) if is_cut(value) or value == SECRET]
 
 
 def _without_secrets(value: Any, key: str) -> Any:

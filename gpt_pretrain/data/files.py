@@ -107,12 +107,7 @@ class LocalFiles:
         Raises:
             OSError: If the file cannot be read.
         """
-        handle = self._handle(name)
-        if hasattr(os, "pread"):
-            return os.pread(handle, count, start)
-        # Windows has no pread. Moving the file position is safe there because each worker process opens its own handle.
-        os.lseek(handle, start, os.SEEK_SET)
-        return os.read(handle, count)
+        return os.pread(self._handle(name), count, start)
 
     def prefetch(self, name: str, start: int, count: int) -> None:
         """Do nothing: the operating system reads ahead by itself."""
@@ -123,7 +118,7 @@ class LocalFiles:
             handles.move_to_end(name)
             return handles[name]
         # Without O_NONBLOCK, opening a FIFO would wait for its writer.
-        handle = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(self.folder / name, os.O_RDONLY | os.O_NONBLOCK)
         if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
             os.close(handle)
             raise not_regular(self.folder / name, mode)

@@ -103,7 +103,7 @@ def create_private(path: Path) -> BufferedWriter:
     Raises:
         OSError: If there is such a file already, or it cannot be created.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
@@ -143,7 +143,7 @@ def _check_folder(folder: Path, names: re.Pattern[str]) -> None:
             raise UserError(
                 f"{folder} {problem}, so it is not used as a cache. Choose another folder with data.cache_dir=FOLDER."
             ) from None
-    if os.name == "posix" and stat.S_IMODE(os.lstat(folder).st_mode) & 0o077:
+    if stat.S_IMODE(os.lstat(folder).st_mode) & 0o077:
         with suppress(OSError):  # some file systems store no permissions
             os.chmod(folder, 0o700)
     if not (folder / TAG).exists():
@@ -157,7 +157,7 @@ def _describe_problem(folder: Path, names: re.Pattern[str]) -> str | None:
         return f"is a link to {os.readlink(folder)}"
     if not stat.S_ISDIR(status.st_mode):
         return "is a file"
-    if os.name == "posix" and status.st_uid != _owner_of_new_files(folder):
+    if status.st_uid != _owner_of_new_files(folder):
         return "belongs to another user"
     foreign = next(_foreign_names(folder, names), None) if not _is_tagged(folder) else None
     return f"holds files of another origin, such as {foreign}" if foreign is not None else None

@@ -84,9 +84,9 @@ class Cluster:
         return self.link if devices <= self.gpus_per_machine else min(self.link, self.gpus_per_machine * self.network)
 
 
-def compute_seconds(config: GPTConfig, cluster: Cluster, *, tokens: float, activation_checkpointing: bool = False) -> float:
-    """Return the seconds that one device computes for this many tokens. Recomputation counts as operations."""
-    flops = tokens * costs.training_flops_per_token(config, activation_checkpointing=activation_checkpointing)
+def compute_seconds(config: GPTConfig, cluster: Cluster, *, tokens: float) -> float:
+    """Return the seconds that one device computes for this many tokens."""
+    flops = tokens * costs.training_flops_per_token(config)
     return flops / (cluster.flops_per_second * cluster.mfu)
 
 

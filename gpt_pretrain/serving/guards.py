@@ -100,11 +100,11 @@ async def send_error(send: Send, status: int, message: str) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, object]:
+def error_body(status: int, message: str, *, param: str | None = None) -> dict[str, object]:
     """Return the JSON of an error in OpenAI's form."""
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
 def _limited(receive: Receive, hold: Callable[[int], None]) -> Receive:

@@ -124,7 +124,7 @@ def use_own_compile_cache() -> None:
     temporary folder, so another user of the machine could make that folder first.
     """
     named = os.environ.get(COMPILE_CACHE)  # some modules of PyTorch set it to their own folder when they are imported
-    if sys.platform == "win32" or (named is not None and not Path(named).name.startswith("torchinductor_")):
+    if named is not None and not Path(named).name.startswith("torchinductor_"):
         return
     folder = Path(tempfile.gettempdir()) / f"{APP}-compiled-{os.geteuid()}"
     try:

@@ -91,13 +91,13 @@ def open_for_append(path: Path, *, buffering: int = -1) -> IO[bytes]:
     return _open_in_place(path, os.O_APPEND, mode="ab", buffering=buffering)
 
 
-def open_emptied(path: Path, *, buffering: int = -1) -> IO[bytes]:
+def open_emptied(path: Path) -> IO[bytes]:
     """Open an empty file to write to it. The content of an existing file is lost.
 
     Raises:
         OSError: If the path is a link or no regular file, or cannot be opened.
     """
-    stream = _open_in_place(path, 0, mode="wb", buffering=buffering)
+    stream = _open_in_place(path, 0, mode="wb", buffering=-1)
     stream.truncate()  # O_TRUNC would empty the file before the checks.
     return stream
 
@@ -239,8 +239,7 @@ def remove_scratch_files(folder: Path) -> None:
 
 def _open_in_place(path: Path, flags: int, *, mode: str, buffering: int) -> IO[bytes]:
     # With O_NONBLOCK, opening a FIFO that nobody reads fails. Without it, opening would wait forever.
-    flags |= os.O_WRONLY | os.O_CREAT
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         handle = os.open(path, flags, 0o666)
     except OSError as error:

@@ -259,7 +259,7 @@ def _add_to_snapshot(folder: Path, commit: str, file: str, blob: Path) -> None:
     pointer.unlink(missing_ok=True)  # a link to a file that has been deleted
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:  # Windows may not allow links
+    except OSError:  # some file systems have no links
         shutil.copyfile(blob, pointer)
     _set_newest(folder, commit)
 

@@ -20,7 +20,7 @@ RETRY_SECONDS = 0.05
 PATIENCE = 20  # repetitions after which the user learns the reason for waiting
 WAITING = b"\nStopping as soon as the libraries are loaded. Press Ctrl-C again to end at once.\n"
 
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")  # names, since the refusal of Windows imports this
 STOP_SHARE, STOP_SECONDS = 10, 60  # of a limit of processor time: its tenth, at most a minute of each core, is left for saving
 
 _is_waiting = False  # whether a module is still loading
@@ -32,8 +32,8 @@ def stop_signals() -> list[signal.Signals]:
 
     They come from Ctrl-C, a scheduler, a limit of processor time, and a closed terminal unless nohup ignores it.
     """
-    found = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-    return [one for one in found if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]
+    found = [signal.Signals[name] for name in STOP_SIGNALS]
+    return [one for one in found if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def exit_on_signals() -> Iterator[None]:
     def leave(signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != own:  # a forked process, which has nothing to note
             os._exit(128 + signum)
-        if signal.Signals(signum).name == "SIGXCPU":
+        if signum == signal.SIGXCPU:
             use_all_time()
         with suppress(OSError):  # The terminal may be gone.
             os.write(2, f"\nStopped by {signal.Signals(signum).name}.\n".encode())
@@ -73,10 +73,8 @@ def leave_time_to_stop() -> bool:
     Returns:
         Whether the first of these limits was changed.
     """
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return False
+    import resource  # missing on Windows, which is refused after this module is loaded
+
     asks, kills = resource.getrlimit(resource.RLIMIT_CPU)
     if kills == resource.RLIM_INFINITY or asks not in (kills, resource.RLIM_INFINITY):
         return False
@@ -89,10 +87,8 @@ def leave_time_to_stop() -> bool:
 
 def use_all_time() -> None:
     """Keep the system from asking this process to stop, as it does each second from the limit on, while results are written."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return
+    import resource
+
     kills = resource.getrlimit(resource.RLIMIT_CPU)[1]
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CPU, (kills, kills))

@@ -72,5 +72,4 @@ class _HeldErrors:
 
 
 _errors = _HeldErrors()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_errors.forget)
+os.register_at_fork(after_in_child=_errors.forget)

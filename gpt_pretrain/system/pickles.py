@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import IO, Any, cast
 
 from gpt_pretrain.system.nested_values import check_values, check_written_length
@@ -36,15 +35,6 @@ def read_pickle(stream: IO[bytes], rules: PickleRules = PLAIN, *, size: int) -> 
     check_values(found, max_values=size + 1000)
     check_written_length(found, size, with_groups=False)
     return found
-
-
-def read_plain_pickle(content: bytes) -> Any:
-    """Read a pickle of plain values, lists, tuples and dicts.
-
-    Raises:
-        DamagedFileError: If it holds anything else, or is damaged.
-    """
-    return read_pickle(io.BytesIO(content), size=len(content))
 
 
 class _BoundedStream:

@@ -35,7 +35,7 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
     if within is not None and not real.is_relative_to(within.resolve()):
         raise _leads_out(path)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         if path.is_socket():  # The system's own message speaks of a missing device.
             raise not_regular(path, stat.S_IFSOCK) from None

@@ -166,7 +166,7 @@ def peak_memory(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu" or sys.platform == "win32":
+    if device.type != "cpu":
         return None
     with suppress(OSError):
         found = re.search(r"^VmHWM:\s*(\d+) kB$", STATUS.read_text(encoding="ascii"), re.MULTILINE)

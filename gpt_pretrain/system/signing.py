@@ -92,12 +92,12 @@ def _read_key(path: Path) -> bytes | None:
         OSError: If the file cannot be read, or belongs to another user.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     with open(handle, "rb") as stream:
         status = os.fstat(handle)
-        if os.name == "posix" and status.st_mode & 0o077:
+        if status.st_mode & 0o077:
             try:
                 os.fchmod(handle, 0o600)
             except OSError:

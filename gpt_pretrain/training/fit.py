@@ -237,6 +237,6 @@ def _state_of_weights(module: GPTLitModule) -> str:
 def _leave(settings: TrainSettings, trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
     """Requeue the job on SIGUSR1, and exit with the code for the signal."""
     log.info(summary.describe_interruption(settings, trainer, run_dir))
-    if signum == getattr(signal, "SIGUSR1", None) and ranks.is_main():
+    if signum == signal.SIGUSR1 and ranks.is_main():
         requeue.requeue()
     sys.exit(128 + signum)

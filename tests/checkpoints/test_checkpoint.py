@@ -19,11 +19,12 @@ from gpt_pretrain.checkpoints.checkpoint_file import (
     write_checkpoint,
 )
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_checkpoint, open_weights
-from gpt_pretrain.checkpoints.serialization.checksum import SummedStream, add_checksum, check_early, checksum_error
+from gpt_pretrain.checkpoints.serialization.checksum import SummedStream, check_early, checksum_error
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints, find_run
 from gpt_pretrain.system.files import remove_scratch_files
 from tests.conftest import tiny_model
+from tests.helpers.hostile_files import add_checksum
 from tests.helpers.other_models import Hostile
 
 

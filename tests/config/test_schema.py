@@ -6,8 +6,7 @@ import pickle
 import pytest
 from omegaconf import OmegaConf
 
-from gpt_pretrain.config.conversion import find_full_names, to_settings
-from gpt_pretrain.config.inference_schema import GenerateSettings
+from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.overrides import find_override
 from gpt_pretrain.config.schema import ModelSettings, SamplerSettings, TrainSettings
 from gpt_pretrain.errors import UserError
@@ -50,12 +49,6 @@ def test_settings_can_be_sent_to_another_process() -> None:
 def test_unknown_keys_and_wrong_types_are_refused(content: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         to_settings(OmegaConf.create(content), TrainSettings)
-
-
-def test_full_names_are_found_for_settings_in_groups() -> None:
-    assert find_full_names("max_steps", TrainSettings) == ["trainer.max_steps"]
-    assert find_full_names("top_k", GenerateSettings) == ["sampler.top_k"]
-    assert find_full_names("seed", TrainSettings) == find_full_names("nonsense", TrainSettings) == []
 
 
 def test_the_last_override_of_a_setting_counts() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import torch
 import yaml
 
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
-from gpt_pretrain.checkpoints.serialization.checksum import add_checksum
+from gpt_pretrain.checkpoints.serialization.checksum import LENGTH, PREFIX
+from gpt_pretrain.system.pickles import read_pickle
 
 RUN_FILES = ("config.yaml", "run.json", "metrics.csv", "samples.txt", "train.log")
 LONGER = 8  # optimizer steps: twice those of `finished_run`, so that there is something left to train
@@ -77,3 +80,16 @@ def save_with_checksum(content: Any, path: Path) -> Path:
     torch.save(content, path)
     add_checksum(path)
     return path
+
+
+def add_checksum(path: Path) -> None:
+    """Add a checksum to a zip archive that has no comment, as `SummedStream` does while it writes."""
+    content = path.read_bytes()
+    assert content.endswith(b"\0\0"), f"{path} has a comment already"
+    content = content[:-2] + LENGTH.to_bytes(2, "little")
+    path.write_bytes(content + PREFIX + f"{zlib.crc32(content):08x}".encode())
+
+
+def read_plain_pickle(content: bytes) -> Any:
+    """Read a pickle of plain values, lists, tuples and dicts."""
+    return read_pickle(io.BytesIO(content), size=len(content))

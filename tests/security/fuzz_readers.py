@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from gpt_pretrain.checkpoints.pretrained import open_weights
-from gpt_pretrain.checkpoints.serialization.checksum import LENGTH, add_checksum, has_checksum
+from gpt_pretrain.checkpoints.serialization.checksum import LENGTH, has_checksum
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.corpus import split_corpus
 from gpt_pretrain.data.shards.formats import open_corpus
@@ -35,6 +35,7 @@ from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.training.start.checkpoint import read_resumable
 from tests.conftest import tiny_model
 from tests.helpers import made_shards, vocabularies
+from tests.helpers.hostile_files import add_checksum
 from tests.security import mutations
 from tests.security.fuzz_folders import FOLDER_READERS
 from tests.security.fuzz_inputs import INPUT_READERS

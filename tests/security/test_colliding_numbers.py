@@ -20,7 +20,6 @@ from gpt_pretrain.checkpoints.recognition.file_content import read_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import number_keys
 from gpt_pretrain.system.number_keys import KeyCounter
-from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.parquet.footer import _Reader
@@ -30,6 +29,7 @@ from gpt_pretrain.tokenizers.formats.definition import canonical_fields
 from gpt_pretrain.tokenizers.formats.nanogpt_meta import _inverse, read_meta
 from gpt_pretrain.tokenizers.formats.sentencepiece_model import sentencepiece_fields
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
+from tests.helpers.hostile_files import read_plain_pickle
 from tests.helpers.resource_limits import within
 
 MODULUS = (1 << 61) - 1  # Python's hash of a whole number is its remainder.

@@ -25,7 +25,6 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metrics_rows import read_rows as read_rows_of_metrics
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.pickle_rules import InertObject
-from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.containers.archives import _parse_extended, read_tar, read_zip
@@ -39,6 +38,7 @@ from gpt_pretrain.tokenizers.formats.ranks import _last_merge
 from gpt_pretrain.tokenizers.formats.sentencepiece_model import Piece, _merges
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import vocabularies
+from tests.helpers.hostile_files import read_plain_pickle
 from tests.helpers.resource_limits import allocating_at_most
 
 

@@ -19,11 +19,10 @@ from gpt_pretrain.checkpoints.serialization.tensor_files import read_torch_file
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.shards.formats import open_corpus
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.training.optimization.optimizer import check_optimizer_state
 from tests.conftest import tiny_model
-from tests.helpers.hostile_files import hostile_run, save_with_checksum, shared_list
+from tests.helpers.hostile_files import hostile_run, read_plain_pickle, save_with_checksum, shared_list
 from tests.helpers.made_shards import write_nanogpt
 from tests.helpers.resource_limits import within
 

@@ -10,9 +10,9 @@ import torch
 
 from gpt_pretrain.checkpoints.serialization.tensor_files import read_torch_content
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.formats.nanogpt_meta import read_meta
+from tests.helpers.hostile_files import read_plain_pickle
 from tests.helpers.resource_limits import within
 
 LONG = "a" * 100_000

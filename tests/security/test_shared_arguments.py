@@ -10,8 +10,9 @@ import pytest
 
 from gpt_pretrain.checkpoints.serialization.torch_pickles import _StorageSizes
 from gpt_pretrain.system.pickle_rules import PickledName, PickledReference, PickleRules
-from gpt_pretrain.system.pickles import read_pickle, read_plain_pickle
+from gpt_pretrain.system.pickles import read_pickle
 from gpt_pretrain.system.reading import DamagedFileError
+from tests.helpers.hostile_files import read_plain_pickle
 
 MODULE, NAME, COPIES = "some.module", "name", 3000
 

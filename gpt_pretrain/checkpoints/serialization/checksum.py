@@ -46,7 +46,9 @@ class SummedStream:
         self.stream.flush()
 
     def finish(self) -> None:
-        """Add the checksum of a complete archive, as `add_checksum` does.
+        """Write the checksum as the comment of the complete archive, which PyTorch leaves empty.
+
+        A zip archive ends with its comment, preceded by two bytes with the length of the comment.
 
         Raises:
             OSError: If the file is shorter than what was written to it.
@@ -56,21 +58,6 @@ class SummedStream:
         if (end := self.stream.seek(-2, os.SEEK_END)) != self._size - 2:
             raise OSError(f"the written file cannot be read back: it has {end + 2:,} of {self._size:,} bytes")
         self.stream.write(length + PREFIX + f"{zlib.crc32(length, self._sum):08x}".encode())
-
-
-def add_checksum(path: Path) -> None:
-    """Append a checksum to a PyTorch file as the comment of its archive, which PyTorch leaves empty.
-
-    A zip archive ends with its comment, preceded by two bytes with the length of the comment.
-    """
-    length = LENGTH.to_bytes(2, "little")
-    with open(path, "r+b") as stream:
-        stream.seek(-2, os.SEEK_END)
-        end = stream.tell()
-        assert stream.read() == b"\0\0", f"{path} has a comment already"
-        found = zlib.crc32(length, _crc32(stream, end))
-        stream.seek(end)
-        stream.write(length + PREFIX + f"{found:08x}".encode())
 
 
 def has_checksum(path: Path) -> bool:
@@ -153,7 +140,7 @@ def _comment(path: Path) -> bytes:
         return stream.read()
 
 
-def _crc32(stream: BinaryIO, end: int, *, part_bytes: int = PART_BYTES) -> int:
+def _crc32(stream: BinaryIO, end: int, *, part_bytes: int) -> int:
     """Return the CRC-32 of a file's first `end` bytes, and leave the stream there."""
     found = 0
     stream.seek(0)

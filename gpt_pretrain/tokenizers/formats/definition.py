@@ -106,9 +106,9 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return canonical
 
 
-def added_token(content: str, token_id: int, *, special: bool = True) -> dict[str, Any]:
+def added_token(content: str, token_id: int) -> dict[str, Any]:
     """Return the entry of a tokenizer.json for an added token, which is found in a text before the text is split."""
-    return {"id": token_id, "content": content, "special": special, **dict.fromkeys(TOKEN_FLAGS, False)}
+    return {"id": token_id, "content": content, "special": True, **dict.fromkeys(TOKEN_FLAGS, False)}
 
 
 def vocabulary_of(fields: Mapping[str, Any]) -> dict[str, int]:

@@ -41,7 +41,7 @@ def on_one_machine() -> bool:
 
 def use_loopback() -> None:
     """Make gloo and NCCL connect the ranks through the loopback interface, unless the user has chosen another one."""
-    available = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    available = [name for _, name in socket.if_nameindex()]
     for interface in LOOPBACK_INTERFACES:
         if interface in available:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
