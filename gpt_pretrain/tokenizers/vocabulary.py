@@ -20,6 +20,7 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
 from gpt_pretrain.tokenizers.formats.definition import STEPS, canonical_fields, may_rescan, to_text, vocabulary_of
+from gpt_pretrain.tokenizers.formats.kept_bytes import keeps_bytes
 
 KIND = "tokenizer.json"  # of the definition
 DIGEST_DIGITS = 12
@@ -71,12 +72,7 @@ class VocabularyTokenizer:
         for added in self.fields["added_tokens"]:
             self._is_added[added["id"]] = True
         self._is_byte_level = _has_type(self.fields["decoder"], "ByteLevel")
-        self.keeps_bytes = (
-            self._is_byte_level
-            and self.fields["normalizer"] is None
-            and '"add_prefix_space":true' not in to_text(self.fields["pre_tokenizer"])
-            and not any(token["lstrip"] or token["rstrip"] for token in self.fields["added_tokens"])
-        )
+        self.keeps_bytes = keeps_bytes(self.fields)
         model = self.fields["model"]
         self.may_rescan = may_rescan(self.fields)
         self.unknown_id: int | None = model.get("unk_id") if model["type"] == "Unigram" else self._ids.get(model.get("unk_token"))
@@ -166,19 +162,26 @@ class VocabularyTokenizer:
         Raises:
             UserError: If a character is in none.
         """
-        if self._is_byte_level:
+        if self.keeps_bytes:
             complete = sum(len(self.token_bytes(token_id)) for token_id in found.ids) >= len(text.encode())
             if complete:
                 return
         covered = bytearray(len(text))
         for start, end in found.offsets:
             covered[start:end] = b"\1" * (end - start)
-        missing = next((char for char, seen in zip(text, covered, strict=True) if not seen and not char.isspace()), None)
+        if all(seen or char.isspace() for char, seen in zip(text, covered, strict=True)):
+            return
+        # After a dropped character, the library's offsets are too small.
+        missing = next((char for char in dict.fromkeys(text) if not char.isspace() and not self._has_token(char)), None)
         if missing is not None:
             raise UserError(
                 f"The tokenizer {self.name} has no token for {missing!r}, so it cannot encode this text. Remove the "
                 "character, or give another tokenizer: tokenizer=FOLDER"
             )
+
+    def _has_token(self, character: str) -> bool:
+        fast = self._in_mode(ordinary=True)
+        return bool(_guarded(lambda: fast.encode(character, add_special_tokens=False), self.name).ids)
 
     def _decoded(self, token: str) -> bytes:
         """Return the decoded text of a token within a text."""

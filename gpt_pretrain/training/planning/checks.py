@@ -34,6 +34,7 @@ from gpt_pretrain.training.planning.schedule_checks import (
 )
 from gpt_pretrain.training.planning.unused_settings import unused_settings
 from gpt_pretrain.training.planning.vocabulary_checks import (
+    dropped_line_ends,
     missing_end_of_text,
     unknown_start_context,
     unknown_text,
@@ -76,6 +77,7 @@ def find_warnings(
         _tokens_between_windows,
         _no_document_ends,
         missing_end_of_text,
+        dropped_line_ends,
         unsuitable_vocabulary,
         unknown_text,
         unknown_start_context,

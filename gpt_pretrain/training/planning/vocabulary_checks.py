@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from gpt_pretrain.data.token_stream import TokenSplit, sample_tokens
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, decode
 from gpt_pretrain.tokenizers.unknown import MANY_UNKNOWN, describe_unknown, unknown_prompt
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.run_tokenizer import SHORT_TOKENS
+
+LINES = "a\nb"
 
 
 def unsuitable_vocabulary(context: CheckContext) -> str | None:
@@ -46,6 +49,23 @@ def unknown_start_context(context: CheckContext) -> str | None:
         prompts |= {f"callbacks.grid.prompts: {prompt}": prompt for prompt in settings.callbacks.grid.prompts}
     found = {name: unknown_prompt(prompt, context.data.tokenizer) for name, prompt in prompts.items()}
     return next((escape_line(f"{name}: {text}") for name, text in found.items() if text is not None), None)
+
+
+def dropped_line_ends(context: CheckContext) -> str | None:
+    """Return a warning if the vocabulary leaves the line ends of a text out, or reads them as blanks."""
+    tokenizer = context.data.tokenizer
+    if tokenizer.keeps_bytes:
+        return None
+    try:
+        read = decode(tokenizer, tokenizer.encode_ordinary(LINES).tolist())
+    except UserError:
+        return None  # Characters that the vocabulary lacks have messages of their own.
+    if not all(word in read for word in LINES.split()) or "\n" in read:
+        return None
+    return (
+        f"The vocabulary {escape_line(tokenizer.name)} drops the line ends of a text, so the model cannot learn them and "
+        "generates none. A vocabulary that keeps every byte, as gpt2 and bpe do, keeps them."
+    )
 
 
 def missing_end_of_text(context: CheckContext) -> str | None:

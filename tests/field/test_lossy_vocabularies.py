@@ -1,0 +1,81 @@
+"""Vocabularies that lose a part of a text: no loss per byte is computed from what is left, and the loss is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.base import Tokenizer as OurTokenizer
+from gpt_pretrain.tokenizers.base import decode
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from tests.helpers.training_runs import Printed, Train
+
+TEXT = "Hello,  world\n\n 12 é, it's 3 of 4.\n"
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BEFORE = {
+    "digits": pre_tokenizers.Digits(individual_digits=True),
+    "punctuation": pre_tokenizers.Punctuation(),
+    "scripts": pre_tokenizers.UnicodeScripts(),
+    "split": pre_tokenizers.Split(" ", "isolated"),
+    "whitespace": pre_tokenizers.Whitespace(),
+    "blanks": pre_tokenizers.WhitespaceSplit(),
+    "one blank": pre_tokenizers.CharDelimiterSplit(" "),
+    "bert": pre_tokenizers.BertPreTokenizer(),
+    "no punctuation": pre_tokenizers.Punctuation("removed"),
+    "no blanks": pre_tokenizers.Split(" ", "removed"),
+    "marks": pre_tokenizers.Metaspace(),
+}
+
+
+def _vocabulary(folder: Path, before: pre_tokenizers.PreTokenizer) -> Path:
+    fast = Tokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.Sequence([before, BYTES])
+    fast.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    fast.train_from_iterator([TEXT], trainer)
+    folder.mkdir()
+    fast.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_bytes_are_counted_only_if_the_text_comes_back(tmp_path: Path, name: str) -> None:
+    tokenizer = build_tokenizer(str(_vocabulary(tmp_path / "vocabulary", BEFORE[name])))
+    comes_back = decode(tokenizer, tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.keeps_bytes == comes_back == (name in ("digits", "punctuation", "scripts", "split"))
+
+
+@pytest.fixture
+def without_bytes(tmp_path: Path) -> Path:
+    """Return a folder with a vocabulary of bytes that nothing writes: the decoder alone is byte-level."""
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    fast = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    fast.decoder = decoders.ByteLevel()
+    (tmp_path / "letters").mkdir()
+    fast.save(str(tmp_path / "letters" / "tokenizer.json"))
+    return tmp_path / "letters"
+
+
+def _missing(tokenizer: OurTokenizer, text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        tokenizer.encode(text)
+    return str(caught.value)
+
+
+def test_bytes_that_nothing_writes_are_not_counted(without_bytes: Path) -> None:
+    tokenizer = build_tokenizer(str(without_bytes))
+    assert not tokenizer.keeps_bytes
+    assert len(tokenizer.encode("hello world\nnew")) == len("helloworldnew")  # as the library does
+    assert "has no token for '東'" in _missing(tokenizer, "the line\nand 東 are gone")
+
+
+def test_dropped_line_ends_are_said_before_a_run(tmp_path: Path, train: Train, printed: Printed) -> None:
+    folder = _vocabulary(tmp_path / "vocabulary", BEFORE["whitespace"])
+    train("trainer.max_steps=1", "callbacks=minimal", "logger=none", f"tokenizer.name={folder}")
+    assert sum("drops the line ends of a text" in line for line in printed()) == 1
