@@ -12,6 +12,7 @@ from torch import Tensor
 from gpt_pretrain.checkpoints.checkpoint_file import NoSuchWeightsError
 from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor
 from gpt_pretrain.checkpoints.weight_source import WeightSource, find_source
+from gpt_pretrain.runs.folder import without_repetitions
 
 TRAINED, EMA, AVERAGE = "trained", "ema", "average"
 KINDS = (TRAINED, EMA, AVERAGE)
@@ -45,7 +46,7 @@ def _moving_average(source: WeightSource) -> WeightSource:
 
 def _mean_of_checkpoints(source: WeightSource) -> WeightSource:
     folder = Path(source.name).parent
-    files = sorted(folder.glob("step-*.ckpt"))[-MAX_AVERAGED:] if source.content else []
+    files = list(without_repetitions(sorted(folder.glob("step-*.ckpt"))))[-MAX_AVERAGED:] if source.content else []
     if len(files) < 2:
         raise NoSuchWeightsError(
             f"{source.name}: weights=average needs two or more periodic checkpoints, step-*.ckpt, in its folder. A run keeps "

@@ -30,13 +30,14 @@ def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
     """
     name = path
     with open_regular(Path(path)) as stream:
+        limit = ContentLimit(os.fstat(stream.fileno()).st_size)
         head, blocks = peek(iter(lambda: stream.read(HEAD), b""))
         kind = outer = recognize(name, head, as_text=as_text)
-        for _ in range(MAX_LAYERS):
+        for layers in range(1, MAX_LAYERS + 1):
             if kind.form not in COMPRESSED:
                 break
             try:
-                name, (head, blocks) = content_name(name), peek(decompress(blocks, kind.form))
+                name, (head, blocks) = content_name(name), peek(decompress(blocks, kind.form, limit, layers=layers))
             except UserError:  # The reader will say that a package is missing.
                 return outer
             if not head:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import io
 import lzma
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import zstandard
 
+from gpt_pretrain.texts.containers import decompression
 from gpt_pretrain.texts.containers.archives import read_zip
 from gpt_pretrain.texts.containers.contents import open_contents
 from gpt_pretrain.texts.containers.decompression import (
@@ -22,6 +26,7 @@ from gpt_pretrain.texts.containers.decompression import (
     decompress,
 )
 from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.recognition import recognize_file
 from tests.field.test_packed_files import packed_as
 from tests.helpers.resource_limits import within
 from tests.security.test_costly_files import zip_with_members
@@ -77,24 +82,30 @@ def contents_of_zip(archive: bytes, limit: ContentLimit) -> list[bytes]:
     return [b"".join(blocks) for _, blocks in read_zip(io.BytesIO(archive), size=len(archive), limit=limit)]
 
 
+def with_limit(window: int) -> ContentLimit:
+    limit = ContentLimit(0)
+    limit.window = window
+    return limit
+
+
 @pytest.mark.parametrize(("form", "method"), [("xz", 95), ("zst", 93)])
 def test_an_archive_keeps_no_more_content_in_memory_than_its_size_explains(form: str, method: int) -> None:
     content = b"a line of text\n" * 300_000
     large, small = (with_window(content, form, window=1 << bits) for bits in (22, 18))
     for data, window in ((small, 1 << 20), (large, 1 << 23)):
-        assert b"".join(decompress([data], form, window=window)) == content
+        assert b"".join(decompress([data], form, with_limit(window))) == content
     for size in (1, 7, 5000):  # The statement of the window may be divided.
         with pytest.raises(PackedFileError, match="far more memory than its size explains"):
-            list(decompress([large[at : at + size] for at in range(0, len(large), size)], form, window=1 << 20))
-    archive, limit = packed_as(large, content, method), ContentLimit(0)
-    limit.window = 1 << 20
+            list(decompress([large[at : at + size] for at in range(0, len(large), size)], form, with_limit(1 << 20)))
     with pytest.raises(PackedFileError, match="far more memory than its size explains"):
-        contents_of_zip(archive, limit)
+        list(decompress([large], form, with_limit(1 << 23), layers=8))
+    with pytest.raises(PackedFileError, match="far more memory than its size explains"):
+        contents_of_zip(packed_as(large, content, method), with_limit(1 << 20))
 
 
 def test_an_archive_of_zstd_that_states_a_large_window_is_read_if_its_content_is_small() -> None:
     data = with_window(b"text", "zst", window=1 << 31)
-    assert b"".join(decompress([data], "zst", window=ContentLimit(len(data)).window)) == b"text"
+    assert b"".join(decompress([data], "zst", ContentLimit(len(data)))) == b"text"
 
 
 def test_the_window_of_an_archive_grows_with_its_size() -> None:
@@ -120,3 +131,26 @@ def test_the_members_of_a_zip_archive_must_not_share_their_bytes() -> None:
     assert contents_of_zip(shared(body, 1), ContentLimit(0)) == [b"text"]
     with within(1, 50), pytest.raises(DamagedArchiveError, match="overlap"):
         contents_of_zip(shared(body, 100), ContentLimit(0))
+
+
+@pytest.mark.parametrize(
+    ("form", "pack"),
+    [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstandard.ZstdCompressor().compress)],
+)
+def test_the_compressed_parts_of_a_file_count_even_if_they_are_empty(
+    form: str, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decompression, "ALWAYS_READ", 1 << 24)
+    assert list(decompress([pack(b"") * 4000 + pack(b"text")], form, ContentLimit(0))) == [b"text"]
+    with pytest.raises(DamagedArchiveError, match="250 times as large"):
+        list(decompress([pack(b"") * 5000], form, ContentLimit(0)))
+
+
+def test_a_file_is_not_decompressed_further_to_recognize_it_than_to_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decompression, "ALWAYS_READ", 1 << 24)
+    zeros = bz2.compress(bytes(9_000_000))  # Zeros may follow the parts of a compressed file.
+    (tmp_path / "a.txt.gz.bz2").write_bytes(bz2.compress(gzip.compress(b"")) + zeros * 2000)
+    with within(2, 100):
+        assert recognize_file(str(tmp_path / "a.txt.gz.bz2")).form == "bz2"

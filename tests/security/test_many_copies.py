@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from gpt_pretrain.checkpoints.checkpoint_file import NoSuchWeightsError
 from gpt_pretrain.checkpoints.formats.layouts import TensorSlot
 from gpt_pretrain.checkpoints.recognition import tensor_groups
 from gpt_pretrain.checkpoints.recognition.architecture import _stored_names
@@ -16,6 +18,8 @@ from gpt_pretrain.checkpoints.recognition.tensor_groups import Slots, group_tens
 from gpt_pretrain.checkpoints.recognition.tensor_names import is_training_state
 from gpt_pretrain.checkpoints.serialization.tensor_files import StoredTensor, loaded_tensor, read_safetensors
 from gpt_pretrain.checkpoints.sharded import ShardReader, rank_file_name, write_rank_file
+from gpt_pretrain.checkpoints.weight_averages import AVERAGE, choose_weights
+from gpt_pretrain.checkpoints.weight_source import WeightSource
 from tests.helpers.resource_limits import within
 
 
@@ -65,3 +69,10 @@ def test_the_files_with_rows_of_a_tensor_are_not_looked_for_in_all_files(tmp_pat
     reader = ShardReader(tmp_path / "last.ckpt", {"shards": {"folder": "shards", "files": [first, *files]}}, check=False)
     with within(0.4, 50):
         assert sum(len(reader.rows(name, 0, 1)) for name in names) == 2000
+
+
+def test_a_mean_of_checkpoints_reads_each_file_once(tmp_path: Path) -> None:
+    (tmp_path / "step-1.ckpt").write_bytes(b"damaged")
+    os.link(tmp_path / "step-1.ckpt", tmp_path / "step-2.ckpt")
+    with pytest.raises(NoSuchWeightsError, match="two or more periodic checkpoints"):
+        choose_weights(WeightSource(str(tmp_path / "last.ckpt"), {}, content={"tokenizer": "byte"}), AVERAGE)

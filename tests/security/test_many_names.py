@@ -13,7 +13,7 @@ from gpt_pretrain.data.files import LocalFiles, split_by_name
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard
 from gpt_pretrain.prepare.report import document_excerpt
 from gpt_pretrain.texts.containers.blocks import read_stream
-from gpt_pretrain.texts.containers.decompression import decompress
+from gpt_pretrain.texts.containers.decompression import ContentLimit, decompress
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.helpers.resource_limits import within
 
@@ -46,4 +46,4 @@ def test_a_compressed_file_of_many_empty_ones_is_read_quickly() -> None:
     zstandard = pytest.importorskip("zstandard")
     empty, text = (zstandard.ZstdCompressor().compress(data) for data in (b"", b"text"))
     with within(0.3, 50):
-        assert b"".join(decompress(read_stream(io.BytesIO(empty * 50_000 + text)), "zst")) == b"text"
+        assert b"".join(decompress(read_stream(io.BytesIO(empty * 50_000 + text)), "zst", ContentLimit(0))) == b"text"

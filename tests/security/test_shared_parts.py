@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from gpt_pretrain.checkpoints.formats.layouts import from_hf_config
+from gpt_pretrain.checkpoints.formats.nanochat_layout import from_nanochat_config
+from gpt_pretrain.checkpoints.recognition import file_content
 from gpt_pretrain.checkpoints.recognition.file_content import AmbiguousWeightsError, find_weights, read_weights
 from gpt_pretrain.system.pickle_rules import InertObject
 from tests.helpers.resource_limits import within
@@ -49,6 +51,13 @@ def test_a_list_of_classes_that_settings_share_is_read_to_a_limit() -> None:
     assert len(from_hf_config(fields)[1]) == 10
 
 
+@pytest.mark.parametrize("part", ["a", ["a"]])
+def test_a_size_that_is_no_number_is_not_repeated_by_another_one(part: Any) -> None:
+    with within(0.5, 50):
+        _, problems = from_nanochat_config({"hidden_size": 8, "num_attention_heads": 100_000_000, "head_dim": part})
+    assert any("head_dim=" in problem for problem in problems)
+
+
 def test_a_class_with_a_long_name_is_looked_at_once() -> None:
     parts = [InertObject(f"net.{'a' * 900}ReLU{'b' * 900}", state={"eps": 1.0}) for _ in range(5000)]
     with within(0.5, 50):
@@ -62,6 +71,21 @@ def test_no_value_of_an_attribute_is_written_out() -> None:
         value = [value, value]
     found = find_weights(module({}, WEIGHT, gelu=InertObject("torch.nn.modules.activation.GELU", state={"approximate": value})))
     assert found is not None and len(found.told["gelu_approximate"]) < 100
+
+
+def test_the_names_around_many_values_are_not_repeated_for_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_content, "MAX_NAMES", 2_000_000)
+    names = [f"{'k' * 200}{number}" for number in range(10)]
+    values: Any = dict.fromkeys(map(str, range(9000)), 0)
+    tensors = module({}, dict.fromkeys(map(str, range(9000)), WEIGHT["wte.weight"]))
+    torch.save(values, tmp_path / "flat.pth")
+    assert find_weights(module({"a": tensors}, WEIGHT)) is not None and len(read_weights(tmp_path / "flat.pth").tensors) == 9000
+    for name in names:
+        values, tensors = {name: values}, module({name: tensors}, {})
+    torch.save(values, tmp_path / "nested.pth")
+    with within(1, 15):
+        assert not read_weights(tmp_path / "nested.pth").tensors
+        assert find_weights([module({str(number): tensors}, WEIGHT) for number in range(20)]) is None
 
 
 @pytest.mark.parametrize("key", ["ema." * 300_000, b"x" * 1_000_000])

@@ -120,7 +120,8 @@ def from_nanochat_config(fields: Mapping[str, Any]) -> tuple[dict[str, Any], lis
             "4 * hidden_size."
         )
     head_dim = fields.get("head_dim")
-    if head_dim is not None and not (isinstance(width, int) and isinstance(heads, int) and head_dim * heads == width):
+    sizes = (head_dim, heads, width)  # A text times a number would fill the memory.
+    if head_dim is not None and not (all(isinstance(size, int) for size in sizes) and head_dim * heads == width):
         problems.append(
             f"head_dim={short_repr(head_dim)} is not supported; in this program's modern model it is always "
             "hidden_size / num_attention_heads."

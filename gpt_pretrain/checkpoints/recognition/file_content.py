@@ -29,8 +29,10 @@ from gpt_pretrain.system.shown_values import describe_value, short_repr
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
 MAX_FOUND, MAX_MODULES = 100, 20  # state dicts that are compared, and whole modules that are searched for tensors
-MAX_ITEMS = 50_000  # parts and tensors of a whole module, counted once for each module that shares them; a large one has 5,000
 MAX_NAME = 200  # characters of a key that become part of a name; a file can use a long key many times
+# Characters of the joined names of all values, where each value's own name counts as MAX_NAME. A file holds the names that they
+# share only once. A large module has 5,000 parts and tensors, a large state dict 46,000.
+MAX_NAMES = 10_000_000
 STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "model_state", "weights")
 # Only these settings are read. The tensors show all others, and sizes in a file's settings may be out of date.
 TOLD = ("n_heads", "drop_rate", "gelu_approximate")
@@ -208,14 +210,20 @@ def _has_embedding(tensors: dict[Any, Any]) -> bool:
 
 
 def _flatten(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of nested dicts under joined names, by which tensors are recognized."""
-    return {
-        _join((*path, name)): value
-        for path, node in itertools.islice(_nodes(content, inside_modules=False), MAX_FOUND)
-        if isinstance(node, dict)
-        for name, value in node.items()
-        if not _is_nested(value)
-    }
+    """Return the values of nested dicts under joined names, by which tensors are recognized; none if they are far too many."""
+    values, left = dict[str, Any](), MAX_NAMES
+    for path, node in itertools.islice(_nodes(content, inside_modules=False), MAX_FOUND):
+        if isinstance(node, dict):
+            left -= _names_length(path, node)
+            if left < 0:
+                return {}
+            values |= {_join((*path, name)): value for name, value in node.items() if not _is_nested(value)}
+    return values
+
+
+def _names_length(path: KeyPath, group: dict[str, Any]) -> int:
+    """Return the most characters of all names in a group, each joined with the keys that lead to it."""
+    return len(group) * (MAX_NAME + len(_join(path)))
 
 
 def _is_other_tensor(name: Any, value: Any) -> bool:
@@ -243,14 +251,14 @@ def _flatten_module(module: InertObject) -> dict[str, Any]:
     """Return the tensors of a module and its submodules under the names in its state_dict(); none if they are far too many."""
     tensors: dict[str, Any] = {}
     waiting: list[tuple[KeyPath, InertObject]] = [((), module)]
-    seen, left = set[int](), MAX_ITEMS
+    seen, left = set[int](), MAX_NAMES
     for path, node in waiting:
         if id(node) in seen:
             continue
         seen.add(id(node))
         attributes = _attributes(node)
         groups = [attributes.get(name) for name in ("_parameters", "_buffers", "_modules")]
-        left -= sum(len(group) for group in groups if isinstance(group, dict))
+        left -= sum(_names_length(path, group) for group in groups if isinstance(group, dict))
         if left < 0:
             return {}
         *values, parts = groups

@@ -77,7 +77,7 @@ def read_zip(stream: BinaryIO, *, size: int, limit: ContentLimit) -> Members:
 
     Args:
         size: Bytes of the file on the disk: the archive itself, or the file that contains it.
-        limit: Limits what this file expands to. The list of the archive's members counts too.
+        limit: Limits what this file expands to: the contents, and the list of the archive's members.
 
     Raises:
         DamagedArchiveError: If the archive is truncated or damaged.
@@ -89,7 +89,7 @@ def read_zip(stream: BinaryIO, *, size: int, limit: ContentLimit) -> Members:
             check_no_overlap(archive)
             for member in archive.infolist():
                 if not member.filename.endswith("/") and not stat.S_ISLNK(member.external_attr >> 16):
-                    yield member.filename, read_member(archive, member, window=limit.window)
+                    yield member.filename, read_member(archive, member, limit)
     except ZIP_DAMAGE as error:
         problem = "its end, which lists its files, is missing" if str(error) == NO_DIRECTORY else str(error)
         raise DamagedArchiveError(problem or type(error).__name__) from error

@@ -141,15 +141,13 @@ class _Opener:
         if layers > MAX_LAYERS:
             raise DamagedArchiveError(f"its archives are nested more than {MAX_LAYERS} levels deep")
         if kind.form in COMPRESSED:
-            # All layers keep their windows at the same time.
-            inner = self.limit.apply(decompress(blocks, kind.form, window=self.limit.window // (layers + 1)))
+            inner = decompress(blocks, kind.form, self.limit, layers=layers + 1)
             yield from self.contents(content_name(name), label, inner, layers + 1, is_member=is_member)
         elif kind.form == "tar":
             yield from self._members(label, read_tar(blocks), layers)
         elif kind.form == "zip":
             with content.seekable(self.limit) as archive:
-                found = read_zip(archive, size=self.size, limit=self.limit)
-                yield from self._members(label, ((name, self.limit.apply(blocks)) for name, blocks in found), layers)
+                yield from self._members(label, read_zip(archive, size=self.size, limit=self.limit), layers)
         elif kind.form == EMPTY:
             yield Content(label, PLAIN, blocks, self.limit)
         elif kind.is_read and is_member and self.text_field is not None:

@@ -21,6 +21,9 @@ COMPRESSED_BLOCK = 1 << 12
 # have, or MAX_KEPT times the size of the archive. Archives of zstd often state MAX_WINDOW, whatever they contain. The system
 # provides only the memory that the content touches, so such an archive is read until its content exceeds the limit.
 ALWAYS_KEPT, MAX_KEPT, MAX_WINDOW = 300_000_000, 32, 1 << 31
+# To limit time as well as memory, each compressed part of a file counts as PART bytes of its content. Inside of another archive,
+# an empty part takes nearly no space.
+PART = 1 << 12
 FRAME_HEADER = 18  # the most bytes at the beginning of a frame of zstd that state its window
 EXPANDED = f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it first"
 LARGE_WINDOW = "decompressing it takes far more memory than its size explains; if that is expected, decompress it first"
@@ -101,19 +104,20 @@ def max_content(size: int) -> int:
     return max(ALWAYS_READ, MAX_EXPANSION * size)
 
 
-def decompress(blocks: Iterable[bytes], form: str, *, window: int = MAX_WINDOW) -> Iterator[bytes]:
+def decompress(blocks: Iterable[bytes], form: str, limit: ContentLimit, *, layers: int = 1) -> Iterator[bytes]:
     """Yield the content of a compressed file in blocks of about BLOCK bytes. The file may be several files joined together.
 
     Args:
         blocks: The bytes of the compressed file.
         form: gz, bz2, xz or zst.
-        window: The most bytes of content that may be kept in memory.
+        limit: Limits what the file expands to, with all files around it.
+        layers: The number of these files and itself. All of them keep content in memory at the same time.
 
     Raises:
-        DamagedArchiveError: If the file is truncated or damaged. Everything before the damage is yielded first.
-        PackedFileError: If more of its content would have to be kept.
+        DamagedArchiveError: If the file is truncated or damaged, or expands too far. Everything before is yielded first.
+        PackedFileError: If too much of its content would have to be kept.
     """
-    yield from _join_blocks(_decompress(_split_blocks(blocks), form, window))
+    yield from limit.apply(_join_blocks(_decompress(_split_blocks(blocks), form, limit, limit.window // layers)))
 
 
 def drop_bytes(blocks: Iterable[bytes], count: int) -> Iterator[bytes]:
@@ -148,7 +152,7 @@ def _join_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-def _decompress(blocks: Iterable[bytes], form: str, window: int) -> Iterator[bytes]:
+def _decompress(blocks: Iterable[bytes], form: str, limit: ContentLimit, window: int) -> Iterator[bytes]:
     member: Decompressor | None = None
     make, n_members, is_new = _decompressors(form, window), 0, False
     for data in blocks:
@@ -158,6 +162,7 @@ def _decompress(blocks: Iterable[bytes], form: str, window: int) -> Iterator[byt
                 data = data.lstrip(b"\0") if n_members and form != "zst" else data
                 if not data:
                     break
+                limit.take(PART, EXPANDED)
                 member, n_members, is_new = make(), n_members + 1, True
             try:
                 yield from _contents(member, data, form)

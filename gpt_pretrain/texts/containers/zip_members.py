@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import chain
 
-from gpt_pretrain.texts.containers.decompression import BLOCK, DamagedArchiveError, PackedFileError, decompress
+from gpt_pretrain.texts.containers.decompression import BLOCK, ContentLimit, DamagedArchiveError, PackedFileError, decompress
 
 ZIP_DAMAGE = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
@@ -37,14 +37,14 @@ def check_no_overlap(archive: zipfile.ZipFile) -> None:
         raise DamagedArchiveError("its files overlap")
 
 
-def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, window: int) -> Iterator[bytes]:
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: ContentLimit) -> Iterator[bytes]:
     """Yield the content of a member in blocks of at most about BLOCK bytes.
 
     Args:
-        window: The most bytes of content that may be kept in memory.
+        limit: Limits what the whole archive expands to.
 
     Raises:
-        DamagedArchiveError: If it is damaged.
+        DamagedArchiveError: If it is damaged or expands too far.
         PackedFileError: If it is encrypted, or compressed with a rare method.
     """
     if member.flag_bits & ENCRYPTED:
@@ -53,7 +53,7 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, window: in
     if not is_common and member.compress_type not in FORMS:
         raise PackedFileError(f"{member.filename} is compressed with a rare method; unpack the archive first")
     try:
-        yield from _read(archive, member) if is_common else _decompress(archive, member, window)
+        yield from limit.apply(_read(archive, member)) if is_common else _decompress(archive, member, limit)
     except PackedFileError:
         raise
     except (*ZIP_DAMAGE, DamagedArchiveError) as error:
@@ -66,7 +66,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
             yield block
 
 
-def _decompress(archive: zipfile.ZipFile, member: zipfile.ZipInfo, window: int) -> Iterator[bytes]:
+def _decompress(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: ContentLimit) -> Iterator[bytes]:
     stored = copy.copy(member)
     stored.compress_type, stored.file_size = zipfile.ZIP_STORED, member.compress_size
     del stored.CRC  # the checksum of the content
@@ -74,7 +74,7 @@ def _decompress(archive: zipfile.ZipFile, member: zipfile.ZipInfo, window: int) 
     if member.compress_type == zipfile.ZIP_LZMA:
         compressed = _with_lzma_header(compressed, member)
     checksum = 0
-    for block in decompress(compressed, FORMS[member.compress_type], window=window):
+    for block in decompress(compressed, FORMS[member.compress_type], limit):
         checksum = zlib.crc32(block, checksum)
         yield block
     if checksum != member.CRC:
