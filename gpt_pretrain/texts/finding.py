@@ -83,7 +83,9 @@ def files_below(folder: Path) -> Iterator[Path]:
 
     visited, waiting, written, paths = set[str](), [folder], list[str](), RealPaths()
     while waiting:
-        for parent, folders, names in os.walk(waiting.pop(0), onerror=refuse):
+        if paths.of(str(start := waiting.pop(0))) in visited:  # Any number of links may lead to a large folder.
+            continue
+        for parent, folders, names in os.walk(start, onerror=refuse):
             real = paths.of(parent)
             if real in visited:
                 folders.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard
 from gpt_pretrain.prepare.report import document_excerpt
 from gpt_pretrain.texts.containers.blocks import read_stream
 from gpt_pretrain.texts.containers.decompression import ContentLimit, decompress
+from gpt_pretrain.texts.finding import files_below
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.helpers.resource_limits import within
 
@@ -22,6 +25,26 @@ def test_many_files_for_validation_are_found_in_linear_time() -> None:
     names = [f"test_{number}.npy" for number in range(20_000)]
     with within(0.5, 50):
         assert split_by_name([*names, "a.npy"]) == (["a.npy"], names)
+
+
+def test_a_folder_under_many_links_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "texts" / "inner").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("texts/a.txt", "texts/inner/b.txt", "elsewhere/c.txt"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "texts" / "links").mkdir()
+    for number in range(50):
+        (tmp_path / "texts" / "links" / f"{number}").symlink_to("../inner")
+        (tmp_path / "texts" / "links" / f"e{number}").symlink_to("../../elsewhere")
+    walk, started = os.walk, list[str]()
+
+    def counting(top: Path, **options: Any) -> Iterator[Any]:
+        started.append(str(top))
+        return walk(top, **options)
+
+    monkeypatch.setattr(os, "walk", counting)
+    assert sorted(file.name for file in files_below(tmp_path / "texts")) == ["a.txt", "b.txt", "c.txt"]
+    assert len(started) == 2
 
 
 def test_empty_shards_are_not_looked_at_for_each_window(tmp_path: Path) -> None:
