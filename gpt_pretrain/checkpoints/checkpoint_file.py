@@ -72,18 +72,20 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Res
         UserError: If `read` rejects all files. It is the error of the first file. Unless that file is intact, it also says that
             the others cannot be used.
     """
-    rejected: list[UserError] = []
+    first: UserError | None = None
+    rejected: list[str] = []  # The errors themselves may hold the contents of the files.
     for path in without_repetitions(paths):
         try:
             result = read(path)
         except UserError as error:
-            rejected.append(error)
+            first = first or error
+            rejected.append(str(error))
             continue
         for problem in rejected:
             log.warning("%s The newest intact checkpoint is %s.", problem, path)
         return result
-    first, *others = rejected
-    if not others or isinstance(first, NoSuchWeightsError):
+    assert first is not None
+    if len(rejected) == 1 or isinstance(first, NoSuchWeightsError):
         raise first
     *problems, last = first.problems
     none = "No other checkpoint of this run can be read either. Copy the run again if you have a copy, or start a new run."

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_SHARED = 8  # Tokens; a shorter beginning is not worth the attention mask.
+MAX_PACKED = 4096  # Tokens of a row with several sequences; the memory of its mask grows with the square of its length.
 
 
 @dataclass(frozen=True)

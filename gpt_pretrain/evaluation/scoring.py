@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.packing import PackedRow, ScoreRequest, pack_requests, positions_and_mask
+from gpt_pretrain.evaluation.packing import MAX_PACKED, PackedRow, ScoreRequest, pack_requests, positions_and_mask
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import logit_losses, token_losses
 from gpt_pretrain.model.language_model import LanguageModel
@@ -95,7 +95,8 @@ class Scorer:
         for group in groups:
             # Keeping requests in one row apart takes a mask, which the user's own model does not accept.
             packs = [[request] for request in group] if isinstance(self.model, CustomModel) else [group]
-            waiting.append([row for pack in packs for row in pack_requests(pack, most=self.context_length)])
+            most = min(self.context_length, MAX_PACKED)
+            waiting.append([row for pack in packs for row in pack_requests(pack, most=most)])
             tokens += sum(row.length for row in waiting[-1])
             if tokens >= SORTED_BATCHES * self.batch_tokens:
                 yield from self._score_waiting(waiting)
@@ -105,10 +106,7 @@ class Scorer:
     def _score_waiting(self, waiting: list[list[PackedRow]]) -> Iterator[list[TokenScores]]:
         rows = [row for group in waiting for row in group]
         results: dict[int, list[TokenScores]] = {}
-        order = sorted(range(len(rows)), key=lambda index: -rows[index].length)
-        while order:
-            n_rows = max(1, self.batch_tokens // max(rows[order[0]].length, 1))
-            batch, order = order[:n_rows], order[n_rows:]
+        for batch in self._batches(rows):
             try:
                 results |= zip(batch, self._score_batch([rows[index] for index in batch]), strict=True)
             except torch.OutOfMemoryError as error:
@@ -120,6 +118,16 @@ class Scorer:
         for group in waiting:
             yield [scores for index in range(begin, begin + len(group)) for scores in results[index]]
             begin += len(group)
+
+    def _batches(self, rows: Sequence[PackedRow]) -> Iterator[list[int]]:
+        """Yield the numbers of the rows of each batch. Only rows with several sequences need a mask, so they come last."""
+        for is_packed in (False, True):
+            kept = [index for index, row in enumerate(rows) if (len(row.requests) > 1) == is_packed]
+            order = sorted(kept, key=lambda index: -rows[index].length)
+            while order:
+                n_rows = max(1, self.batch_tokens // max(rows[order[0]].length, 1))
+                yield order[:n_rows]
+                order = order[n_rows:]
 
     @torch.no_grad()  # Under inference_mode, tensors that a model keeps could not be used in training later.
     def _score_batch(self, batch: list[PackedRow]) -> list[list[TokenScores]]:

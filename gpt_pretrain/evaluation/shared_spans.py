@@ -16,9 +16,9 @@ MAX_SEARCHED = 1 << 27  # Tokens of the long text. In a longer one, blocks sprea
 OVERLAP = 1 << 12  # Each block includes this many tokens of the next one. Longer spans across two blocks are cut.
 TABLE_BITS = 22
 MAX_OCCURRENCES = 64  # equal windows in the short texts to follow
-# Windows of a block to follow, and windows to look through for texts that are not found as a whole yet. These limits bound the
-# time for rules of dashes and the like.
-MAX_FOLLOWED, MAX_LOOKED_THROUGH = 100_000, 20_000_000
+# Windows of the short texts that are visited for a block, those of them that are followed, and windows to look through for texts
+# that are not found as a whole yet. These limits bound the time for passages that are repeated, such as rules of dashes.
+MAX_VISITED, MAX_FOLLOWED, MAX_LOOKED_THROUGH = 4_000_000, 100_000, 20_000_000
 
 
 def longest_shared_spans(texts: Sequence[np.ndarray], long_text: TokenStream, *, shortest: int) -> np.ndarray:
@@ -76,21 +76,25 @@ class _WindowIndex:
         after = np.searchsorted(self.hashes, found[starts], side="right")
         known = after > first
         covered: dict[int, int] = {}  # By the distance of both positions, the end of the last span.
-        followed = looked_through = 0
+        visited = followed = looked_through = 0
         for start, low, high in zip(starts[known].tolist(), first[known].tolist(), after[known].tolist(), strict=True):
             looked_through += high - low if high - low > MAX_OCCURRENCES else 0
             if high - low > MAX_OCCURRENCES and looked_through > MAX_LOOKED_THROUGH:
                 continue
-            for position in self._occurrences(low, high):
+            occurrences = self._occurrences(low, high)
+            visited += len(occurrences)
+            for position in occurrences:
+                if covered.get(position - start, -1) > start:
+                    continue
                 text = int(self._text_of[position])
-                if covered.get(position - start, -1) > start or self.spans[text] == self._sizes[text]:
+                if self.spans[text] == self._sizes[text]:
                     continue
                 followed += 1
                 length = self._shared_length(position, int(self._ends[text]), block, start)
                 covered[position - start] = start + max(1, length - self.shortest + 1)
                 if length >= self.shortest:
                     self.spans[text] = max(self.spans[text], length)
-            if followed > MAX_FOLLOWED:
+            if visited > MAX_VISITED or followed > MAX_FOLLOWED:
                 return
 
     def _occurrences(self, low: int, high: int) -> list[int]:

@@ -173,10 +173,10 @@ def check_folder_name(folder: Path) -> None:
 
 
 def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
-    """Yield files, but each file only once. A small archive may give one file thousands of names by hard links."""
-    seen = set[tuple[int, int]]()
+    """Yield files, but each file only once. A small archive may give one file thousands of names by links of both kinds."""
+    seen = set[str | tuple[int, int]]()
     for file in files:
-        found = _shared_files([file])
+        found = _identities([file])
         if seen.isdisjoint(found):
             yield file
         seen |= found
@@ -184,20 +184,24 @@ def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
 
 def without_shared_files(folders: Iterable[Path], names: Sequence[str]) -> Iterator[Path]:
     """Yield folders, but leave out each in which a file of these names is another name of a file in an earlier folder."""
-    seen = set[tuple[int, int]]()
+    seen = set[str | tuple[int, int]]()
     for folder in folders:
-        found = _shared_files(folder / name for name in names)
+        found = _identities(folder / name for name in names)
         if seen.isdisjoint(found):
             yield folder
         seen |= found
 
 
-def _shared_files(files: Iterable[Path]) -> set[tuple[int, int]]:
-    """Return numbers that identify those of the files that have further names. The reader of a missing file explains it."""
-    found = set[tuple[int, int]]()
+def _identities(files: Iterable[Path]) -> set[str | tuple[int, int]]:
+    """Return what identifies files under all their names: the paths without links, and numbers if there are hard links.
+
+    The reader of a missing file explains it.
+    """
+    found = set[str | tuple[int, int]]()
     for file in files:
         with suppress(OSError):
             status = file.stat()
+            found.add(os.path.realpath(file))
             if status.st_nlink > 1:
                 found.add((status.st_dev, status.st_ino))
     return found

@@ -12,18 +12,23 @@ import pytest
 import yaml
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.shared_spans import longest_shared_spans
+from gpt_pretrain.evaluation import shared_spans
+from gpt_pretrain.evaluation.packing import MAX_PACKED, ScoreRequest, pack_requests
+from gpt_pretrain.evaluation.scoring import Scorer
+from gpt_pretrain.evaluation.shared_spans import _WindowIndex, longest_shared_spans
 from gpt_pretrain.evaluation.tasks import task_files
 from gpt_pretrain.evaluation.tasks.core_tasks import read_core_tasks
 from gpt_pretrain.evaluation.tasks.few_shot import SEED, add_core_examples, add_examples
 from gpt_pretrain.evaluation.tasks.task_files import find_tasks, read_task
 from gpt_pretrain.evaluation.tasks.task_items import CoreRule, Task, TaskItem
 from gpt_pretrain.evaluation.tasks.task_scoring import check_characters
+from gpt_pretrain.model.build import new_model
+from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.evaluation.test_core_tasks import ENTRIES, make_core_folder
 from tests.evaluation.test_tasks import write_lines
 from tests.evaluation.test_text_scores import ListedTokens
-from tests.helpers.resource_limits import allocating_at_most
+from tests.helpers.resource_limits import allocating_at_most, within
 
 
 def test_equal_continuations_are_one_text(tmp_path: Path) -> None:
@@ -138,3 +143,31 @@ def test_equal_windows_of_found_texts_are_not_looked_through_for_ever() -> None:
     spans = longest_shared_spans([*texts, np.arange(1, 200)], ListedTokens(long_text.tolist()), shortest=50)
     assert time.process_time() - begin < 2.0
     assert spans[-1] == 199 and spans[0] == 250
+
+
+def test_a_passage_that_a_text_repeats_dozens_of_times_is_looked_for_in_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    passage = np.random.default_rng(0).integers(0, 250, 1500)
+    texts = np.split(np.concatenate([passage] * 50), 300)
+    for text in texts:
+        text[100] = 255  # so that no text is found as a whole
+    long_text = ListedTokens(np.concatenate([np.tile(passage, 20), np.full(300, 254)]).tolist())
+    assert longest_shared_spans(texts, long_text, shortest=50).min() >= 100
+    visited, occurrences = list[int](), _WindowIndex._occurrences
+    monkeypatch.setattr(shared_spans, "MAX_VISITED", 20_000)
+    monkeypatch.setattr(
+        _WindowIndex, "_occurrences", lambda *args: (found := occurrences(*args), visited.append(len(found)))[0]
+    )
+    longest_shared_spans(texts, long_text, shortest=50)
+    assert 20_000 < sum(visited) < 20_100
+
+
+def test_choices_after_a_very_long_question_are_read_without_a_mask() -> None:
+    question = np.arange(MAX_PACKED)
+    requests = [ScoreRequest(np.concatenate([question, np.full(9, number)]), 9) for number in range(3)]
+    short = [ScoreRequest(np.concatenate([question[:20], np.full(9, number)]), 9) for number in range(3)]
+    model = new_model(GPTConfig(vocab_size=MAX_PACKED, context_length=2 * MAX_PACKED, emb_dim=8, n_heads=1, n_layers=1)).eval()
+    with within(20, 300):
+        scores = list(Scorer(model).score_groups([requests, short]))
+    assert [len(one) for one in scores] == [3, 3]
+    packed = [row for group in (requests, short) for row in pack_requests(group, most=MAX_PACKED)]
+    assert [len(row.requests) for row in packed] == [1, 1, 1, 3]

@@ -24,6 +24,7 @@ from gpt_pretrain.system.reading import read_bytes
 from gpt_pretrain.training.distributed import fsdp
 from hydra_plugins.gpt_pretrain_sweepers import GridSweeper
 from tests.helpers.hostile_files import hostile_sweep
+from tests.helpers.resource_limits import allocating_at_most
 from tests.helpers.shown_runs import made
 
 
@@ -116,10 +117,11 @@ def test_only_some_places_of_a_stranger_s_sweep_are_looked_at(tmp_path: Path, mo
         admit_overrides(sweep, script="train", typed=set())
 
 
-def test_a_damaged_checkpoint_with_many_names_is_tried_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_damaged_checkpoint_with_many_names_is_tried_once(tmp_path: Path, link: Callable[[Path, Path], None]) -> None:
     (tmp_path / "0").write_bytes(b"")
     for number in range(1, 5):
-        os.link(tmp_path / "0", tmp_path / str(number))
+        link(tmp_path / "0", tmp_path / str(number))
     (tmp_path / "5").write_bytes(b"")
     tried = list[str]()
 
@@ -137,10 +139,22 @@ def test_a_damaged_checkpoint_with_many_names_is_tried_once(tmp_path: Path) -> N
         first_readable([tmp_path / "6"], read)
 
 
-def test_a_checkpoint_with_many_names_is_searched_once_for_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_contents_of_damaged_checkpoints_are_not_kept(tmp_path: Path) -> None:
+    def read(path: Path) -> str:
+        content = bytearray(10_000_000)
+        raise UserError(f"{path.name} is damaged: it begins with {content[0]}.")
+
+    with allocating_at_most(megabytes=25), pytest.raises(UserError, match=r"0 is damaged.* No other checkpoint"):
+        first_readable([tmp_path / str(number) for number in range(20)], read)
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_checkpoint_with_many_names_is_searched_once_for_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[[Path, Path], None]
+) -> None:
     write_checkpoint({"state_dict": {}, "architecture": {}, "tokenizer": "byte"}, tmp_path / "last.ckpt")
     for number in range(5):
-        os.link(tmp_path / "last.ckpt", tmp_path / f"step-{number}.ckpt")
+        link(tmp_path / "last.ckpt", tmp_path / f"step-{number}.ckpt")
     (tmp_path / "shards-1-aaaaaa").mkdir()
     asked, read = list[Path](), fsdp.read_checkpoint
     monkeypatch.setattr(fsdp, "read_checkpoint", lambda path, **options: asked.append(path) or read(path, **options))
