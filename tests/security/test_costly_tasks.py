@@ -154,9 +154,7 @@ def test_a_passage_that_a_text_repeats_dozens_of_times_is_looked_for_in_limited_
     assert longest_shared_spans(texts, long_text, shortest=50).min() >= 100
     visited, occurrences = list[int](), _WindowIndex._occurrences
     monkeypatch.setattr(shared_spans, "MAX_VISITED", 20_000)
-    monkeypatch.setattr(
-        _WindowIndex, "_occurrences", lambda *args: (found := occurrences(*args), visited.append(len(found)))[0]
-    )
+    monkeypatch.setattr(_WindowIndex, "_occurrences", lambda *args: (found := occurrences(*args), visited.append(len(found)))[0])
     longest_shared_spans(texts, long_text, shortest=50)
     assert 20_000 < sum(visited) < 20_100
 

@@ -219,6 +219,17 @@ def test_clipping_in_most_steps_is_reported(make_monitor: Make) -> None:
     assert found(off) == []
 
 
+def test_numbers_that_are_exactly_zero_are_reported(make_monitor: Make) -> None:
+    monitor = make_monitor()
+    evaluate(monitor, train=[0.0] * 6, val=[5.0] * 6)
+    assert "The validation loss, 5.000, is far above the training loss, 0.000" in monitor.findings[0].text
+    clipped = make_monitor("trainer.gradient_clip_val=0.5", "callbacks.doctor.clipping=0.2")
+    for step in range(100):
+        clipped.observe_step(step, 2.0, 0.8 if step % 4 == 0 else 0.0)
+    assert "its median was 0.00" in clipped.findings[0].text
+    assert "trainer.gradient_clip_val=1 limits only outliers" in clipped.findings[0].text
+
+
 def test_waiting_for_batches_is_reported(make_monitor: Make) -> None:
     monitor = make_monitor("data.num_workers=2")
     for step, share in enumerate([0.1, 0.29, 0.5, 0.2, 0.6, 0.1, 0.4]):  # at 0.2 the sign still lasts

@@ -20,6 +20,7 @@ Evaluation = tuple[int, float, float]  # optimizer step, training and validation
 RECENT_STEPS = 5  # Steps over which the current loss is averaged, since one odd batch is no spike.
 MIN_EARLIER_STEPS = 10  # Steps to compare a rise with; fewer say too little about the noise of small batches.
 MIN_GAP = 0.1  # Nats between both losses; below it, their ratio means nothing.
+MIN_SHOWN = 0.001  # Nats; a smaller loss is shown as 0.000, and may be exactly 0.
 MIN_RATIO = 1.1  # Validation loss over training loss; below it, a rise is the noise of a few batches.
 MIN_SECONDS = 2.0  # Training time over which the share of waiting is measured.
 PLATEAU_WINDOWS = 4  # Windows that a healthy run may stay at the unigram loss before it learns more.
@@ -128,8 +129,9 @@ def detect_gap(
     if not (any(above) if lasting else len(above) == thresholds.patience and all(above)):
         return None
     _, train, val = last[-1]
+    relation = f"{val / train:.1f} times" if train >= MIN_SHOWN else "far above"
     return (
-        f"The validation loss, {val:.3f}, is {val / train:.1f} times the training loss, {train:.3f}. The training text is too "
+        f"The validation loss, {val:.3f}, is {relation} the training loss, {train:.3f}. The training text is too "
         "small for this model, or the validation set is text of another kind. More text (data.path=...) helps most; a smaller "
         f"model or {_more_regularization(run, passes)} narrows the gap.{_recipe(run)}"
     )
@@ -237,7 +239,7 @@ def detect_clipping(norms: Sequence[float], *, lasting: bool, run: TrainSettings
     return (
         f"In {clipped} of the last {len(norms)} steps the gradient norm was above trainer.gradient_clip_val={limit:g}; its "
         f"median was {typical:.2f}. Clipping should only limit outliers, but here it limits most steps. "
-        f"trainer.gradient_clip_val={_round_up(2 * typical):g} limits only outliers; larger batches "
+        f"trainer.gradient_clip_val={_round_up(2 * max(limit, typical)):g} limits only outliers; larger batches "
         f"(trainer.accumulate_grad_batches={batches * 4}, {batches} now) lower the norm itself."
     )
 
