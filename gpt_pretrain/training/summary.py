@@ -134,10 +134,11 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     metrics, folder = find_callback(trainer, TrainMetrics), display_path(run_dir)
     own_model = {group: fields for group, fields in settings.custom.items() if group == "model"}
     is_out_of_time = find_callback(trainer, FinishAtLimit).is_out_of_time
+    before_resume = "" if metrics.new_tokens == module.tokens_seen else f", {metrics.new_tokens:,} of them"
     lines = [
         "",
-        f"Done: {_describe_length(trainer)}, {module.tokens_seen:,} tokens seen in {format_duration(metrics.total_seconds)} "
-        f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
+        f"Done: {_describe_length(trainer)}, {module.tokens_seen:,} tokens seen{before_resume} "
+        f"in {format_duration(metrics.total_seconds)} ({metrics.tokens_per_second:,.0f} tokens/s while training)",
         _describe_best(find_callback(trainer, SaveRun), module),
         *_describe_rough_losses(find_callback(trainer, PeriodicEvaluation), module.val_loss),
     ]

@@ -31,7 +31,8 @@ class TrainMetrics(Callback):
         every_n_steps: Optimizer steps between two rows. The first step also has a row.
 
     Attributes:
-        total_seconds: The duration of the finished training, including evaluation.
+        total_seconds: The duration of the finished training, including evaluation. What came before a resume is not in it.
+        new_tokens: The tokens seen in this time.
         tokens_per_second: The tokens per second of the finished training, without evaluation, samples and checkpoints.
     """
 
@@ -62,6 +63,7 @@ class TrainMetrics(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self.total_seconds = time.perf_counter() - self._started
+        self.new_tokens = pl_module.tokens_seen - self._training_start[1]
         self.tokens_per_second = self.mean_tokens_per_second(pl_module)
 
     def mean_tokens_per_second(self, module: GPTLitModule) -> float:

@@ -1,0 +1,27 @@
+"""The figures at the end of a resumed run: those of the whole run and those of its last part are told apart."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.helpers.training_runs import Printed, Train
+
+DONE = re.compile(r"Done: .* ([\d,]+) tokens seen(?:, ([\d,]+) of them)? in ")
+
+
+def _tokens(printed: Printed) -> list[str | None]:
+    line = next(line for line in reversed(printed()) if line.startswith("Done: "))
+    found = DONE.match(line)
+    assert found is not None, line
+    return list(found.groups())
+
+
+def test_the_time_of_a_resumed_run_has_its_own_tokens(train: Train, tmp_path: Path, printed: Printed) -> None:
+    quick = ["callbacks=minimal", "logger=none"]
+    train("trainer.max_steps=2", *quick, run_dir=tmp_path / "run")
+    ((first, part),) = [_tokens(printed)]
+    assert first is not None and part is None
+    train("trainer.max_steps=5", f"resume='{tmp_path / 'run'}'", base=[], run_dir=tmp_path / "run")
+    total, new = (int(str(count).replace(",", "")) for count in _tokens(printed))
+    assert 2 * new == 3 * int(first.replace(",", "")) and 2 * total == 5 * int(first.replace(",", ""))
