@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
+from gpt_pretrain.config.custom_targets import call_target
 from gpt_pretrain.errors import UserError
 
 
@@ -22,12 +22,7 @@ def build_custom_callbacks(custom: Mapping[str, Any]) -> list[Callback]:
     """
     callbacks = list[Callback]()
     for name, fields in custom.items():
-        try:
-            callback = instantiate(fields)
-        except Exception as error:  # Hydra wraps all exceptions of the class
-            cause = error.__cause__ or error
-            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-            raise UserError(f"callbacks.custom.{name} cannot be built: {reason}") from error
+        callback = call_target(fields, setting=f"callbacks.custom.{name}")
         if not isinstance(callback, Callback):
             kind = type(callback).__name__
             raise UserError(f"callbacks.custom.{name} is of the type {kind}, but must be a lightning.Callback.")

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from gpt_pretrain.commands.command_line.argument_checks import argument_problems, with_prefix
 from gpt_pretrain.commands.command_line.command_words import clean_word, sort_arguments
 from gpt_pretrain.commands.command_line.hydra_arguments import quote_arguments
-from gpt_pretrain.commands.command_line.hydra_errors import HYDRA_ERRORS, explain_hydra_error
+from gpt_pretrain.commands.command_line.hydra_errors import HYDRA_ERRORS, UNREADABLE, explain_hydra_error
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights
@@ -36,7 +36,7 @@ def load_settings(*overrides: str | list[str]) -> TrainSettings:
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             composed = compose("train", ["run_dir=outputs", *with_recipe_of_weights(typed)])
-        except HYDRA_ERRORS as error:
+        except (*HYDRA_ERRORS, *UNREADABLE) as error:
             raise explain_hydra_error(error, script="train") or error from error
         settings = to_settings(composed, TrainSettings)
     if problems := train_problems(settings):

@@ -10,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from gpt_pretrain.config.custom_parts import CUSTOM, take_custom_parts
-from gpt_pretrain.config.setting_names import describe_type, find_type
+from gpt_pretrain.config.setting_names import describe_type, find_type, is_declared
 from gpt_pretrain.errors import UserError
 
 Settings = TypeVar("Settings")
 WRONG_VALUE = re.compile(r"Value '(.*?)'", re.DOTALL)
+NOT_A_LIST = re.compile("is not a (?:ListConfig|DictConfig)|is not a subclass of")
 MISSING_REFERENCE = re.compile(r"Interpolation key '(.*?)' not found")
 
 
@@ -45,6 +46,8 @@ def explain_value(error: OmegaConfBaseException, schema: type) -> str | None:
     key, text = str(error.full_key), str(error.msg or error)
     if (reference := MISSING_REFERENCE.match(text)) is not None:
         return f"{key} refers to ${{{reference[1]}}}, which does not exist. --cfg job shows all settings."
+    if NOT_A_LIST.search(text) is not None and is_declared(schema, key):
+        return f"{key}: must be {describe_type(find_type(schema, key))}."
     if not isinstance(error, ValidationError) or (value := WRONG_VALUE.match(text)) is None:
         return None
     try:

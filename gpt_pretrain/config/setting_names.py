@@ -13,6 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
+from gpt_pretrain.config.settings_files import reading_problem
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import read_yaml
@@ -200,12 +202,23 @@ def group_options(group: str, folders: tuple[Path, ...] = (CONF,)) -> list[str]:
 
 @cache
 def script_groups(script: str) -> list[str]:
-    """Return the groups in a script's defaults list."""
+    """Return the groups in a script's defaults list.
+
+    Raises:
+        UserError: If the file with the list cannot be read, or lacks the list or its entry for the file's own settings.
+    """
+    file = CONF / f"{script}.yaml"
+    if (problem := reading_problem(file)) is not None:
+        raise UserError(f"{file}: {problem}")
     try:
-        defaults = read_yaml(CONF / f"{script}.yaml").get("defaults")
-    except (OSError, DamagedFileError):
-        return []
-    entries = [next(iter(one)) for one in defaults if isinstance(one, dict)] if isinstance(defaults, list) else []
+        defaults = read_yaml(file).get("defaults")
+    except DamagedFileError:
+        defaults = None
+    if not isinstance(defaults, list):
+        raise UserError(f"{file}: the list `defaults:` is missing, which names the groups of settings. Restore it.")
+    if "_self_" not in defaults:
+        raise UserError(f"{file}: the list `defaults:` lacks `- _self_`, which stands for the settings below it. Restore it.")
+    entries = [next(iter(one)) for one in defaults if isinstance(one, dict)]
     return [str(entry) for entry in entries if not str(entry).startswith("override ")]
 
 

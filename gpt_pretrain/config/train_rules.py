@@ -158,7 +158,8 @@ GRID_RULES: list[Rule] = [
 def train_problems(settings: TrainSettings) -> list[str]:
     """List the problems of train.py's settings."""
     rules = [rule for rule in TRAIN_RULES if rule[0].partition(".")[0] not in settings.custom]
-    problems = rule_problems(settings, rules) + _model_problems(settings.model) + sampler_problems(settings.sampler)
+    model = settings.model if settings.init_from is None else _with_width_of_weights(settings.model)
+    problems = rule_problems(settings, rules) + _model_problems(model) + sampler_problems(settings.sampler)
     if settings.callbacks.doctor is not None:
         problems += [f"callbacks.doctor.{problem}" for problem in rule_problems(settings.callbacks.doctor, DOCTOR_RULES)]
     if settings.callbacks.grid is not None:
@@ -213,3 +214,8 @@ def _model_problems(model: ModelSettings) -> list[str]:
             f"model.kind={model.kind} and an optimizer that suits it, such as {OPTIONS_OF_KIND[model.kind]}."
         ]
     return config_problems("model", lambda: GPTConfig(vocab_size=1, **dataclasses.asdict(model)))
+
+
+def _with_width_of_weights(model: ModelSettings) -> ModelSettings:
+    """Return the settings with a width that suits their heads, since the width of the weights is not known yet."""
+    return dataclasses.replace(model, emb_dim=2 * max(1, model.n_heads), n_kv_heads=None)

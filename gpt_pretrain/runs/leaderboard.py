@@ -40,7 +40,7 @@ class Entry:
         text_sha256: The hash of the whole text; empty if the run recorded none.
         text_name: The name of the file or the folder with the text.
         text_characters: Characters of the whole text.
-        train_ratio: Share of the text to train on. The rest is the held-out part.
+        train_ratio: Share of the text to train on. The rest is the held-out part. None if shards bring their own validation set.
         validated: Share of the held-out part that the validations read.
         seconds: Duration, from the start of the program to its end.
         budget: The run's budget.
@@ -127,7 +127,7 @@ def run_entry(folder: Path, metadata: dict[str, Any]) -> Entry | None:
         text_sha256=_text(data.get("sha256")),
         text_name=_text(_text_name(config)),
         text_characters=_whole(data.get("characters")),
-        train_ratio=_share(config.get("data.train_ratio")),
+        train_ratio=None if data.get("has_validation_set") is True else _share(config.get("data.train_ratio")),
         validated=_validated_share(config, data),
         seconds=_number(metadata.get("seconds")),
         budget=_known(config.get("budget")),

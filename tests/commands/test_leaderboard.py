@@ -52,6 +52,15 @@ def test_runs_are_ranked_within_their_text_and_their_held_out_part(tmp_path: Pat
     assert tables[-1].strip() == "machine A: A Processor, 2 cores"
 
 
+def test_shards_with_a_validation_set_of_their_own_have_no_last_part(tmp_path: Path, command: Command) -> None:
+    own = METADATA["data"] | {"has_validation_set": True}
+    make_run(tmp_path / "outputs/one", data=own, **bits(2.5))
+    make_run(tmp_path / "outputs/two", config=CONFIG.replace("0.9", "0.5"), data=own, **bits(2.25))
+    ranking = command().split("\n\n")[0]
+    assert [line.split()[:2] for line in ranking.splitlines()[2:]] == [["1", "2.2500"], ["2", "2.5000"]]
+    assert "validated on" not in ranking
+
+
 def test_runs_of_earlier_versions_are_ranked_by_their_metrics(tmp_path: Path) -> None:
     earlier = {"best_val_loss": 4.5, "best_step": 7, "steps": 12}
     make_run(tmp_path / "with_metrics", result=earlier)

@@ -47,6 +47,27 @@ def custom_groups(overrides: Sequence[str], *, folders: Sequence[Path]) -> set[s
     return found
 
 
+def endless_defaults(folders: Sequence[Path]) -> list[str]:
+    """Return a message for each option whose list of defaults leads back to itself."""
+    problems = []
+    for file in (file for folder in folders for file in sorted(folder.glob("*/*.yaml"))):
+        option = f"{file.parent.name}/{file.stem}"
+        if option in _options_behind(option, folders):
+            problems.append(f"{file}: its list `defaults:` leads back to {option} itself. Remove this entry.")
+    return problems
+
+
+def _options_behind(option: str, folders: Sequence[Path]) -> set[str]:
+    """Return the options in the defaults list of an option, and those in their lists."""
+    found, waiting = set[str](), [option]
+    while waiting:
+        one = waiting.pop()
+        listed = {name for content in _read_options(one, folders) for name in _default_options(content, one.rpartition("/")[0])}
+        waiting += listed - found
+        found |= listed
+    return found
+
+
 def is_custom_field(override: str, groups: Set[str]) -> bool:
     """Return whether an override sets a field of one of these groups."""
     group, dot, _ = override_key(override).partition(".")

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import is_dataclass
 from typing import Any, get_origin
 
 from gpt_pretrain.commands.command_line.command_words import SCHEMAS
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.other_programs import counterpart
 from gpt_pretrain.config.overrides import override_key, quote_value, short_form, split_override, takes_unit
-from gpt_pretrain.config.setting_names import describe_type, is_declared, names_within, nearest_settings, same_names
+from gpt_pretrain.config.setting_names import (
+    describe_type,
+    group_options,
+    is_declared,
+    names_within,
+    nearest_settings,
+    same_names,
+)
 from gpt_pretrain.system.shell import quote_word
 
 TOGETHER = {"logger", "callbacks"}  # groups that can have several options at once
@@ -65,6 +73,8 @@ def wrong_type(override: str, hint: Any, value: Any) -> str:
     key, _, typed = override.partition("=")
     if not typed:
         return f"{key}= has no value. It must be {describe_type(hint)}."
+    if is_dataclass(hint) and isinstance(value, str) and group_options(key):
+        return f"{override}: the list `defaults:` in conf/ has no line for this group. Restore the line `- {key}: OPTION`."
     remedy = ""
     if value is None and hint in (str, str | None) and typed != "null":  # Hydra reads some characters only within quotation marks
         if takes_unit(key):
