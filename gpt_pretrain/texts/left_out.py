@@ -7,7 +7,7 @@ import os
 from pathlib import PurePath
 
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.recognition.file_kinds import COMPRESSED, FileKind
+from gpt_pretrain.system.recognition.file_kinds import ARROW, COMPRESSED, FileKind
 from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
 
@@ -57,7 +57,8 @@ class LeftOut:
 
     def add(self, kind: FileKind, path: str) -> None:
         """Count a file."""
-        self._advice = self._advice or (kind.advice if " without a " in kind.name else "")
+        if kind.name == ARROW.name or (not self._advice and " without a " in kind.name):  # JSON beside Arrow files describes them
+            self._advice = kind.advice
         kind = FileKind(kind.name)  # Kinds that differ only in their encoding count as one.
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._first.setdefault(kind, PurePath(path).name)
@@ -72,7 +73,7 @@ class LeftOut:
         return f": {', '.join(parts)}{more}" if parts else ""
 
     def advice(self) -> str:
-        """Return how to read JSON or tables that were left out because their text is in another field, or ""."""
+        """Return how to read a dataset, or JSON and tables that were left out because their text is in another field, or ""."""
         return f". {self._advice.rstrip('.')}" if self._advice else ""
 
     def report(self, where: str) -> None:

@@ -235,6 +235,16 @@ def test_a_folder_with_weights_is_no_folder_of_shards(tmp_path: Path) -> None:
     assert is_shard_path(str(tmp_path))
 
 
+def test_a_folder_of_the_package_datasets_gets_the_command_that_reads_it(tmp_path: Path) -> None:
+    table = pa.table({"text": ["One.", "Two."]})
+    with pa.ipc.new_stream(str(tmp_path / "data-00000-of-00001.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    (tmp_path / "dataset_info.json").write_text('{"citation": "", "description": ""}')
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    with pytest.raises(UserError, match=r"1 Arrow file .*gpt-pretrain prepare dataset=FOLDER out=CORPUS\.$"):
+        find_text_files(str(tmp_path))
+
+
 def test_what_is_left_out_of_an_archive_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with zipfile.ZipFile(tmp_path / "books.zip", "w") as archive:
         archive.writestr("book.txt", "A text. " * 20)

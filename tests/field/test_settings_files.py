@@ -53,6 +53,18 @@ OPTIONS = {
         "experiment/own: optimizer: adamw stands in place of a group of settings.",
         "In its place, write `- optimizer: adamw` in the list `defaults:`.",
     ),
+    "no_text": (
+        "experiment/own.yaml",
+        "# @package _global_\nstart_context: no\n",
+        "experiment/own.yaml: start_context is a text, but YAML reads it as False.",
+        "Put it within quotation marks.",
+    ),
+    "no_name": (
+        "model/own.yaml",
+        TINY.replace("init: gpt2", "init: on"),
+        "model/own.yaml: model.init is a text, but YAML reads it as True.",
+        "Put it within quotation marks.",
+    ),
     "not_a_list": (
         "experiment/own.yaml",
         "# @package _global_\noptimizer:\n  betas: 0.9, 0.95\n",

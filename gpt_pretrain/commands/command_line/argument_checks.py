@@ -30,7 +30,7 @@ from gpt_pretrain.commands.command_line.command_words import (
     explain_stray,
     schema_of,
 )
-from gpt_pretrain.commands.command_line.custom_options import custom_groups, is_custom_field
+from gpt_pretrain.commands.command_line.custom_options import custom_groups, is_custom_field, misread_texts
 from gpt_pretrain.commands.command_line.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.commands.command_line.setting_messages import several_values, unknown_setting, wrong_type
 from gpt_pretrain.config.conversion import to_settings
@@ -74,6 +74,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
     problems += _flag_problems(arguments, script=script)
     if COMPLETION.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
+        problems += misread_texts(arguments.overrides, folders=arguments.config_folders, script=script)
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)
         for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
             check = partial(override_problems, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.commands.command_line.command_words import schema_of
+from gpt_pretrain.commands.command_line.hydra_grammar import setting_values
 from gpt_pretrain.config.custom_parts import CUSTOM, CUSTOM_GROUPS, TARGET
 from gpt_pretrain.config.overrides import override_key, split_override
+from gpt_pretrain.config.setting_names import find_type, is_declared
 from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import read_yaml
@@ -32,6 +35,31 @@ def custom_groups(overrides: Sequence[str], *, folders: Sequence[Path]) -> set[s
     """
     typed = {override_key(override) for override in overrides}
     found = {group for group in CUSTOM_GROUPS if f"{group}.{TARGET}" in typed}
+    for option, content in _chosen_contents(overrides, folders):
+        parts = {name: content.get(name) for name in CUSTOM_GROUPS} | {option.partition("/")[0]: content}
+        found.update(name for name in CUSTOM_GROUPS if isinstance(part := parts[name], dict) and TARGET in part)
+    return found
+
+
+def misread_texts(overrides: Sequence[str], *, folders: Sequence[Path], script: str) -> list[str]:
+    """List the words in files of settings that YAML takes for true or false, such as no, although their settings are texts.
+
+    Args:
+        folders: The folders with the options of groups.
+        script: "train", "generate", "evaluate" or "serve".
+    """
+    problems, schema = [], schema_of(script)
+    for option, content in [(script, read_yaml(CONF / f"{script}.yaml")), *_chosen_contents(overrides, folders)]:
+        group, slash, _ = option.partition("/")
+        parts = {group: content} if slash and is_declared(schema, group) else content
+        for key, value in (pair for name, part in parts.items() for pair in setting_values(name, part)):
+            if isinstance(value, bool) and is_declared(schema, key) and find_type(schema, key) in (str, str | None):
+                problems.append(f"{option}.yaml: {key} is a text, but YAML reads it as {value}. Put it within quotation marks.")
+    return problems
+
+
+def _chosen_contents(overrides: Sequence[str], folders: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the options that overrides choose, and those in their lists of defaults, each with its content."""
     chosen = [choice for choice in map(split_override, overrides) if any((folder / choice[0]).is_dir() for folder in folders)]
     waiting = [f"{group}/{name}" for group, value in chosen for name in OPTION.findall(value)]
     seen = set[str]()
@@ -39,12 +67,9 @@ def custom_groups(overrides: Sequence[str], *, folders: Sequence[Path]) -> set[s
         if (option := waiting.pop()) in seen:
             continue
         seen.add(option)
-        group = option.partition("/")[0]
         for content in _read_options(option, folders):
-            parts = {name: content.get(name) for name in CUSTOM_GROUPS} | {group: content}
-            found.update(name for name in CUSTOM_GROUPS if isinstance(part := parts[name], dict) and TARGET in part)
+            yield option, content
             waiting += _default_options(content, option.rpartition("/")[0])
-    return found
 
 
 def endless_defaults(folders: Sequence[Path]) -> list[str]:
