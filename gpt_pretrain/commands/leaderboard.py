@@ -42,8 +42,8 @@ def leaderboard_command(arguments: list[str]) -> None:
     entries, unknown = _collect(settings.sources, out)
     if unknown:
         print_escaped(
-            f"{format_count(unknown, 'run')} of an earlier version left out, because they recorded no bits per byte. "
-            f"{script_command('evaluate.py')} checkpoint=RUN measures the bits per byte of a run.",
+            f"{format_count(unknown, 'run')} left out, because no bits per byte were recorded: the vocabulary lacks parts of the "
+            f"text, or an earlier version made the run; {script_command('evaluate.py')} checkpoint=RUN then measures them.",
             file=sys.stderr,
         )
     if not entries:
