@@ -61,7 +61,7 @@ def test_a_half_of_a_pair_is_no_question_of_the_encoding(tmp_path: Path) -> None
         ),
         ({"data": [{"text": "one"}]}, "to make the objects in data records of their own: jq -c '.data[]' FILE > new.jsonl"),
         ({"a b": [{"text": "one"}]}, "no field text in an object with a b)"),
-        ({"text": {"body": "one"}}, "text is not a string (it is an object)"),
+        ({"text": {"body": "one"}}, "text is not a string (it is an object; a dot leads into it, as in text.body)"),
     ],
 )
 def test_a_table_in_another_shape_is_explained(tmp_path: Path, content: object, said: str) -> None:

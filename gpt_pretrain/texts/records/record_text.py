@@ -75,7 +75,7 @@ def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = Fa
     if isinstance(value, bytes):
         value = _decode(value)
     if not isinstance(value, str):
-        raise InvalidRecordError("text is not a string", f"it is {describe_value(value)}{_by_columns(value)}")
+        raise InvalidRecordError("text is not a string", f"it is {describe_value(value)}{_inside(value, text_field)}")
     if not is_json and not value.isascii() and (found := NOT_UTF8_BYTE.search(value)) is not None:
         byte = ord(found[0]) - 0xDC00
         raise InvalidRecordError(NOT_UTF8, f"invalid byte 0x{byte:02x} at character {found.start()}")
@@ -139,10 +139,14 @@ def _parse_int(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(strict=False, parse_int=_parse_int)
 
 
-def _by_columns(value: Any) -> str:
-    """Return a hint if a value is a whole column of a table, as pandas writes tables by default."""
-    if not isinstance(value, dict) or not value or not all(isinstance(name, str) and name.isdecimal() for name in value):
+def _inside(value: Any, text_field: str) -> str:
+    """Return a hint if a value is an object with a text in it, or a column of a table, as pandas writes tables by default."""
+    if not isinstance(value, dict) or not value:
         return ""
+    if not all(isinstance(name, str) and name.isdecimal() for name in value):
+        texts = (name for name, inner in value.items() if isinstance(inner, str) and FIELD_NAME.fullmatch(str(name)))
+        name = next(texts, None)
+        return "" if name is None else f"; a dot leads into it, as in {text_field}.{name}"
     return (
         ", as in a table that was saved by columns: pandas saves records with to_json('new.jsonl', orient='records', lines=True)"
     )
