@@ -9,7 +9,7 @@ Shapes: B windows of a batch, T tokens of a window.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,11 +202,34 @@ def _describe(batch: Any) -> str:
 
 
 def _hash_windows(*sets: LoaderWindows) -> str:
-    """Return a checksum of the number of windows in each set, and of windows spread evenly over it."""
+    """Return a checksum of the number of windows in each set, and of windows spread evenly over it. Check their targets.
+
+    Raises:
+        UserError: If the windows of a set have no targets, or targets that are not the next tokens.
+    """
     digest = hashlib.sha256()
     for windows in sets:
         digest.update(len(windows).to_bytes(8, "little"))
-        for index in np.unique(np.linspace(0, len(windows) - 1, min(HASHED, len(windows))).astype(np.int64)):
-            for ids in windows[np.array([index])]:
-                digest.update(ids.numpy().tobytes())
+        indices = np.unique(np.linspace(0, len(windows) - 1, min(HASHED, len(windows))).astype(np.int64))
+        samples = [windows[np.array([index])] for index in indices]
+        if (problem := targets_problem(samples)) is not None:
+            raise UserError(f"{GROUP}.{TARGET}={windows.name}: {problem}")
+        for ids in (ids for batch in samples for ids in batch):
+            digest.update(ids.numpy().tobytes())
     return digest.hexdigest()
+
+
+def targets_problem(samples: Sequence[Batch]) -> str | None:
+    """Return why nothing can be learned from the targets of windows, or None."""
+    marked = [(batch[0], batch[1], batch[1] != IGNORED) for batch in samples]
+    counted = [(token_ids[known], target_ids[known]) for token_ids, target_ids, known in marked if known.any()]
+    if samples and not counted:
+        return f"all of its target_ids are {IGNORED}, which is not counted. Give the token after each token as its target."
+    if all(token_ids.equal(target_ids) for token_ids, target_ids in counted) and any(
+        len(token_ids.unique()) > 1 for token_ids, _ in counted
+    ):
+        return (
+            "each target is the token itself, so the model would learn to copy. Targets are not shifted by this program: give "
+            "row[:-1] as token_ids and row[1:] as target_ids."
+        )
+    return None

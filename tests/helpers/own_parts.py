@@ -159,6 +159,18 @@ class Outside(Collated):
         return ids + 5000, ids
 
 
+class Unshifted(Collated):
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        ids = torch.stack([ids for ids, _ in samples])
+        return ids, ids.clone()
+
+
+class Ignored(Collated):
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        ids = torch.stack([ids for ids, _ in samples])
+        return ids, torch.full_like(ids, -100)
+
+
 class Wordless:
     """Cannot be built, and does not say why."""
 

@@ -1,5 +1,6 @@
 """Try as a stranger to reach the processes that train together, and to harm one by a message."""
 
+import errno
 import json
 import os
 import socket
@@ -105,6 +106,15 @@ def test_ranks_that_this_program_starts_listen_on_loopback_only(tmp_path: Path, 
     monkeypatch.setenv("MASTER_ADDR", socket.gethostname())  # a leftover of another training
     launch.run_ranks(tmp_path / "rank.py", [], devices=2, run_dir=tmp_path, launch_info={"num_nodes": 1})
     assert addresses(tmp_path) <= {"127.0.0.1", "::1"}
+
+
+def test_a_loopback_interface_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1 does not answer \(Network is unreachable\)\. .*ip link set lo up"):
+        rendezvous.listen_on_loopback(0)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ JOB = "GPT_PRETRAIN_JOB"  # a random name that all starts of one torchrun job sh
 STORE_SOCKET = "GPT_PRETRAIN_STORE_SOCKET"  # the file descriptor of the listening socket of rank 0's store
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACES = ("lo", "lo0")  # Linux's and macOS's name
+LOOPBACK_SECONDS = 10.0  # for a connection within this machine
 POLL_SECONDS = 0.02
 
 
@@ -55,8 +56,9 @@ def listen_on_loopback(port: int) -> socket.socket:
         port: 0 takes a free one.
 
     Raises:
-        UserError: If another program has the port.
+        UserError: If another program has the port, or nothing can connect to this address.
     """
+    _check_loopback()
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # An ended training's connections may linger.
     try:
@@ -68,6 +70,24 @@ def listen_on_loopback(port: int) -> socket.socket:
             raise UserError(port_in_use(port)) from error
         raise
     return listener
+
+
+def _check_loopback() -> None:
+    """Check that processes of this machine can connect to each other. Otherwise PyTorch would try for half an hour.
+
+    Raises:
+        UserError: If they cannot, as in a container whose loopback interface is down.
+    """
+    try:
+        with socket.socket() as listener:
+            listener.bind((LOOPBACK, 0))
+            listener.listen()
+            socket.create_connection(listener.getsockname(), timeout=LOOPBACK_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"The processes of this training cannot connect to each other: {LOOPBACK} does not answer "
+            f"({error.strerror or error}). Start the interface (ip link set lo up), or train in one process: trainer.devices=1"
+        ) from error
 
 
 def port_in_use(port: int | str) -> str:
