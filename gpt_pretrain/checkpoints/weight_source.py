@@ -292,7 +292,10 @@ def _own_tensors(content: Mapping[str, Any], key: str, path: Path, *, sharded: b
 
 def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:
     if not isinstance(content["state_dict"], dict) or not isinstance(content.get("tokenizer"), str):
-        raise UserError(f"{path} is not a complete checkpoint of this program: it lacks its tensors or the tokenizer's name.")
+        raise UserError(
+            f"{path} is not a complete checkpoint of this program: it lacks its tensors or the tokenizer's name. If a Trainer of "
+            "your own has saved it, save the weights with torch.save(module.model.state_dict(), 'model.pth')."
+        )
     try:
         declared = GPTConfig.from_dict(content["architecture"]).to_dict()
     except UserError as error:

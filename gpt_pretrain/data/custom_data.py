@@ -226,7 +226,7 @@ def targets_problem(samples: Sequence[Batch]) -> str | None:
     if samples and not counted:
         return f"all of its target_ids are {IGNORED}, which is not counted. Give the token after each token as its target."
     if all(token_ids.equal(target_ids) for token_ids, target_ids in counted) and any(
-        len(token_ids.unique()) > 1 for token_ids, _ in counted
+        len(set(token_ids.tolist())) > 1 for token_ids, _ in counted
     ):
         return (
             "each target is the token itself, so the model would learn to copy. Targets are not shifted by this program: give "

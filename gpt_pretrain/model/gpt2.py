@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kernels.attention import causal_attention
 from gpt_pretrain.model.kernels.dropout import Dropout
@@ -81,6 +82,11 @@ class GPTModel(LanguageModel):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
+        if config.kind != "gpt2":
+            raise UserError(
+                f"GPTModel is a GPT-2, but the config has kind={config.kind}. Build the model with new_model(config) of "
+                "gpt_pretrain.model.build, or choose a GPT-2, such as model=tiny."
+            )
         self.pos_emb = nn.Embedding.from_pretrained(torch.empty(config.context_length, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
         self.drop_emb = Dropout(config.drop_rate)
         self.trf_blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))

@@ -45,6 +45,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: generate(model(), ids(1), 3, top_k=2.5), "top_k=2.5: must be a whole number."),
     (lambda: generate(model(), ids(1), 3, temperature=None), "temperature=None: must be a number."),
     (lambda: build_tokenizer(None), "tokenizer=None: must be a name such as 'gpt2' or 'byte', or a folder or file"),
+    (
+        lambda: GPTModel(GPTConfig(vocab_size=9, **vars(load_settings("model=modern_tiny").model))),
+        "GPTModel is a GPT-2, but the config",
+    ),
     (lambda: load_settings(5), "an override=5: must be a text, such as 'model=tiny'."),
     (lambda: load_settings(["model=tiny", 5]), "an override=5: must be a text"),
     (lambda: load_settings("model = tiny"), "model = tiny: there is no such setting. Did you mean model?"),

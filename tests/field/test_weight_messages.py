@@ -81,7 +81,11 @@ def content(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokenizer": 3}, "x.ckpt is not a complete checkpoint of this program: it lacks its tensors or the tokenizer's name."),
+        (
+            {"tokenizer": 3},
+            "x.ckpt is not a complete checkpoint of this program: it lacks its tensors or the tokenizer's name. If a Trainer of your "
+            "own has saved it, save the weights with torch.save(module.model.state_dict(), 'model.pth').",
+        ),
         ({"tokenizer_definition": 3}, "x.ckpt is damaged: its tokenizer_definition is not a tensor of bytes."),
     ],
     ids=["tokenizer", "definition"],
