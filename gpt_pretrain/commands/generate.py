@@ -52,12 +52,11 @@ def generate_texts(config: DictConfig) -> None:
 def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None) -> None:
     check_early((weight_names(settings) or [settings.checkpoint])[0])
     with loading_libraries():
-        from gpt_pretrain.commands.named_weights import open_named_weights
+        from gpt_pretrain.commands.named_weights import load_text_model, open_named_weights
         from gpt_pretrain.generation.config import SamplerConfig
-        from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
-        from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_prompt
-        from gpt_pretrain.system.devices import pick_device, prepare_computing
-        from gpt_pretrain.system.terminal import escape_line, print_escaped
+        from gpt_pretrain.generation.prompts import PromptOptions, continue_prompt
+        from gpt_pretrain.system.devices import prepare_computing
+        from gpt_pretrain.system.terminal import print_escaped
 
     prepare_computing()
     # A prompt that cannot be read is refused before the weights are loaded.
@@ -67,18 +66,14 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
     for warning in generate_warnings(settings, sampler):
         print_escaped(f"warning: {warning}", file=sys.stderr)
     (weights,) = open_named_weights(settings)
-    tokenizer = weights.build_tokenizer(settings.tokenizer)
-    model = weights.build(device=pick_device(settings.device))
-    precision, reason = pick_decoding_precision(settings.precision, model)
-    print_escaped(f"({escape_line(weights.name)}; precision {precision}: {reason})", file=sys.stderr)
-    ready = TextModel(decoding_model(model, dtype=PRECISIONS[precision]), tokenizer)
+    ready, model = load_text_model(weights, settings)
     options = PromptOptions(settings.n_samples, settings.seed, settings.stop, settings.logprobs)
     if answers is not None:
         _write_answers(answers, ready, sampler, options, prompts=_numbered(settings, prompts))
         return
     texts = []
     for prompt in prompts:
-        if (problem := _prompt_problem(prompt, model, tokenizer, pretrained=settings.pretrained is not None)) is not None:
+        if (problem := _prompt_problem(prompt, model, ready.tokenizer, pretrained=settings.pretrained is not None)) is not None:
             print_escaped(f"warning: {problem}", file=sys.stderr)
         texts += continue_prompt(ready, prompt, sampler, options, needs_output=keep is None)
         if keep is None and lost_output() is not None:
@@ -86,7 +81,7 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
     if keep is not None:
         from gpt_pretrain.evaluation.generated_text import save_measured_texts
 
-        save_measured_texts(keep, model, texts, weights.content, tokenizer)
+        save_measured_texts(keep, model, texts, weights.content, ready.tokenizer)
 
 
 def _prompt_problem(prompt: str, model: LanguageModel, tokenizer: Tokenizer, *, pretrained: bool) -> str | None:

@@ -172,16 +172,9 @@ def _training_count(weights: Weights, field: str) -> int | None:
 
 
 def _load(weights: Weights, settings: ServeSettings) -> TextModel:
-    from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
-    from gpt_pretrain.generation.prompts import TextModel
-    from gpt_pretrain.system.devices import pick_device
-    from gpt_pretrain.system.terminal import escape_line, print_escaped
+    from gpt_pretrain.commands.named_weights import load_text_model
 
-    tokenizer = weights.build_tokenizer(settings.tokenizer)
-    model = weights.build(device=pick_device(settings.device))
-    precision, reason = pick_decoding_precision(settings.precision, model)
-    print_escaped(f"({escape_line(weights.name)}; precision {precision}: {reason})", file=sys.stderr)
-    ready = TextModel(decoding_model(model, dtype=PRECISIONS[precision], batch_size=settings.max_rows), tokenizer)
+    ready, _ = load_text_model(weights, settings, batch_size=settings.max_rows)
     _ = ready.banned  # computed now, so that the first request does not wait
     return ready
 

@@ -62,7 +62,7 @@ def tokenizer_command(arguments: list[str]) -> None:
     if problems:
         raise UserError(problems)
     for sentence in unused_arguments(settings):
-        _print_progress(sentence)
+        print_escaped(sentence, file=sys.stderr)
     samples = train_vocabulary(settings)
     if trial is None:
         print_escaped('For a suggested size, from ten minutes of short trainings, add: trial="model=tiny"')
@@ -110,9 +110,10 @@ def _suggest_size(settings: VocabularySettings, trial: TrainSettings, samples: V
     smallest, largest = tokenizers[0].vocab_size, tokenizers[-1].vocab_size
     total_bytes = samples.corpus_bytes * min(trial.trainer.max_epochs, MAX_PASSES)
     plan = plan_trials(trial, tokenizers, samples.held_out, total_bytes=total_bytes, seconds=60 * settings.trial_minutes)
-    _print_progress(
+    print_escaped(
         f"Training {settings.trial} with {len(tokenizers)} vocabularies of {smallest:,} to {largest:,} tokens, on "
-        f"{format_si(plan.text_bytes, 'B')} of text each, takes about {format_duration(plan.seconds)}. Ctrl-C ends it."
+        f"{format_si(plan.text_bytes, 'B')} of text each, takes about {format_duration(plan.seconds)}. Ctrl-C ends it.",
+        file=sys.stderr,
     )
     points = run_trials(
         trial,
@@ -120,7 +121,9 @@ def _suggest_size(settings: VocabularySettings, trial: TrainSettings, samples: V
         samples.training,
         samples.held_out,
         plan,
-        report=lambda point: _print_progress(f"  {point.vocab_size:,} tokens: {point.bits_per_byte:.3f} bits per byte"),
+        report=lambda point: print_escaped(
+            f"  {point.vocab_size:,} tokens: {point.bits_per_byte:.3f} bits per byte", file=sys.stderr
+        ),
     )
     lines = describe_suggestion(points, bytes_per_token=plan.bytes_per_token, total_bytes=total_bytes)
     print_escaped("\n".join(["", f"Vocabulary size for {settings.trial}:", *lines]))
@@ -145,7 +148,3 @@ def _trial_tokenizers(settings: VocabularySettings, samples: VocabularySamples) 
     if len(tokenizers) < MIN_SIZES:
         raise UserError(f"trial: this text has only {tokenizers[-1].vocab_size:,} tokens, too few to compare sizes.")
     return tokenizers
-
-
-def _print_progress(text: str) -> None:
-    print_escaped(text, file=sys.stderr)

@@ -17,8 +17,8 @@ from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.data.shards.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
-from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files, unfinished_tasks
-from gpt_pretrain.prepare.corpus_folder import PLAN, WORK, check_output_folder, folder_not_writable
+from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files
+from gpt_pretrain.prepare.corpus_folder import WORK, check_output_folder, folder_not_writable
 from gpt_pretrain.prepare.encoding import (
     EncodingOptions,
     collect_rejected,
@@ -34,16 +34,16 @@ from gpt_pretrain.prepare.encoding import (
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool, interruptible
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.report import FAILED, print_failed_files, print_report, print_summary
+from gpt_pretrain.prepare.resuming import check_old_rules_can_go_on, has_old_rules, start_or_resume
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, total_counts
 from gpt_pretrain.prepare.shards import write_shards
 from gpt_pretrain.prepare.tokenizing import cached_encoder, cached_tokenizer
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import write_json, write_text
-from gpt_pretrain.system.recognition.file_kinds import LINES, PARQUET
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, find_inputs
-from gpt_pretrain.tokenizers.base import END_OF_TEXT, fingerprint, token_itemsize
+from gpt_pretrain.tokenizers.base import fingerprint, token_itemsize
 from gpt_pretrain.tokenizers.build import is_location_of_tokenizer
 from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import WORTHWHILE
 from gpt_pretrain.tokenizers.saving import tokenizer_files
@@ -53,7 +53,6 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The settings that a corpus depends on, besides the inputs and the tokenizer.
 CONTENT_SETTINGS = ("text_field", "as_text", "document_separator", "shard_tokens", "val_fraction", "val_tokens", "dedup")
 MAX_FAILED_OF_TASK = 100_000  # A cluster's task stops after this many files that cannot be read to their end.
-
 TEXT_RULES = 2  # Increase it when the same text gets other tokens: an unfinished corpus must not mix both.
 
 
@@ -84,7 +83,7 @@ def prepare_corpus(settings: PrepareSettings) -> bool:
     else:
         with _explain_disk_errors(folder), interruptible() as interrupt, corpus_folder.lock_corpus(folder):
             work = {"tasks": len(_group_inputs(settings, inputs)), "text_rules": TEXT_RULES}
-            plan = _start_or_resume(folder, description | {"source": inputs.stamps, "work": work}, overwrite=settings.overwrite)
+            plan = start_or_resume(folder, description | {"source": inputs.stamps, "work": work}, overwrite=settings.overwrite)
             manifest, counts = _write_corpus(settings, inputs, plan, folder, interrupt)
             for name, content in tokenizer_files(cached_tokenizer(settings.tokenizer)).items():
                 write_text(folder / name, content)
@@ -167,11 +166,11 @@ def _write_corpus(
         settings.max_rejected,
         settings.max_failed_files,
         rejected_file,
-        records_as_is=_has_old_rules(plan),
+        records_as_is=has_old_rules(plan),
         fast=inputs.size is None or inputs.size >= WORTHWHILE,
     )
     if options.records_as_is:
-        _check_old_rules_can_go_on(inputs, task_folders, folder)
+        check_old_rules_can_go_on(inputs, task_folders, folder)
     if options.fast:
         _report_slow_encoding(settings.tokenizer)
     if settings.executor is not None:
@@ -284,61 +283,6 @@ def _describe(settings: PrepareSettings, inputs: CorpusInputs) -> dict[str, Any]
         options["val_fraction"] = None
     about = {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": fingerprint(tokenizer)}
     return {"tokenizer": about | {"end_of_text": tokenizer.eos_id}, "source": inputs.source, "options": options}
-
-
-def _start_or_resume(folder: Path, description: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
-    """Write the plan of a new preparation and return it, or return the folder's plan if it is the same.
-
-    Args:
-        overwrite: Delete the corpus in the folder first, unless an interrupted run of the same command has done so.
-
-    Raises:
-        UserError: If the folder contains another corpus, or other files.
-    """
-    plan, new_plan = corpus_folder.read_plan(folder), description | {"overwrite": overwrite}
-    if overwrite and plan != new_plan:
-        corpus_folder.clear_corpus(folder)
-        plan = None
-    elif plan is not None and plan | {"overwrite": None} != new_plan | {"overwrite": None} and not _has_tokens(folder):
-        corpus_folder.clear_corpus(folder)  # No tokens are lost, for example after a wrong text_field=.
-        plan = None
-    if plan is None:
-        corpus_folder.check_no_conflicts(folder)
-        write_json(folder / WORK / PLAN, new_plan)
-        return new_plan
-    if _has_old_rules(plan):
-        del description["work"]["text_rules"]
-    corpus_folder.check_same(plan, description, folder=folder, state="unfinished")
-    print_escaped(f"{folder}: resuming an interrupted preparation.", file=sys.stderr)
-    return plan
-
-
-def _has_old_rules(plan: dict[str, Any]) -> bool:
-    """Return whether a preparation was started by the rules of an earlier version.
-
-    Those rules did not unify line ends, and did not encode an end-of-text marker in a text as a token.
-    """
-    work = plan.get("work")
-    return not isinstance(work, dict) or "text_rules" not in work
-
-
-def _check_old_rules_can_go_on(inputs: CorpusInputs, task_folders: list[Path], folder: Path) -> None:
-    """Check that the rest of an earlier version's corpus can be encoded in the same way as its beginning.
-
-    Raises:
-        UserError: If some of the remaining files were read differently, or if the journal counts their bytes differently.
-    """
-    kinds = [file.kind for file in inputs.files]
-    if any((kind.content or kind.form) not in (LINES, PARQUET) for kind in kinds) and unfinished_tasks(task_folders):
-        raise UserError(
-            f"{folder} contains an unfinished corpus of an earlier version of gpt-pretrain, which turned line ends and "
-            f"{END_OF_TEXT} in a text into other tokens. Finish it with that version, or start over with overwrite=true."
-        )
-
-
-def _has_tokens(folder: Path) -> bool:
-    """Return whether an interrupted preparation has encoded any tokens."""
-    return total_counts(sorted((folder / WORK).glob("task-*"))).tokens > 0
 
 
 @contextmanager

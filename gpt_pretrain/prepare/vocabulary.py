@@ -57,13 +57,14 @@ def train_vocabulary(settings: VocabularySettings) -> VocabularySamples:
     samples = _read_samples(settings, folder)
     training, held_out = samples.training, samples.held_out
     many_words = f" {MANY_WORDS}" * training.limit_words()
-    _print_progress(
+    print_escaped(
         f"Training {format_count(settings.vocab_size, 'token')} on {format_si(training.n_bytes, 'B')} of text"
-        f"{'' if training.is_complete else f', a sample of the corpus{many_words} (sample_bytes=)'} ..."
+        f"{'' if training.is_complete else f', a sample of the corpus{many_words} (sample_bytes=)'} ...",
+        file=sys.stderr,
     )
     start = time.monotonic()
     tokenizer = _train(settings, training, folder)
-    _print_progress(f"Trained in {format_duration(time.monotonic() - start)}.")
+    print_escaped(f"Trained in {format_duration(time.monotonic() - start)}.", file=sys.stderr)
     if _write(tokenizer, folder):
         print_escaped(f"warning: out={settings.out} held another vocabulary. This one has replaced it.", file=sys.stderr)
     if tokenizer.vocab_size < settings.vocab_size:
@@ -216,7 +217,7 @@ def _check_rejected(
             "contains the text, or raise max_rejected=."
         )
     if at_end and counts.rejected:
-        _print_progress(f"Left out: {format_count(counts.rejected, 'unusable record')}. First: {first}.")
+        print_escaped(f"Left out: {format_count(counts.rejected, 'unusable record')}. First: {first}.", file=sys.stderr)
 
 
 def _train(settings: VocabularySettings, sample: TextSample, folder: Path) -> VocabularyTokenizer:
@@ -252,7 +253,3 @@ def _write(tokenizer: VocabularyTokenizer, folder: Path) -> bool:
     except OSError as error:
         raise folder_not_writable(folder, error) from error
     return replaces
-
-
-def _print_progress(text: str) -> None:
-    print_escaped(text, file=sys.stderr)

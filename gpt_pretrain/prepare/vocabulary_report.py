@@ -24,7 +24,8 @@ FEW_BYTES = 100  # Bytes of text per token of the vocabulary; with less, most to
 
 def describe_vocabulary(tokenizer: Tokenizer, training: TextSample, held_out: TextSample) -> list[str]:
     """Return the lines of the report."""
-    samples = {"training text": _first_texts(training), "held-out text": _first_texts(held_out)}
+    given = {"training text": training, "held-out text": held_out}
+    samples = {name: list(sample.texts(until=MEASURED_BYTES)) for name, sample in given.items()}
     others = [load_tiktoken(name) for name in OTHERS if is_installed(name)]
     uses = np.zeros(tokenizer.vocab_size, np.int64)
     rows = [["bytes per token", f"this one ({tokenizer.vocab_size:,})", *(f"{one.name} ({one.vocab_size:,})" for one in others)]]
@@ -53,17 +54,6 @@ def script_of(char: str) -> str | None:
     if not unicodedata.category(char).startswith("L"):
         return None
     return unicodedata.name(char, "other").partition(" ")[0].capitalize().replace("Cjk", "Chinese")
-
-
-def _first_texts(sample: TextSample) -> list[str]:
-    """Return the first texts of a sample, up to MEASURED_BYTES."""
-    texts, size = list[str](), 0
-    for text in sample.texts():
-        if size >= MEASURED_BYTES:
-            break
-        texts.append(text)
-        size += len(text.encode())
-    return texts
 
 
 def _count_tokens(tokenizer: Tokenizer, texts: Iterable[str], uses: np.ndarray | None = None) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.recognition.ebcdic import LETTERS as EBCDIC
+from gpt_pretrain.system.recognition.encodings import begins_as_utf8
 from gpt_pretrain.system.recognition.file_kinds import ARRAY, HEAD, LINES, OBJECTS, ROWS
 from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
 from gpt_pretrain.system.recognition.old_encodings import best_of_alphabet, convert_command, decodes, likely_encodings, quote_path
@@ -118,11 +119,7 @@ def _valid_share(block: bytes) -> float:
 
 def _ends_in_character(rest: bytes) -> bool:
     """Return whether bytes end within a character that begins as UTF-8 does."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(rest)
-    except UnicodeDecodeError:
-        return False
-    return len(rest) < 4
+    return len(rest) < 4 and begins_as_utf8(rest)
 
 
 def _is_utf8_with_surrogates(block: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import re
 from collections.abc import Iterator
 
@@ -84,10 +85,14 @@ class TextSample:
         self.n_bytes = sum(len(piece) for _, piece in self._pieces)
         return data, -negative
 
-    def texts(self) -> Iterator[str]:
-        """Yield the pieces in the order of their hashes."""
+    def texts(self, *, until: float = math.inf) -> Iterator[str]:
+        """Yield the pieces in the order of their hashes, until they have this many bytes."""
+        size = 0
         for _, data in sorted(self._pieces, reverse=True):
+            if size >= until:
+                break
             yield data.decode()
+            size += len(data)
 
 
 def cut_pieces(text: str) -> Iterator[str]:

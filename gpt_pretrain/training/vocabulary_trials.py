@@ -143,13 +143,7 @@ def _write_text(
     folder: Path, settings: DataSettings, training: TextSample, held_out: TextSample, *, n_bytes: float
 ) -> DataSettings:
     """Write the text of the trials to a file, with the held-out part last. Return the settings that split it there."""
-    parts, size = list[str](), 0
-    for text in training.texts():
-        if size >= n_bytes:
-            break
-        parts.append(text)
-        size += len(text.encode())
-    train = END_OF_TEXT.join(parts)
+    train = END_OF_TEXT.join(training.texts(until=n_bytes))
     val = END_OF_TEXT + END_OF_TEXT.join(held_out.texts()).encode()[:HELD_OUT_BYTES].decode(errors="ignore")
     file = folder / "text.txt"
     file.write_text(train + val, encoding="utf-8", newline="")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +21,6 @@ from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.commands.command_line.command_words import sort_arguments
 from gpt_pretrain.commands.command_line.hydra_arguments import apply_resume, check_arguments
 from gpt_pretrain.commands.command_line.stored_overrides import admit_overrides
-from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
@@ -37,10 +33,8 @@ from gpt_pretrain.system.formatting import format_rounded
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.fitting import TooManyTokensError
 from gpt_pretrain.training.callbacks.save import SaveRun
-from gpt_pretrain.training.planning import measurements
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.unused_settings import unused_settings
-from tests.conftest import ROOT
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -81,56 +75,6 @@ def test_a_resumed_run_has_no_other_folder(tmp_path: Path, key: str) -> None:
 def test_a_tiny_temperature_takes_the_most_likely_token(temperature: float) -> None:
     chosen = sample_next(torch.tensor([[0.0, 2.0, 1.0]]), SamplerConfig(1, temperature, top_k=2))
     assert chosen.tolist() == [1]
-
-
-INTERRUPTED_IMPORT = """
-import sys, time
-from gpt_pretrain.system.interrupts import handle_interrupts
-handle_interrupts()
-try:
-    import interrupted
-    while True:
-        time.sleep(1)
-except KeyboardInterrupt:
-    sys.exit(sys.modules["interrupted"].complete)
-"""
-
-
-def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
-    (tmp_path / "interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\ncomplete = 5\n")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], env=os.environ | {"PYTHONPATH": path}, timeout=60)
-    assert done.returncode == 5
-
-
-def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
-    (tmp_path / "interrupted.py").write_text("import signal\n" + "signal.raise_signal(signal.SIGINT)\n" * 2 + "complete = 5\n")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], env=os.environ | {"PYTHONPATH": path}, timeout=60)
-    assert done.returncode == -signal.SIGINT
-
-
-def test_a_long_wait_for_an_import_is_explained(tmp_path: Path) -> None:
-    slow = "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(0.5)\ncomplete = 5\n"
-    (tmp_path / "interrupted.py").write_text(f"from gpt_pretrain.system import interrupts\ninterrupts.PATIENCE = 2\n{slow}")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    command = [sys.executable, "-c", INTERRUPTED_IMPORT]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("Press Ctrl-C again to end at once.")) == (5, 1)
-
-
-def test_ctrl_c_ends_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted:
-        interrupted = True
-
-        def fit(self, *_args: object, **_kwargs: object) -> None:
-            raise SystemExit(1)  # as Lightning does
-
-    monkeypatch.setattr(measurements, "build_trainer", lambda *_args, **_kwargs: Interrupted())
-    setup = mock.MagicMock()
-    setup.settings.trainer = TrainerSettings()
-    with pytest.raises(KeyboardInterrupt):
-        measurements.measure_run(setup, mock.MagicMock(), checkpoint_bytes=1)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_an_unfinished_corpus_of_records_of_an_earlier_version_goes_on_by_its_ru
     records, documents = tmp_path / "a.jsonl", [f"one\r\n{MARKER}", *(f"document {number} " * 9 for number in range(20))]
     records.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_has_old_rules", lambda plan: True)
+        patch.setattr(pipeline, "has_old_rules", lambda plan: True)
         interrupt_before_shards([records], tmp_path / "out")
     corpora.prepare(records, out=tmp_path / "out", **SHORT)
     found = corpora.texts(tmp_path / "out", "train") + corpora.texts(tmp_path / "out", "val")

@@ -6,6 +6,9 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
+from gpt_pretrain.commands.report import write_report
+
+MAX_BYTES = 2_000_000
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -59,3 +62,13 @@ def check_self_contained(page: Page) -> None:
     (policy,) = [value for value in page.values("content") if "default-src" in value]
     assert "default-src 'none'" in policy and "script-src" not in policy
     assert all(page.values("alt", "img"))
+
+
+def report(folder: Path) -> Page:
+    """Write the report page of a folder, and read it."""
+    file = write_report(folder)
+    assert file == folder / "report.html"
+    assert file.stat().st_size < MAX_BYTES
+    page = Page(file)
+    check_self_contained(page)
+    return page

@@ -157,7 +157,7 @@ def test_finished_segments_and_shards_are_not_written_again(tmp_path: Path, smal
     monkeypatch.setattr(encoding, "encode_batch", lambda *a, **k: encoded.append(1) or real_encode(*a, **k))
     monkeypatch.setattr(shards, "write_shard", lambda job: written.append(job.name) or real_write(job))
     monkeypatch.setattr(pipeline, "write_json", lambda path, _: kill() if path.name == "manifest.json" else path.write_text("{}"))
-    monkeypatch.setattr(pipeline, "_start_or_resume", lambda folder, description, overwrite: description)
+    monkeypatch.setattr(pipeline, "start_or_resume", lambda folder, description, overwrite: description)
     with pytest.raises(Killed):
         corpora.prepare(*inputs, out=tmp_path / "out", **SHORT)
     first = len(encoded), len(written)

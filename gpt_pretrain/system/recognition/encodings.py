@@ -85,7 +85,7 @@ def detect_encoding(head: bytes) -> TextEncoding | None:
     for mark, name in MARKS:
         if head.startswith(mark):
             return TextEncoding(name, has_mark=True)
-    if control_share(head) <= MANY_CONTROLS and _is_utf8(head):
+    if control_share(head) <= MANY_CONTROLS and begins_as_utf8(head):
         return TextEncoding("utf-8")
     wide = next((TextEncoding(name) for name in WIDE if _is_text_in(head, name)), None)
     is_text = control_share(head) <= MANY_CONTROLS or _has_only_nuls_besides_text(head)
@@ -102,7 +102,7 @@ def control_share(data: bytes) -> float:
     return (count_controls(data) - data.count(b"\x1b") - data.count(b"\b") - data.count(b"\x1e{")) / max(len(data), 1)
 
 
-def _is_utf8(head: bytes) -> bool:
+def begins_as_utf8(head: bytes) -> bool:
     """Return whether the first bytes of a text are UTF-8. The last character may be incomplete."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
@@ -168,7 +168,7 @@ def _has_only_nuls_besides_text(head: bytes) -> bool:
     n_nuls = text.count(b"\0")
     if b"\0\0" in text or n_nuls > SEPARATING * len(text) or (text.isascii() and len(re.split(rb"[\0\s]", text, maxsplit=1)) < 2):
         return False
-    return control_share(text.replace(b"\0", b"")) <= MANY_IN_TEXT and _is_utf8(text)
+    return control_share(text.replace(b"\0", b"")) <= MANY_IN_TEXT and begins_as_utf8(text)
 
 
 def is_partly_utf_16(head: bytes) -> bool:
