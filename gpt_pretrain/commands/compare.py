@@ -58,7 +58,10 @@ def compare_command(arguments: list[str]) -> None:
 def format_comparison(runs: Sequence[RunContents]) -> str:
     """Format the runs, the settings and facts that differ, and the results as tables."""
     numbers = [str(number) for number in range(1, len(runs) + 1)]
-    folders = [[number, *_folder_and_state(run)] for number, run in zip(numbers, runs, strict=True)]
+    folders = [
+        [number, display_path(run.folder), str(run.metadata.get("state", "unknown"))]
+        for number, run in zip(numbers, runs, strict=True)
+    ]
     differing = differing_settings(runs)
     settings = [[key, *(_shorten(run.config.get(key, "-")) for run in runs)] for key in differing[:MAX_SETTINGS]]
     if len(differing) > MAX_SETTINGS:
@@ -167,10 +170,6 @@ def _legend(run: RunContents, differing: Sequence[str]) -> str:
     if not 0 < len(differing) <= MAX_LEGEND_SETTINGS:
         return run.folder.resolve().name
     return ", ".join(f"{key}={run.config.get(key, '-')}" for key in differing)
-
-
-def _folder_and_state(run: RunContents) -> list[str]:
-    return [display_path(run.folder), str(run.metadata.get("state", "unknown"))]
 
 
 def _facts(runs: Sequence[RunContents]) -> dict[str, list[str]]:

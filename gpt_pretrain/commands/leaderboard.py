@@ -95,7 +95,8 @@ def _collect(names: Sequence[str], out: Path | None) -> tuple[list[Entry], int]:
                 if not found and not without:
                     print_escaped(f"{name}: there is no trained run in this folder.", file=sys.stderr)
                 # A folder below outputs/ is searched anyway, so naming it adds nothing.
-                entries, unknown = entries + found, unknown + (0 if _is_below_outputs(path) else without)
+                is_searched = path.resolve().is_relative_to(OUTPUTS.resolve())
+                entries, unknown = entries + found, unknown + (0 if is_searched else without)
             elif not path.exists():
                 problems.append(f"{name}: no such file or folder. Give results files (.json) or folders with runs.")
             else:
@@ -105,10 +106,6 @@ def _collect(names: Sequence[str], out: Path | None) -> tuple[list[Entry], int]:
     if problems:
         raise UserError(problems)
     return merge(entries), unknown
-
-
-def _is_below_outputs(path: Path) -> bool:
-    return path.resolve().is_relative_to(OUTPUTS.resolve())
 
 
 def _describe_part(entry: Entry) -> str:

@@ -82,7 +82,7 @@ def _check_writable(folder: Path, *, setting: str | None) -> None:
     """
     try:
         check_folder_name(folder)
-        _make_folder(folder)
+        _made_folders.extend(one for one in (folder, *folder.parents) if not one.exists())
         make_writable_folder(folder)
     except UserError as error:
         sys.exit(print_error(error))
@@ -93,11 +93,6 @@ def _check_writable(folder: Path, *, setting: str | None) -> None:
             remedy = f"A resumed run continues in its own folder. Copy it first: {copy}, then resume=FOLDER."
         problem = f"{folder}: this folder cannot be written ({error.strerror or error}). {remedy}"
         sys.exit(print_error(UserError(problem)))
-
-
-def _make_folder(folder: Path) -> None:
-    _made_folders.extend(one for one in (folder, *folder.parents) if not one.exists())
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove_empty_folders() -> None:

@@ -301,12 +301,8 @@ def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[
     return {
         name: entry
         for name, (entry, hashes) in finished.items()
-        if all(_has_hash(folder / file, hashes[file]) for file in hashes)
+        if all((folder / file).is_file() and sha256(folder / file) == hashes[file] for file in hashes)
     }
-
-
-def _has_hash(file: Path, expected: str) -> bool:
-    return file.is_file() and sha256(file) == expected
 
 
 def _append_finished(folder: Path, entry: dict[str, Any]) -> None:

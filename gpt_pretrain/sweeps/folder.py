@@ -95,7 +95,7 @@ def read_stored_overrides(folder: Path) -> tuple[list[str], list[str]]:
         UserError: If they cannot be read.
     """
     file = folder / SWEEP_SETTINGS
-    stored = _read_hydra_settings(file).get("overrides")
+    stored = read_hydra_settings(folder).get("overrides")
     parts = [stored.get(name) for name in ("hydra", "task")] if isinstance(stored, dict) else []
     texts = [[text for text in part if isinstance(text, str)] for part in parts if isinstance(part, list)]
     if texts != parts or len(texts) != 2:
@@ -109,13 +109,19 @@ def read_stored_choices(folder: Path) -> dict[str, str]:
     Raises:
         UserError: If the sweep's settings cannot be read.
     """
-    runtime = _read_hydra_settings(folder / SWEEP_SETTINGS).get("runtime")
+    runtime = read_hydra_settings(folder).get("runtime")
     choices = runtime.get("choices") if isinstance(runtime, dict) else None
     found = choices if isinstance(choices, dict) else {}
     return {str(group): name for group, name in found.items() if isinstance(name, str) and re.fullmatch(r"\w{1,100}", name)}
 
 
-def _read_hydra_settings(file: Path) -> dict[str, Any]:
+def read_hydra_settings(folder: Path) -> dict[str, Any]:
+    """Return Hydra's settings of a sweep; empty if they are no mapping.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    file = folder / SWEEP_SETTINGS
     try:
         hydra = read_yaml(file, max_bytes=MAX_SETTINGS_BYTES, within=file.parent).get("hydra")
     except (OSError, DamagedFileError) as error:

@@ -31,14 +31,12 @@ from gpt_pretrain.runs.report.page_parts import (
 )
 from gpt_pretrain.runs.report.run_page import setup_facts
 from gpt_pretrain.sweeps.chart import sweep_figure
-from gpt_pretrain.sweeps.folder import CHART, LADDER, MAX_SETTINGS_BYTES, STUDY, SUMMARY, SWEEP_SETTINGS, SWEEP_SIGNATURE
+from gpt_pretrain.sweeps.folder import CHART, LADDER, STUDY, SUMMARY, SWEEP_SETTINGS, SWEEP_SIGNATURE, read_hydra_settings
 from gpt_pretrain.sweeps.results import BITS_PER_BYTE, Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
 from gpt_pretrain.system.checkout import script_command
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shell import join_words
-from gpt_pretrain.system.yaml_files import read_yaml
 
 MAX_JOBS = 200  # jobs in the table and the chart
 TABLE_CHARACTERS = 120_000
@@ -139,8 +137,8 @@ def _sweep_facts(settings: dict[str, Any]) -> list[tuple[str, str]]:
 def _sweep_settings(folder: Path) -> dict[str, Any]:
     """Return Hydra's settings of the sweep, or an empty dict if they are missing or damaged."""
     try:
-        return metadata_section(read_yaml(folder / SWEEP_SETTINGS, max_bytes=MAX_SETTINGS_BYTES, within=folder), "hydra")
-    except (OSError, DamagedFileError):
+        return read_hydra_settings(folder)
+    except UserError:
         return {}
 
 

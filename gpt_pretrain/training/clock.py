@@ -1,10 +1,12 @@
-"""Measure the time spent on training alone, for tokens per second."""
+"""Measure the time spent on training alone, and the time since a request to stop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+STOP_GRACE_SECONDS = 5.0  # for work beside the training when the run is asked to stop
 
 
 class TrainingClock:
@@ -40,3 +42,25 @@ class TrainingClock:
             yield
         finally:
             self.resume()
+
+
+class StopAskedError(Exception):
+    """Work beside the training takes too long after the run has been asked to stop."""
+
+
+class StopWatch:
+    """End work beside the training that goes on for long after the run has been asked to stop."""
+
+    def __init__(self) -> None:
+        self._seen: float | None = None  # time at which the request was first noticed
+
+    def check(self, stop_asked: bool) -> None:
+        """Check that no request to stop was noticed long ago.
+
+        Raises:
+            StopAskedError: If one was.
+        """
+        if stop_asked:
+            self._seen = time.monotonic() if self._seen is None else self._seen
+            if time.monotonic() - self._seen >= STOP_GRACE_SECONDS:
+                raise StopAskedError

@@ -47,11 +47,10 @@ MAX_SIGN = 100  # characters
 
 def describe_start(setup: TrainingSetup, model: LanguageModel) -> str:
     """Return lines about the model, the data, the length, the cost and the folder of a run, and warnings."""
-    settings, data, start = setup.settings, setup.data, setup.start
-    plan = make_plan(settings, data, model.config, first_step=start.step, parameters=model.num_parameters())
-    context = CheckContext(settings, data, model.config, plan, start)
-    warnings = find_warnings(settings, data, model.config, plan, start, overridden=setup.overridden)
-    warnings += time_warnings(context, estimated_times(context))
+    settings, data = setup.settings, setup.data
+    plan = make_plan(settings, data, model.config, first_step=setup.start.step, parameters=model.num_parameters())
+    context = CheckContext(settings, data, model.config, plan, setup.start, setup.overridden)
+    warnings = find_warnings(context) + time_warnings(context, estimated_times(context))
     if setup.budget is None:  # a budget has chosen the batch
         warnings += [] if (costly := costly_orthogonalization(context)) is None else [costly]
     return "\n".join(

@@ -156,7 +156,9 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         samples,
         _build_early_stopping(settings.callbacks),
         LossCurve(losses, folder=run_dir, tokens_per_epoch=per_epoch) if chosen.loss_curve and main else None,
-        _build_progress_bar(setup) if chosen.progress_bar and main else None,
+        ProgressBar(total_steps=setup.total_steps, max_epochs=total_epochs(data, settings.trainer))
+        if chosen.progress_bar and main
+        else None,
         save,
         metadata if main else None,
         StopOnSignal(save),
@@ -233,7 +235,3 @@ def _build_samples(setup: TrainingSetup, run_dir: Path) -> Samples:
 def _build_early_stopping(chosen: CallbacksSettings) -> EarlyStopping | None:
     stop = chosen.early_stopping
     return None if stop is None else EarlyStopping("val/loss", patience=stop.patience, min_delta=stop.min_delta)
-
-
-def _build_progress_bar(setup: TrainingSetup) -> ProgressBar:
-    return ProgressBar(total_steps=setup.total_steps, max_epochs=total_epochs(setup.data, setup.settings.trainer))

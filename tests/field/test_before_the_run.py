@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
 from gpt_pretrain.config.conversion import to_settings
-from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.schema import CheckpointSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training import lit_module
 from gpt_pretrain.training.callbacks import time_left
@@ -170,9 +170,7 @@ def warnings_for(compose_train: Callable[..., DictConfig], tmp_path: Path) -> Wa
         settings = to_settings(compose_train(*SOUND, f"data.path='{tmp_path / 'text.txt'}'", *overrides), TrainSettings)
         data, config, plan = plan_run(settings)
         context = CheckContext(settings, data, config, plan)
-        return checks.find_warnings(settings, data, config, plan) + time_checks.time_warnings(
-            context, time_checks.estimated_times(context)
-        )
+        return checks.find_warnings(context) + time_checks.time_warnings(context, time_checks.estimated_times(context))
 
     return find
 
@@ -279,10 +277,12 @@ def test_a_gpu_that_pytorch_cannot_use_is_said(warnings_for: Warnings, monkeypat
     ],
 )
 def test_hours_without_a_checkpoint_are_said(steps: int | None, minutes: float | None, expected: str | None) -> None:
-    text = time_checks.late_checkpoint(steps=steps, minutes=minutes, per_epoch=1000, left=5000, step_seconds=10.0)
+    text = time_checks.late_checkpoint(CheckpointSettings(steps, minutes, keep=1), per_epoch=1000, left=5000, step_seconds=10.0)
     assert (text is None) == (expected is None)
     assert text is None or expected is None or text.startswith(expected)
-    assert time_checks.late_checkpoint(steps=None, minutes=None, per_epoch=1000, left=100, step_seconds=10.0) is None
+    assert (
+        time_checks.late_checkpoint(CheckpointSettings(None, None, keep=1), per_epoch=1000, left=100, step_seconds=10.0) is None
+    )
 
 
 def test_a_time_limit_before_the_end_of_the_schedule_is_said_while_it_matters(

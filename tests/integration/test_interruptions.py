@@ -18,6 +18,7 @@ from gpt_pretrain.commands.verify_resume import equal_contents, find_difference,
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.runs.samples import read_samples
+from gpt_pretrain.training import clock
 from gpt_pretrain.training.callbacks import samples
 from gpt_pretrain.training.distributed import requeue
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -88,7 +89,7 @@ def test_a_signal_ends_a_long_sample_and_the_run_resumes_exactly(
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
         patch.setattr(samples, "generate_stream", sending)
-        patch.setattr(samples, "STOP_GRACE_SECONDS", 0.0)
+        patch.setattr(clock, "STOP_GRACE_SECONDS", 0.0)
         train(*overrides, run_dir=parts)
     assert caught.value.code == 128 + signal.SIGTERM
     assert len(generated) == (35 if grid else 3)

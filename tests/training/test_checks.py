@@ -38,7 +38,7 @@ def warnings_for(compose_train: Callable[..., DictConfig], tmp_path: Path) -> Ca
 
     def find(*overrides: str) -> list[str]:
         settings = to_settings(compose_train(*SOUND, f"data.path='{text}'", *overrides), TrainSettings)
-        return checks.find_warnings(settings, *plan_run(settings))
+        return checks.find_warnings(CheckContext(settings, *plan_run(settings)))
 
     return find
 
@@ -227,6 +227,6 @@ def test_a_container_s_memory_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_the_default_run_is_warned_about_its_short_text(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(), TrainSettings)
-    text, windows = checks.find_warnings(settings, *plan_run(settings))
+    text, windows = checks.find_warnings(CheckContext(settings, *plan_run(settings)))
     assert "5,165 training tokens for 29M parameters" in text
     assert "only 2 validation windows" in windows

@@ -102,7 +102,7 @@ def test_an_evaluation_that_a_stop_cuts_short_is_made_up_for(
     def asked_to_stop(*arguments: object, **named: object) -> object:
         calls.append(1)
         if len(calls) == 2:
-            raise callback._StopAskedError
+            raise callback.StopAskedError
         return score(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(callback, "score_held_out", asked_to_stop)

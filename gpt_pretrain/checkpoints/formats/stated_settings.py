@@ -51,6 +51,7 @@ def other_settings(values: Mapping[Any, Any], *, context_length: int | None = No
     Args:
         context_length: The model's context length, if it is known. A local window of this size changes nothing.
     """
+    whole = context_length or math.inf
     heads = as_count(next((values[name] for name in HEAD_COUNTS if name in values), None))
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, str | int | float):
@@ -64,11 +65,7 @@ def other_settings(values: Mapping[Any, Any], *, context_length: int | None = No
         elif OTHER_MODEL_NAME.fullmatch(name) and number:
             yield f"its settings have {stated}, which GPT-2 does not have."
         # The settings of a data loader may have a window too, but no heads.
-        elif name in WINDOW_NAMES and heads is not None and _is_between(number, 0, context_length or math.inf):
+        elif name in WINDOW_NAMES and heads is not None and isinstance(number, int | float) and 0 < number < whole:
             yield f"its settings have {stated}, but GPT-2 attends to all earlier tokens."
         elif name in KV_HEAD_NAMES and heads is not None and as_count(value) != heads:
             yield f"its settings have {stated}, but GPT-2 has one for each of its {short_repr(heads)} heads."
-
-
-def _is_between(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and low < value < high

@@ -288,9 +288,8 @@ def _read_settings(content: Any, weights: FileContent) -> None:
             problems |= dict.fromkeys(other_settings(values, context_length=sizes.get("context_length")))
         if all(isinstance(as_count(values.get(name)), int) for name in ("n_embd", "n_layer")):
             if "block_size" in values:
-                declared = from_nanogpt_args(
-                    {name: values[name] for name in NANOGPT_FIELDS.keys() & values.keys()} | _bias(values)
-                )
+                names = {*NANOGPT_FIELDS, "bias"} & values.keys()
+                declared = from_nanogpt_args({name: values[name] for name in names})
             elif "n_positions" in values or "n_ctx" in values:
                 declared, found = from_hf_config({"model_type": "gpt2"} | values)
                 problems |= dict.fromkeys(found)
@@ -301,10 +300,6 @@ def _read_settings(content: Any, weights: FileContent) -> None:
                 weights.told.setdefault(name, declared[name])
     weights.problems = list(problems)
     weights.likely_heads = counts.pop() if len(counts) == 1 else None
-
-
-def _bias(values: dict[str, Any]) -> dict[str, Any]:
-    return {"bias": values["bias"]} if "bias" in values else {}
 
 
 def _read_module(module: InertObject, weights: FileContent) -> None:

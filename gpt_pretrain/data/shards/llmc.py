@@ -30,7 +30,8 @@ def is_llmc(files: Files) -> bool:
 
 def find_llama3_shard(files: Files) -> str | None:
     """Return the name of a shard that llm.c has made for Llama 3, or None."""
-    return next((name for name in files.names() if name.endswith(".bin") and _read_magic(files, name) == LLAMA3_MAGIC), None)
+    magic = LLAMA3_MAGIC.to_bytes(4, "little")
+    return next((name for name in files.names() if name.endswith(".bin") and files.read(name, 0, 4) == magic), None)
 
 
 def open_llmc(files: Files) -> TokenCorpus:
@@ -60,10 +61,6 @@ def _shard_names(files: Files) -> tuple[list[str], list[str]]:
     names = [name for name in files.names() if name.endswith(".bin")]
     train, val = ([name for name in names if re.search(rf"_{part}(_.*)?\.bin$", name)] for part in ("train", "val"))
     return (train, val) if train else split_by_name(names)
-
-
-def _read_magic(files: Files, name: str) -> int:
-    return int.from_bytes(files.read(name, 0, 4), "little")
 
 
 def _read_count(files: Files, name: str) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.packing import ScoreRequest, common_length
-from gpt_pretrain.evaluation.scoring import Scorer, TokenScores
+from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.evaluation.tasks.task_items import SEPARATOR, CoreRule, Task, TaskItem
 from gpt_pretrain.evaluation.tasks.task_results import TaskResult
 from gpt_pretrain.tokenizers.base import Tokenizer
@@ -40,7 +40,7 @@ def score_task(scorer: Scorer, task: Task, tokenizer: Tokenizer, *, report: Call
             correct.append(float(scores[0].is_top.all()))
             losses.append(float(sums[0]))
         elif task.core is not None:
-            correct.append(float(_mean_losses(scores).argmin() == item.label))
+            correct.append(float(np.array([one.losses.mean(dtype=np.float64) for one in scores]).argmin() == item.label))
         else:
             correct.append(float(sums.argmin() == item.label))
             by_length.append(float((sums / np.array(item.sizes)).argmin() == item.label))
@@ -162,10 +162,6 @@ def encode_core_item(item: TaskItem, rule: CoreRule, tokenizer: Tokenizer) -> li
     compared = sequences if rule.kind == "multiple_choice" else [*sequences, begin + tokenizer.encode(item.contexts[0].strip())]
     n_common = min(common_length([np.array(ids) for ids in compared]), shortest - 1)
     return [(ids, len(ids) - n_common) for ids in sequences]
-
-
-def _mean_losses(scores: Sequence[TokenScores]) -> np.ndarray:
-    return np.array([one.losses.mean(dtype=np.float64) for one in scores])
 
 
 def _check_lengths(n_before: int, n_after: int, most: int, *, task: Task, item: TaskItem) -> None:

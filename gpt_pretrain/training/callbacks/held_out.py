@@ -21,17 +21,12 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.formatting import format_duration
 from gpt_pretrain.training.callbacks.metrics import log_metrics
 from gpt_pretrain.training.callbacks.weight_average import WeightAverage
+from gpt_pretrain.training.clock import StopAskedError, StopWatch
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import gather_model
 from gpt_pretrain.training.lit_module import GPTLitModule
 
-STOP_GRACE_SECONDS = 5.0  # for an evaluation in progress when the run is asked to stop
-
 log = logging.getLogger(__name__)
-
-
-class _StopAskedError(Exception):
-    """An evaluation takes too long after the run has been asked to stop."""
 
 
 class HeldOutEvaluation(Callback):
@@ -130,9 +125,10 @@ class HeldOutEvaluation(Callback):
         if model is None:
             return []
         try:
+            watch = StopWatch()
             with scoring(model, batch_tokens=self.batch_tokens) as scorer:
-                return score_held_out(scorer, self.held_out, report=_StopWatch(module).check)
-        except _StopAskedError:
+                return score_held_out(scorer, self.held_out, report=lambda _: watch.check(module.wants_stop))
+        except StopAskedError:
             steps = f"{self._step:,}"
             log.info("The evaluation after %s steps is left out until the run resumes, because it was asked to stop.", steps)
             return None
@@ -141,22 +137,6 @@ class HeldOutEvaluation(Callback):
                 log.warning("The held-out texts and tasks have no result after %d steps: %s", self._step, error)
             self._failed = True
             return []
-
-
-class _StopWatch:
-    """End an evaluation that goes on for long after the run has been asked to stop."""
-
-    def __init__(self, module: GPTLitModule) -> None:
-        self.module = module
-        self._seen: float | None = None
-
-    def check(self, _: int) -> None:
-        if not self.module.wants_stop:
-            return
-        if self._seen is None:
-            self._seen = time.monotonic()
-        if time.monotonic() - self._seen >= STOP_GRACE_SECONDS:
-            raise _StopAskedError
 
 
 def held_out_batch(settings: TrainSettings) -> int:

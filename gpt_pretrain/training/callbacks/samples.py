@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -26,18 +25,14 @@ from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.tokenizers.base import Tokenizer, decode, missing_ids
 from gpt_pretrain.tokenizers.splitting import encode_prompt
+from gpt_pretrain.training.clock import StopAskedError, StopWatch
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import gather_model
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 ROWS = 40  # rows of a table in TensorBoard; the table is rewritten after each epoch
-STOP_GRACE_SECONDS = 5.0  # for texts in progress when the run is asked to stop
 
 log = logging.getLogger(__name__)
-
-
-class _StopAskedError(Exception):
-    """A sample takes too long after the run has been asked to stop."""
 
 
 class Samples(Callback):
@@ -79,7 +74,7 @@ class Samples(Callback):
         self.file = file
         self.samples: list[Sample] = []
         self._banned_ids: list[int] | None = None
-        self._stop_seen: float | None = None  # time at which a sample first noticed the request to stop
+        self._watch = StopWatch()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         if self.file.exists() and ranks.is_main():
@@ -110,7 +105,7 @@ class Samples(Callback):
             try:
                 sample = self._sample(decoder, module, self.start_context, self.sampler, epoch=epoch)
                 tried = self._try_grid(decoder, module, epoch=epoch)
-            except _StopAskedError:
+            except StopAskedError:
                 log.info("The sample of epoch %d is left out until the run resumes, because it was asked to stop.", epoch)
                 return
             finally:
@@ -148,12 +143,6 @@ class Samples(Callback):
             samples.append(self._sample(decoder, module, prompt, sampler, epoch=epoch, name=name))
         return samples
 
-    def _is_overdue(self) -> bool:
-        """Return whether the grace period has passed since the run was asked to stop. Call this only after the request."""
-        if self._stop_seen is None:
-            self._stop_seen = time.monotonic()
-        return time.monotonic() - self._stop_seen >= STOP_GRACE_SECONDS
-
     def _sample(
         self,
         decoder: DecodingModel,
@@ -171,8 +160,7 @@ class Samples(Callback):
             self._banned_ids = missing_ids(self.tokenizer, decoder.config.vocab_size)
         for column in generate_stream(decoder, token_ids, sampler, banned_ids=self._banned_ids, generator=generator):
             new.append(int(column))
-            if module.wants_stop and len(new) < sampler.max_new_tokens and self._is_overdue():
-                raise _StopAskedError
+            self._watch.check(module.wants_stop and len(new) < sampler.max_new_tokens)
         return Sample(
             epoch=epoch,
             step=module.step,

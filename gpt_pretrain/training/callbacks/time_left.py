@@ -86,11 +86,10 @@ class TimeLeft(Callback):
         return self.max_seconds - (time.monotonic() - self._began)
 
     def _warnings(self, step: int, left: float) -> list[str]:
-        steps, checkpoint = self.total_steps - step, self.settings.checkpoint
+        steps = self.total_steps - step
         early = early_end(self.settings, step=step, total_steps=self.total_steps, needed=left, available=self._available())
         late = late_checkpoint(
-            steps=checkpoint.every_n_steps,
-            minutes=checkpoint.every_n_minutes,
+            self.settings.checkpoint,
             per_epoch=self.per_epoch,
             left=steps,
             step_seconds=left / max(steps, 1),

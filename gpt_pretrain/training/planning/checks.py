@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.token_stream import sample_tokens
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import step_traffic
-from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
+from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_count, format_rounded, format_si
 from gpt_pretrain.system.resources import free_disk, memory_limit
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.planning.check_context import CheckContext
-from gpt_pretrain.training.planning.plan import TrainingPlan, disk_needed, per_device_note
+from gpt_pretrain.training.planning.plan import disk_needed, per_device_note
 from gpt_pretrain.training.planning.schedule_checks import (
     learning_rate_jumps,
     learning_rate_never_decays,
@@ -41,7 +40,6 @@ from gpt_pretrain.training.planning.vocabulary_checks import (
     unsuitable_vocabulary,
 )
 from gpt_pretrain.training.run_length import batches_per_epoch, steps_per_epoch, total_steps
-from gpt_pretrain.training.start.starting_point import StartingPoint
 
 # Up to 4 epochs, repeated tokens are worth almost as much as new ones. Source: Muennighoff et al. 2023, arXiv:2305.16264.
 MANY_REPEATS = 4
@@ -52,21 +50,8 @@ BF16_SPACING = 2.0**-8  # from 1 to the next lower number
 NVIDIA_GPU = Path("/dev/nvidia0")
 
 
-def find_warnings(
-    settings: TrainSettings,
-    data: TextDataModule,
-    config: GPTConfig,
-    plan: TrainingPlan,
-    start: StartingPoint | None = None,
-    *,
-    overridden: Set[str] = frozenset(),
-) -> list[str]:
-    """Return the warnings about a run, one or two sentences each.
-
-    Args:
-        start: The run's starting point; None for a new run with new weights.
-        overridden: The names of the settings that the user has typed.
-    """
+def find_warnings(context: CheckContext) -> list[str]:
+    """Return the warnings about a run, one or two sentences each."""
     checks: list[Callable[[CheckContext], str | None]] = [
         _memory_too_small,
         _needless_fsdp,
@@ -95,7 +80,6 @@ def find_warnings(
         _unused_sampler_settings,
         unused_settings,
     ]
-    context = CheckContext(settings, data, config, plan, start or StartingPoint(), overridden)
     return [warning for check in checks if (warning := check(context)) is not None]
 
 

@@ -45,14 +45,13 @@ def dry_run(setup: TrainingSetup) -> str:
     config = module.model.config
     facts = summary.run_facts(settings, data, module.model)
     plan = make_plan(settings, data, config, first_step=setup.start.step, parameters=module.model.num_parameters())
-    warnings = find_warnings(settings, data, config, plan, setup.start, overridden=setup.overridden)
+    context = CheckContext(settings, data, config, plan, setup.start, setup.overridden)
+    warnings = find_warnings(context)
     memory = memory_limit(accelerator_device(settings.trainer.accelerator))  # before the steps use some of it
     measured = measure_run(setup, module, checkpoint_bytes=plan.checkpoint)
     times = estimate_times(plan, measured, settings)
-    context = CheckContext(settings, data, config, plan, setup.start)
     late = late_checkpoint(
-        steps=settings.checkpoint.every_n_steps,
-        minutes=settings.checkpoint.every_n_minutes,
+        settings.checkpoint,
         per_epoch=steps_per_epoch(data, settings.trainer),
         left=plan.steps,
         step_seconds=measured.step,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.schema import CheckpointSettings, TrainSettings
 from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.model.costs import forward_flops_per_token, orthogonalization_flops
 from gpt_pretrain.system.devices import accelerator_device
@@ -52,18 +52,17 @@ def time_warnings(context: CheckContext, times: Mapping[str, float]) -> list[str
     return [warning for warning in found if warning is not None]
 
 
-def late_checkpoint(*, steps: int | None, minutes: float | None, per_epoch: int, left: int, step_seconds: float) -> str | None:
+def late_checkpoint(settings: CheckpointSettings, *, per_epoch: int, left: int, step_seconds: float) -> str | None:
     """Return a warning if the run trains for hours before a checkpoint.
 
     Args:
-        steps: The setting checkpoint.every_n_steps.
-        minutes: The setting checkpoint.every_n_minutes.
         per_epoch: Optimizer steps of an epoch.
         left: Optimizer steps of the run that remain.
         step_seconds: Seconds of a step.
     """
+    steps = settings.every_n_steps
     seconds = min(per_epoch if steps is None else min(steps, per_epoch), left) * step_seconds
-    if minutes is not None or seconds < LATE:
+    if settings.every_n_minutes is not None or seconds < LATE:
         return None
     when = "at the end of the epoch" if steps is None else f"by checkpoint.every_n_steps={steps}"
     return (
