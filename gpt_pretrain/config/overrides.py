@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.system.amounts import parse_amount, parse_duration
@@ -76,6 +76,12 @@ def split_override(override: str) -> tuple[str, str]:
 def override_key(override: str) -> str:
     """Return the setting or group that an override names."""
     return split_override(override)[0]
+
+
+def is_within(key: str, keys: Set[str]) -> bool:
+    """Return True if keys holds this setting or a group around it."""
+    parts = key.split(".")
+    return any(".".join(parts[: n + 1]) in keys for n in range(len(parts)))
 
 
 def find_override(overrides: Iterable[str], key: str) -> str | None:

@@ -148,15 +148,17 @@ def _used_up_memory(error: Exception) -> UserError | None:
     )
 
 
-def _describe_disk_error(error: OSError) -> str | None:
+def _disk_error(error: Exception) -> UserError | None:
     """Return a message about an error of the disk, the drive or the number of open files; None for other errors."""
+    if not isinstance(error, OSError):
+        return None
     name = error.filename2 or error.filename or "A file"  # filename2 is the file to be replaced
     failed = f"{name} cannot be opened, read or written: {error.strerror}."
     if error.errno in TOO_MANY_FILES:
-        return f"{failed} The shell that starts the program allows more with: ulimit -n 4096"
+        return UserError(f"{failed} The shell that starts the program allows more with: ulimit -n 4096")
     if errno.errorcode.get(error.errno or 0) in DRIVE_ERROR_NAMES:
-        return f"{failed} Its drive does not work or does not answer. Connect it again, then repeat the command."
-    return failed if error.errno in DISK_ERRORS else None
+        return UserError(f"{failed} Its drive does not work or does not answer. Connect it again, then repeat the command.")
+    return UserError(failed) if error.errno in DISK_ERRORS else None
 
 
 def _refused_variable(error: Exception) -> UserError | None:
@@ -191,14 +193,9 @@ def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and "Unable to configure handler" in str(error):
         error = error.__cause__  # Python's logging could not open the log of a run
-    if (used_up := _used_up_memory(error)) is not None:
-        return used_up
-    if isinstance(error, OSError) and (described := _describe_disk_error(error)) is not None:
-        return UserError(described)
-    if (refused := _refused_variable(error)) is not None:
-        return refused
-    if (changed := _changed_program(error)) is not None:
-        return changed
+    for explain in (_used_up_memory, _disk_error, _refused_variable, _changed_program):
+        if (explained := explain(error)) is not None:
+            return explained
     if not isinstance(error, UserError):
         return None
     error.problems = [short_message(problem) for problem in error.problems]

@@ -27,9 +27,7 @@ def cut_hydra_files(config: DictConfig) -> None:
         config: Hydra's whole config of the job.
     """
     folder, subfolder = config.hydra.runtime.output_dir, config.hydra.output_subdir
-    settings = OmegaConf.to_container(config)
-    assert isinstance(settings, dict)
-    known = secret_values({name: value for name, value in settings.items() if name != "hydra"})
+    _, known = _settings_and_secrets(config)
     if subfolder is None or not known:
         return
     for file in (Path(folder) / subfolder / name for name in FILES):
@@ -40,12 +38,16 @@ def cut_hydra_files(config: DictConfig) -> None:
 
 def cut_sweep_settings(config: DictConfig) -> DictConfig:
     """Return the settings of a sweep without secrets, as composed by Hydra; unchanged if they have none."""
-    settings = OmegaConf.to_container(config)
-    assert isinstance(settings, dict)
-    known = secret_values({name: value for name, value in settings.items() if name != "hydra"})
+    settings, known = _settings_and_secrets(config)
     # Swept values occur only in the overrides, not in the composed settings of a sweep.
     cut = _cut(settings, known)
     return config if cut == settings else OmegaConf.create(cut)
+
+
+def _settings_and_secrets(config: DictConfig) -> tuple[dict[Any, Any], list[str]]:
+    settings = OmegaConf.to_container(config)
+    assert isinstance(settings, dict)
+    return settings, secret_values({name: value for name, value in settings.items() if name != "hydra"})
 
 
 def _cut(content: Any, known: Iterable[str]) -> Any:

@@ -7,9 +7,11 @@ import math
 import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from gpt_pretrain.config.overrides import quote_value
+from gpt_pretrain.config.rules import as_typed_value
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
@@ -91,7 +93,8 @@ def plan_budget(settings: TrainSettings, overridden: Set[str], *, began: float) 
         overridden = overridden - {"tokenizer", "tokenizer.name"}
     plain = ranks.broadcast(_decide_here(settings, overridden, budget, began) if ranks.is_main() else None)
     for name, value in plain["settings"].items():
-        _set(settings, name, value)
+        group, _, field = name.rpartition(".")
+        setattr(attrgetter(group)(settings) if group else settings, field, value)
     return BudgetPlan(budget, Pace(plain["steps"]), plain["lines"], began, plain["longest"])
 
 
@@ -136,7 +139,7 @@ def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Con
         taken = {name: one for name, one in taken.items() if not name.startswith("optimizer.")}
     lines = [
         f"budget  {settings.budget}: the lowest expected loss on this machine and text",
-        *(f"        {name}={_shown(one.value)}: {one.reason}" for name, one in taken.items() if one.reason),
+        *(f"        {name}={as_typed_value(one.value)}: {one.reason}" for name, one in taken.items() if one.reason),
         expectation(chosen, conditions, others, limit),
         f"same as {_command(settings, taken, chosen, overridden)}",
     ]
@@ -291,34 +294,15 @@ def _val_tokens(chosen: choice.Candidate, epochs: int) -> int:
     return max(50 * chosen.config.context_length, int(0.05 * 3 * tokens / (epochs + 1)))
 
 
-def _get(settings: TrainSettings, name: str) -> Any:
-    value: Any = settings
-    for field in name.split("."):
-        value = getattr(value, field)
-    return value
-
-
-def _set(settings: TrainSettings, name: str, value: Any) -> None:
-    *groups, field = name.split(".")
-    target: Any = settings
-    for group in groups:
-        target = getattr(target, group)
-    setattr(target, field, value)
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _command(settings: TrainSettings, taken: Mapping[str, Decision], chosen: choice.Candidate, overridden: Set[str]) -> str:
     typed = sorted(
         name.removesuffix(".name") for name in overridden - {"budget", "data", "data.path", "plan"} if "hydra" not in name
     )
     path = [] if settings.data.path is None else [f"data.path={quote_value(settings.data.path)}"]
-    values = {name: one.value for name, one in taken.items() if one.value != _get(settings, name)}
+    values = {name: one.value for name, one in taken.items() if one.value != attrgetter(name)(settings)}
     values = {name: value for name, value in values.items() if not name.startswith(("trainer.max_", "doubts."))}
     values = {name.replace("tokenizer.name", "tokenizer"): value for name, value in values.items()}
-    words = [f"{name}={_shown(value)}" for name, value in values.items()]
+    words = [f"{name}={as_typed_value(value)}" for name, value in values.items()]
     return " ".join(
         [
             script_command("train.py"),

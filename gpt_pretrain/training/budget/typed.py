@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import replace
 
+from gpt_pretrain.config.overrides import is_within
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
@@ -76,8 +77,7 @@ def is_typed(name: str, overridden: Set[str]) -> bool:
 
     A typed group `data` or `trainer` does not count: it only names the text or the devices.
     """
-    parts = name.split(".")
-    return any(".".join(parts[: n + 1]) in overridden for n in range(parts[0] in ("data", "trainer"), len(parts)))
+    return is_within(name, overridden - {"data", "trainer"})
 
 
 def check_lengths(settings: TrainSettings, overridden: Set[str]) -> None:
@@ -119,9 +119,10 @@ def check_budget(settings: TrainSettings, overridden: Set[str]) -> None:
             f"budget= chooses a vocabulary for a text, but data={settings.data.name} has tokens already. Leave out budget=; "
             "trainer.max_time= limits the time of a run."
         )
-    if "experiment" in overridden:
-        problems.append("experiment= and budget= both choose the settings of a run. Leave out one of them.")
-    if "debug" in overridden:
-        problems.append("debug= and budget= both choose the settings of a run. Leave out one of them.")
+    problems += [
+        f"{group}= and budget= both choose the settings of a run. Leave out one of them."
+        for group in ("experiment", "debug")
+        if group in overridden
+    ]
     if problems:
         raise UserError(problems)

@@ -15,6 +15,7 @@ from gpt_pretrain.config.checkpoint_settings import admit_settings, forgotten_op
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.custom_parts import placeholder, resume_custom_parts
 from gpt_pretrain.config.interpolation import escape_interpolation
+from gpt_pretrain.config.overrides import is_within
 from gpt_pretrain.config.rules import as_typed_value
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
@@ -64,7 +65,7 @@ def restore_settings(
     admitted = admit_settings(
         stored,
         now,
-        is_typed=lambda key: _is_within(key, overridden) or bool(overridden & {"experiment", "debug"}),
+        is_typed=lambda key: is_within(key, overridden) or bool(overridden & {"experiment", "debug"}),
         own=own,
         origin=escape_line(str(path)),
         folder=Path(settings.run_dir),
@@ -79,11 +80,11 @@ def restore_settings(
     texts = _describe_changes(changes)
     if problems := [*admitted.problems, *missing, *_architecture_problems(texts)]:
         raise UserError(problems)
-    refused += [text for key, text in texts.items() if _is_within(key, STATE_SETTINGS)]
+    refused += [text for key, text in texts.items() if is_within(key, STATE_SETTINGS)]
     refused += [*other_classes, *_missing_callbacks(config, settings)]
-    changed = [f"Changed since the checkpoint: {text}" for key, text in texts.items() if not _is_within(key, STATE_SETTINGS)]
+    changed = [f"Changed since the checkpoint: {text}" for key, text in texts.items() if not is_within(key, STATE_SETTINGS)]
     _report_restored([*admitted.notices, *changed], forgotten_options(config, now))
-    warn_of_edited_settings(Path(settings.run_dir), stored, lambda key: _is_within(key, overridden | set(NOT_RESTORED)))
+    warn_of_edited_settings(Path(settings.run_dir), stored, lambda key: is_within(key, overridden | set(NOT_RESTORED)))
     return to_settings(OmegaConf.create(escape_interpolation(merged)), TrainSettings), refused
 
 
@@ -120,7 +121,7 @@ def _merge(
             merged[name] = value
         elif isinstance(value, dict) and isinstance(stored[name], dict):
             merged[name] = _merge(stored[name], value, overridden, changes, f"{key}.")
-        elif _is_another(key, value, stored[name]) and (_is_within(key, overridden) or overridden & {"experiment", "debug"}):
+        elif _is_another(key, value, stored[name]) and (is_within(key, overridden) or overridden & {"experiment", "debug"}):
             merged[name] = value
             changes[key] = (stored[name], value)
         else:
@@ -131,12 +132,6 @@ def _merge(
 def _is_another(key: str, value: Any, stored: Any) -> bool:
     """Return True if a value differs from the stored one, and does not leave the choice to the run."""
     return value not in (stored, "auto") and not (value is None and key in CHOSEN_BY_THE_RUN)
-
-
-def _is_within(key: str, keys: Set[str]) -> bool:
-    """Return True if keys holds this setting or a group around it."""
-    parts = key.split(".")
-    return any(".".join(parts[: n + 1]) in keys for n in range(len(parts)))
 
 
 def _keep_step_size(merged: dict[str, Any], stored: Mapping[str, Any], overridden: Set[str], changes: Changes) -> list[str]:
@@ -186,7 +181,7 @@ def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overri
     refused = []
     for name in ("limit_train_batches", "limit_val_batches"):
         limit = merged["trainer"][name]
-        if limit is None or before == now or _is_within(f"trainer.{name}", overridden):
+        if limit is None or before == now or is_within(f"trainer.{name}", overridden):
             continue
         if limit * before % now:
             refused.append(
