@@ -174,12 +174,7 @@ def check_folder_name(folder: Path) -> None:
 
 def without_repetitions(files: Iterable[Path]) -> Iterator[Path]:
     """Yield files, but each file only once. A small archive may give one file thousands of names by links of both kinds."""
-    seen = set[str | tuple[int, int]]()
-    for file in files:
-        found = _identities([file])
-        if seen.isdisjoint(found):
-            yield file
-        seen |= found
+    return without_shared_files(files, ("",))
 
 
 def without_shared_files(folders: Iterable[Path], names: Sequence[str]) -> Iterator[Path]:

@@ -97,7 +97,7 @@ def _is_optional_text(value: object) -> bool:
 
 
 def _is_amount(value: object) -> bool:
-    return value is None or (is_finite_number(value) and type(value) is not bool and 0 <= value < MAX_AMOUNT)
+    return value is None or (is_finite_number(value) and 0 <= value < MAX_AMOUNT)
 
 
 def _is_count(value: object) -> bool:
@@ -105,11 +105,11 @@ def _is_count(value: object) -> bool:
 
 
 def _is_share(value: object) -> bool:
-    return value is None or (is_finite_number(value) and type(value) is not bool and 0 <= value <= 1)
+    return value is None or (is_finite_number(value) and 0 <= value <= 1)
 
 
 def _is_bits(value: object) -> bool:
-    return is_finite_number(value) and type(value) is not bool and 0 < value < MAX_BITS
+    return is_finite_number(value) and 0 < value < MAX_BITS
 
 
 def _is_moment(value: object) -> bool:

@@ -149,14 +149,14 @@ def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, s
     """
     each = RUNG_SHARE * seconds
     law = fitted_law()
-    rest = _with_seconds(limits, seconds * (1 - N_RUNGS * RUNG_SHARE))
+    rest = replace(limits, seconds=seconds * (1 - N_RUNGS * RUNG_SHARE))
     found = allowed_trainings(text, rest, speed, law, choice.architectures([*text.bytes_per_token]))
     if not found:
         raise UserError("The smallest model does not fit into the free memory or disk space of this machine. Free more of it.")
     best = choice.best_of(found)
     vocab_size = best.config.vocab_size
     text = with_vocabulary(text, vocab_size)
-    possible = [shape for shape in choice.SHAPES if _can_train(shape, vocab_size, text, speed, _with_seconds(limits, each))]
+    possible = [shape for shape in choice.SHAPES if _can_train(shape, vocab_size, text, speed, replace(limits, seconds=each))]
     if len(possible) < N_SIZES:
         raise UserError(
             f"budget={_as_budget(seconds)} is too short for a ladder: in {format_duration(each)}, the time of a short training, "
@@ -194,10 +194,6 @@ def _can_train(shape: tuple[int, int], vocab_size: int, text: choice.TextFacts, 
 def with_vocabulary(text: choice.TextFacts, vocab_size: int) -> choice.TextFacts:
     """Return the facts about a text with only one vocabulary, as in a training whose vocabulary is typed."""
     return replace(text, bytes_per_token={vocab_size: text.bytes_per_token[vocab_size]})
-
-
-def _with_seconds(limits: choice.Limits, seconds: float) -> choice.Limits:
-    return replace(limits, seconds=seconds)
 
 
 def _as_budget(seconds: float) -> str:

@@ -83,7 +83,7 @@ def _parse_rung(content: dict[str, Any], *, factors: Sequence[float] | None = No
     limits = ((width, MAX_WIDTH), (layers, MAX_LAYERS), (vocab_size, MAX_VOCABULARY))
     if not all(type(value) is int and 0 < value <= most for value, most in limits) or width % choice.HEAD_DIM:
         raise ValueError("it has a model that no ladder trains")
-    is_possible = is_finite_number(factor) and type(factor) is not bool and min(LR_FACTORS) <= factor <= max(LR_FACTORS)
+    is_possible = is_finite_number(factor) and min(LR_FACTORS) <= factor <= max(LR_FACTORS)
     if not is_possible or (factors is not None and factor not in factors):
         raise ValueError("it has a learning rate that no ladder tries")
     return Rung(width, layers, vocab_size, float(factor), _parse_seconds(content["seconds"]))
@@ -100,12 +100,12 @@ def _parse_prediction(content: dict[str, Any]) -> Prediction:
     parameters = content["parameters"]
     if type(parameters) is not int or not 0 < parameters < 10**15:
         raise ValueError("a number of parameters in it is invalid")
-    if not all(is_finite_number(one) and type(one) is not bool and 0 < one < 100 for one in bits):
+    if not all(is_finite_number(one) and 0 < one < 100 for one in bits):
         raise ValueError("a prediction in it is invalid")
     return Prediction(parameters, *map(float, bits))
 
 
 def _parse_seconds(value: object) -> float:
-    if not is_finite_number(value) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
+    if not is_finite_number(value) or not 0 <= value <= MAX_SECONDS:
         raise ValueError("a time in it is invalid")
     return float(value)

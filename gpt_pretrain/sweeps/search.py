@@ -190,7 +190,7 @@ class Search:
                 is_possible, is_in_range = type(value) is str and value in distribution.choices, True
             else:
                 assert isinstance(distribution, FloatDistribution | IntDistribution)
-                is_possible = is_finite_number(value) and not isinstance(value, bool)
+                is_possible = is_finite_number(value)
                 is_in_range = is_finite_number(value) and distribution.low <= value <= distribution.high
             if not is_possible:
                 raise UserError(DAMAGED_JOURNAL.format(self.journal, f"it has {short_repr(value)} for {key}"))

@@ -76,4 +76,4 @@ def format_number(value: object, spec: str) -> str:
 
 def is_finite_number(value: object) -> TypeGuard[int | float]:
     """Return whether a value read from a file is a finite number."""
-    return isinstance(value, int | float) and abs(value) < MAX_NUMBER  # False for NaN
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) < MAX_NUMBER  # False for NaN
