@@ -27,9 +27,9 @@ def describe_damage(error: Exception) -> str:
     return "an entry has the wrong type" if isinstance(error, TypeError | AttributeError | OverflowError) else str(error)
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of a library's message, or the type of an error without one."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def first_line(error: BaseException, *, otherwise: str | None = None) -> str:
+    """Return the first line of a library's message. For an error without one, return another text, by default its type."""
+    lines = str(error).strip().splitlines() or [otherwise or type(error).__name__]
     return lines[0][:200]
 
 

@@ -37,7 +37,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, first_line
 from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.hub_transfer import ANSWER_SECONDS, receive_file
@@ -120,7 +120,7 @@ def _explain_failure(error: Exception, repo_id: str, file: str) -> UserError:
     if isinstance(error, EntryNotFoundError):
         return HubFileMissingError(f"{repo_id}: this model has no {file} on the hub, so it cannot be read.", certain=True)
     return UserError(
-        f"{repo_id}: {file} could not be downloaded ({type(error).__name__}: {_first_line(error)}). "
+        f"{repo_id}: {file} could not be downloaded ({type(error).__name__}: {first_line(error, otherwise='no reason given')}). "
         "Try again; the download resumes."
     )
 
@@ -270,8 +270,3 @@ def _set_newest(folder: Path, commit: str) -> None:
     branch.parent.mkdir(parents=True, exist_ok=True)
     if not branch.is_file() or branch.read_text(encoding="utf-8") != commit:
         write_text(branch, commit)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return lines[0][:200]

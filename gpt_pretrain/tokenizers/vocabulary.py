@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, first_line
 from gpt_pretrain.system.native_errors import without_panic_messages
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
@@ -254,10 +254,9 @@ def _guarded(call: Callable[[], Result], name: str | None = None) -> Result:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         if name is None:
-            raise DamagedFileError(f"the tokenizers library cannot use it ({lines[0][:200]})") from error
-        raise UserError(f"The tokenizer {name} fails on a text ({lines[0][:200]}). Use another one.") from error
+            raise DamagedFileError(f"the tokenizers library cannot use it ({first_line(error)})") from error
+        raise UserError(f"The tokenizer {name} fails on a text ({first_line(error)}). Use another one.") from error
 
 
 def _has_type(part: Any, kind: str) -> bool:

@@ -15,7 +15,7 @@ from gpt_pretrain.data.files import Files, split_by_name
 from gpt_pretrain.data.shards.bare_tokens import explain_bare_tokens
 from gpt_pretrain.data.shards.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.token_stream import Shard
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, first_line
 from gpt_pretrain.system.terminal import escape_line
 
 SUFFIX, MAGIC = ".npy", b"\x93NUMPY"
@@ -64,7 +64,7 @@ def _read_shard(files: Files, name: str) -> Shard:
         if dtype.kind not in "ui" or dtype.byteorder == ">" or len(shape) != 1 or dtype.itemsize not in (2, 4, 8):
             raise ValueError(f"it has the shape {shape} and the type {dtype}")
     except Exception as error:  # NumPy evaluates the header as a Python literal, which may fail in any way
-        reason = (str(error).splitlines() or ["no header"])[0][:200]
+        reason = first_line(error, otherwise="no header")
         raise UserError(
             f"data.path={files.location}: {name} is not an array of token ids ({reason}). It needs one dimension and the type "
             "uint16, uint32, int32 or int64. Move other files out of the folder."
