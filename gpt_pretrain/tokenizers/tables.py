@@ -17,7 +17,8 @@ from gpt_pretrain.tokenizers.vocabulary import DIGEST_DIGITS, tokenizer_label
 
 KIND = "table"  # of the definition
 IDS_PREFIX = "ids:"  # A tokenizer without texts is named by this prefix and the number of its ids.
-MAX_IDS = 4_000_000
+# Each id takes a row of the model, and a few bytes of a file could state millions. The largest known vocabulary has so many.
+MAX_IDS = 1 << 18
 MAX_TOKEN_CHARACTERS = 1000
 MAX_TRIED = 3000  # Sum of the different lengths of tokens with the same first letter. At each position, all lengths are tried.
 
@@ -119,7 +120,9 @@ class IdTokenizer:
         """
         digits = name.removeprefix(IDS_PREFIX)
         if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and 0 < int(digits) <= MAX_IDS):
-            raise UserError(f"tokenizer={short_repr(name)}: write the number of ids, such as {IDS_PREFIX}1500.")
+            raise UserError(
+                f"tokenizer={short_repr(name)}: write the number of ids, such as {IDS_PREFIX}1500, up to {MAX_IDS:,}."
+            )
         return cls(int(digits))
 
     def encode(self, text: str) -> list[int]:

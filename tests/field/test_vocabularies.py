@@ -259,6 +259,7 @@ HOSTILE = {
         "nested more than|cannot be read as JSON",
     ),
     "huge id": (json.dumps(fields(model={"type": "BPE", "vocab": {"a": 4_000_000_000}, "merges": []})), "has the id 4000000000"),
+    "spread ids": (json.dumps(fields(added_tokens=[{"id": 11_000, "content": "x"}])), "has the id 11000; .* without large gaps"),
     "negative id": (json.dumps(fields(added_tokens=[{"id": -1, "content": "x"}])), "has the id -1"),
     "equal ids": (json.dumps(fields(added_tokens=[{"id": 0, "content": "x"}])), "the same id"),
     "long number": (json.dumps(fields())[:-1] + ', "x": ' + "9" * 5000 + "}", "digits"),

@@ -33,6 +33,10 @@ from gpt_pretrain.tokenizers.patterns.syntax import MAX_PATTERN
 
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
+MAX_SPREAD, FREE_IDS = (
+    2,
+    10_000,
+)  # The highest id may be MAX_SPREAD times the number of tokens, plus FREE_IDS. Known gaps are small.
 MAX_GROWTH = 32  # characters that a normalizer or a decoder may make of one character
 MAX_STEPS = 64  # steps of a normalizer, a pre-tokenizer or a decoder; known ones have at most ten
 # Characters that these steps may make of one, whatever their fields say: a character has up to four bytes, and a Chinese one gets
@@ -199,7 +203,7 @@ def _check_ids(fields: Mapping[str, Any]) -> None:
     if not ids:
         raise DamagedFileError("its vocabulary is empty")
     lowest, highest = min(ids.values()), max(ids.values())
-    if lowest < 0 or highest >= MAX_VOCABULARY or highest > 10 * len(ids) + 10_000:
+    if lowest < 0 or highest >= MAX_VOCABULARY or highest > MAX_SPREAD * len(ids) + FREE_IDS:
         wrong = lowest if lowest < 0 else highest
         found = f"it has {format_count(len(ids), 'token')}, and one has the id {short_repr(wrong)}"
         raise DamagedFileError(f"{found}; ids are numbers from 0 on, without large gaps")

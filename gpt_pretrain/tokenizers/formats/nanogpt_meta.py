@@ -38,7 +38,8 @@ def read_meta(content: bytes, *, end_of_text: bool, label: str = "nanogpt") -> C
     tokens, size = _tokens(fields), fields.get("vocab_size")
     if tokens is None:
         if not isinstance(size, int) or not 0 < size <= MAX_IDS:
-            raise DamagedFileError("it has neither a table itos of the tokens by their ids nor a vocab_size")
+            stated = "" if size is None else f" of up to {MAX_IDS:,}: it states {short_repr(size)}"
+            raise DamagedFileError(f"it has neither a table itos of the tokens by their ids nor a vocab_size{stated}")
         return IdTokenizer(size)
     _check_inverse(fields.get("stoi"), tokens)
     if size is not None and size != len(tokens):
