@@ -33,6 +33,12 @@ class Unknown:
     """An object whose class has a name of a stranger's choice."""
 
 
+def test_a_file_with_very_many_problems_does_not_fill_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(UserError(f"Problem {number}." for number in range(5000)))
+    first, *_, before_last, last = capsys.readouterr().err.splitlines()
+    assert (first, before_last, last) == ("5,000 errors:", "  - Problem 99.", "  - and 4,900 more.")
+
+
 def test_an_error_that_quotes_a_file_is_one_short_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_error(UserError([f"{LONG} is no name. Remove it.", "The other problem."]))
     shown = capsys.readouterr().err.splitlines()

@@ -37,6 +37,7 @@ TORCH_AMOUNT = re.compile(r"tried to allocate (\d{1,18}) bytes")
 LIBRARY_VARIABLES = ("TORCH", "PYTORCH_", "MPL", "SOURCE_DATE_EPOCH")
 OTHER_RANK_DELAY_SECONDS = 3.0
 MAX_TRACEBACK = 100_000  # characters; a traceback may quote a whole file
+MAX_PROBLEMS = 100  # that are printed; each tensor in a stranger's file may be one
 
 log = logging.getLogger("gpt_pretrain")
 
@@ -98,8 +99,11 @@ def print_error(error: UserError, *, log_file: Path | None = None) -> int:
         # Rank 0 most likely reports the same error. During the delay, its end also ends this process.
         time.sleep(OTHER_RANK_DELAY_SECONDS)
         print(f"rank {rank()}:", end=" ", file=sys.stderr)
-    head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
-    print_escaped(head + "\n  - ".join(map(escape_problem, error.problems)), file=sys.stderr)
+    head = "error: " if len(error.problems) == 1 else f"{len(error.problems):,} errors:\n  - "
+    shown = [*map(escape_problem, error.problems[:MAX_PROBLEMS])]
+    if more := len(error.problems) - len(shown):
+        shown.append(f"and {more:,} more.")
+    print_escaped(head + "\n  - ".join(shown), file=sys.stderr)
     if log_file is not None:
         # The message is on the screen. A log that cannot be written must not replace it by another error.
         text = shorten_middle("".join(traceback.format_exception(error)), MAX_TRACEBACK)
