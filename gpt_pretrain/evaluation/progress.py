@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from gpt_pretrain.system.terminal import escape_line, open_console
+from gpt_pretrain.system.terminal import escape_line, open_console, progress_bar
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -33,8 +31,6 @@ def scoring_progress(label: str, *, total: int, unit: str) -> Iterator[Callable[
 
         yield report
         return
-    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}% ")
-    remaining = TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("left")
-    with Progress(*columns, *remaining, console=console, transient=True, expand=True) as bar:
+    with progress_bar(console, "{task.description}", "{task.percentage:.0f}% ") as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)

@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from gpt_pretrain.prepare.segments import RecordCounts
-from gpt_pretrain.system.terminal import open_console
+from gpt_pretrain.system.terminal import open_console, progress_bar
 
 SECONDS_BETWEEN_UPDATES, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
@@ -86,17 +86,7 @@ class PreparationProgress:
         if not self._console.is_terminal:
             return
         if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.fields[done]} {task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-                TextColumn("left"),
-                console=self._console,
-                refresh_per_second=2,
-                transient=True,
-                expand=True,
-            )
+            self._bar = progress_bar(self._console, "{task.fields[done]} {task.description}", "{task.fields[rate]}")
             self._bar.start()
         else:
             self._bar.remove_task(self._task)

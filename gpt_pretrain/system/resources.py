@@ -74,20 +74,21 @@ def _group_quota(folder: Path) -> float | None:
 
 def cpu_name() -> str:
     """Return the product name of the CPU, or its architecture; empty if the system does not show it."""
-    try:
-        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return _cpu_info("model name") or platform.processor()
 
 
 def cpu_features() -> str:
     """Return the system's list of the CPU's instruction sets; empty if there is none."""
+    return _cpu_info("flags", "Features")
+
+
+def _cpu_info(*names: str) -> str:
+    """Return the first value with one of these names in the system's description of the CPU; empty if there is none."""
     try:
         lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features"))), "")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
 
 
 def max_processes() -> int:

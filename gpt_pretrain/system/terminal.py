@@ -15,13 +15,16 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
 from gpt_pretrain.system.files import open_for_append
 from gpt_pretrain.system.formatting import short_message, shorten_middle
 from gpt_pretrain.system.urls import hide_secrets
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 INDENT = "    "  # before the second and further lines of a message
 MAX_ARGUMENT, MAX_LINE = 2000, 20_000  # characters of an argument of a log message, and of any other line
@@ -36,6 +39,19 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 console = open_console()
+
+
+def progress_bar(shown_on: Console, before: str, after: str) -> Progress:
+    """Return a bar between two texts, with the time left. It vanishes when it ends.
+
+    Args:
+        before: A format for rich's `task`, like `after`.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    texts = TextColumn(before, markup=False), BarColumn(bar_width=None), TextColumn(after, markup=False)
+    remaining = TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("left")
+    return Progress(*texts, *remaining, console=shown_on, refresh_per_second=2, transient=True, expand=True)
 
 
 class ConsoleHandler(logging.Handler):

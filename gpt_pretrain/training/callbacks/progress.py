@@ -7,9 +7,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from gpt_pretrain.system.terminal import console
+from gpt_pretrain.system.terminal import console, progress_bar
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 SECONDS_BETWEEN_UPDATES = 0.5
@@ -31,16 +31,10 @@ class ProgressBar(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         if not console.is_terminal or trainer.global_rank != 0:
             return
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=None),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}  loss {task.fields[loss]}  {task.fields[rate]} tokens/s "),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("left"),
-            console=console,
-            refresh_per_second=2,
-            transient=True,
-            expand=True,
+        self._bar = progress_bar(
+            console,
+            "epoch {task.fields[epoch]}/{task.fields[epochs]}",
+            "step {task.completed:.0f}/{task.total:.0f}  loss {task.fields[loss]}  {task.fields[rate]} tokens/s ",
         )
         self._task = self._bar.add_task(
             "train",
