@@ -208,14 +208,13 @@ def script_groups(script: str) -> list[str]:
         UserError: If the file with the list cannot be read, or lacks the list or its entry for the file's own settings.
     """
     file = CONF / f"{script}.yaml"
-    if (problem := reading_problem(file)) is not None:
-        raise UserError(f"{file}: {problem}")
     try:
         defaults = read_yaml(file).get("defaults")
-    except DamagedFileError:
+    except (OSError, DamagedFileError):
         defaults = None
     if not isinstance(defaults, list):
-        raise UserError(f"{file}: the list `defaults:` is missing, which names the groups of settings. Restore it.")
+        missing = "the list `defaults:` is missing, which names the groups of settings. Restore it."
+        raise UserError(f"{file}: {reading_problem(file) or missing}")
     if "_self_" not in defaults:
         raise UserError(f"{file}: the list `defaults:` lacks `- _self_`, which stands for the settings below it. Restore it.")
     entries = [next(iter(one)) for one in defaults if isinstance(one, dict)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain import load_settings
+from gpt_pretrain.commands.command_line import custom_options
 from gpt_pretrain.config import setting_names
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import CONF
@@ -91,6 +92,7 @@ def test_a_mistake_in_an_option_is_explained(tmp_path: Path, script: Script, nam
 def write_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], None]]:
     """Replace the file of train.py's defaults."""
     monkeypatch.setattr(setting_names, "CONF", tmp_path)
+    monkeypatch.setattr(custom_options, "CONF", tmp_path)
     setting_names.script_groups.cache_clear()
     yield (tmp_path / "train.yaml").write_bytes
     setting_names.script_groups.cache_clear()
@@ -101,6 +103,10 @@ DEFAULTS = {
     "indented": (TRAIN.replace("\nseed: 123", "\n  seed: 123"), "line 20, `seed: 123"),
     "latin_1": (TRAIN.encode() + "# für".encode("latin-1"), "not UTF-8. Save the file as UTF-8."),
     "empty": ("", "the list `defaults:` is missing"),
+    "not_a_text": (
+        TRAIN.replace("start_context: Every effort moves you", "start_context: no"),
+        "start_context is a text, but YAML",
+    ),
     "no_defaults": ("seed: 1\n", "the list `defaults:` is missing"),
     "not_itself": (TRAIN.replace("  - _self_\n", ""), "lacks `- _self_`"),
 }
@@ -114,6 +120,11 @@ def test_a_mistake_in_the_defaults_is_explained(write_defaults: Callable[[bytes]
         load_settings("model=tiny")
     assert "train.yaml: " in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_a_file_of_defaults_that_is_gone_is_named(write_defaults: Callable[[bytes], None]) -> None:
+    with pytest.raises(UserError, match=r"train\.yaml: cannot be read \(No such file or directory\)\.$"):
+        load_settings("model=tiny")
 
 
 def test_a_group_without_a_default_is_named(write_defaults: Callable[[bytes], None]) -> None:

@@ -12,7 +12,7 @@ from gpt_pretrain.commands.command_line.command_words import schema_of
 from gpt_pretrain.commands.command_line.hydra_grammar import setting_values
 from gpt_pretrain.config.custom_parts import CUSTOM, CUSTOM_GROUPS, TARGET
 from gpt_pretrain.config.overrides import override_key, split_override
-from gpt_pretrain.config.setting_names import find_type, is_declared
+from gpt_pretrain.config.setting_names import find_type, is_declared, script_groups
 from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import read_yaml
@@ -47,7 +47,11 @@ def misread_texts(overrides: Sequence[str], *, folders: Sequence[Path], script: 
     Args:
         folders: The folders with the options of groups.
         script: "train", "generate", "evaluate" or "serve".
+
+    Raises:
+        UserError: If the file of the script's defaults cannot be read.
     """
+    script_groups(script)  # checks this file
     problems, schema = [], schema_of(script)
     for option, content in [(script, read_yaml(CONF / f"{script}.yaml")), *_chosen_contents(overrides, folders)]:
         group, slash, _ = option.partition("/")
