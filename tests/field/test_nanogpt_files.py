@@ -170,11 +170,12 @@ def test_nanogpt_s_own_tokens_are_trained_on(
     assert done.stdout.startswith(prompt)
 
 
-def test_four_byte_ids_are_still_recognized(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "size"), [("<u4", "four"), ("<i8", "eight")])
+def test_longer_ids_are_still_recognized(tmp_path: Path, dtype: str, size: str) -> None:
     folder = save_meta(tmp_path / "own", {"vocab_size": 300}, 300)
-    np.random.default_rng(0).integers(0, 300, 2000).astype("<u4").tofile(folder / "train.bin")
+    np.random.default_rng(0).integers(0, 300, 2000).astype(dtype).tofile(folder / "train.bin")
     corpus = open_corpus(LocalFiles(folder))
-    with pytest.raises(UserError, match="seem to have four bytes"):
+    with pytest.raises(UserError, match=f"seem to have {size} bytes"):
         split_corpus(corpus, corpus.build_tokenizer(), train_ratio=0.9)
 
 

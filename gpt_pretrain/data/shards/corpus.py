@@ -23,6 +23,7 @@ from gpt_pretrain.tokenizers.formats.vocabulary_files import MAX_FILE_BYTES, rea
 # If four-byte token ids are read as two bytes each, every second value is 0: the share of zeros is above MAX_ZEROS, and the share
 # of neighbors that are both not 0 is below MAX_PAIRS. It is not 0, since the sample joins parts of the corpus.
 MAX_ZEROS = 0.4
+ZEROS_OF_EIGHT_BYTES = 0.7  # share of zeros above which the ids have eight bytes, not four
 MAX_PAIRS = 0.05
 NEGATIVE = 1 << 31  # Ids from here on were negative numbers of four or eight bytes.
 PROBE = 4096  # bytes from the middle of each shard that represent its content if it has no checksum
@@ -194,8 +195,10 @@ def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer:
     """Return a problem if a sample of the tokens holds ids that the tokenizer does not have."""
     token_ids = sample_tokens(tokens)
     if not corpus.states_itemsize and _looks_like_four_bytes(token_ids):
+        eight = np.mean(token_ids == 0) > ZEROS_OF_EIGHT_BYTES
+        seen, size = ("three of four values are 0", "eight") if eight else ("nearly every second value is 0", "four")
         return [
-            f"data.path={corpus.files.location}: nearly every second value is 0, so the token ids seem to have four bytes, but "
+            f"data.path={corpus.files.location}: {seen}, so the token ids seem to have {size} bytes, but "
             f"data.format={corpus.format} has two. Write them as uint16, or prepare the text with gpt-pretrain prepare."
         ]
     highest = int(token_ids.max(initial=0))
