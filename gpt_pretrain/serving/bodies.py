@@ -19,6 +19,7 @@ MAX_CHOICES, MAX_SHOWN_LOGPROBS, MAX_TEMPERATURE = 16, 20, 100.0
 MAX_PROMPTS = 10_000  # prompts of one body; the server's other limits are lower
 MAX_FIELDS = 100  # fields of an object; OpenAI's completions have 17
 DEFAULT_TOKENS = 16  # OpenAI's default of max_tokens
+NO_PENALTY = "must be 0: this server has repetition_penalty instead"
 ONE_PROMPT = "must be a text or a list of token ids"
 
 # Messages for pydantic's kinds of errors, with placeholders for their values.
@@ -153,9 +154,11 @@ class CompletionBody(SampledBody):
     logprobs: Annotated[int, Field(ge=0, le=MAX_SHOWN_LOGPROBS)] | None = None
     echo: bool | None = False
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    presence_penalty: Annotated[Annotated[float, Field(ge=0, le=0)] | None, _only(NO_PENALTY)] = 0.0
+    frequency_penalty: Annotated[Annotated[float, Field(ge=0, le=0)] | None, _only(NO_PENALTY)] = 0.0
+    logit_bias: Annotated[Annotated[dict[str, Any], Field(max_length=0)] | None, _only("must be empty: this server has none")] = (
+        None
+    )
     suffix: Literal[""] | None = None
     user: Text | None = None
 

@@ -100,7 +100,7 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
         peak = f"; measured{one_device}: {format_si(measured.peak_bytes, 'B')} with the program"
     return [
         f"tokens  {plan.tokens:,} ({plan.tokens_per_epoch:,} per epoch); each training token is seen "
-        f"{format_rounded(plan.repeats, 3)} times",
+        f"{format_rounded(plan.repeats, 3)} times{' in the whole run' if plan.steps < plan.total_steps else ''}",
         f"compute {format_si(plan.flops, 'FLOP')} ({format_si(plan.token_flops, 'FLOP')} per token); measured: "
         f"{format_si(rate, 'FLOP/s')}",
         f"memory  {bound} {format_si(plan.memory.peak, 'B')}{per_device_note(plan)} by formula, beyond the program's own"

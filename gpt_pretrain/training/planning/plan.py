@@ -22,7 +22,7 @@ from gpt_pretrain.training.run_length import steps_per_epoch, tokens_after, toke
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A run in numbers. For a resumed run, all numbers except `total_steps` cover only the rest of the run.
+    """A run in numbers. For a resumed run, all numbers except `total_steps` and `repeats` cover only the rest of the run.
 
     Args:
         parameters: Trainable parameters.
@@ -78,8 +78,8 @@ class TrainingPlan:
 
     @property
     def repeats(self) -> float:
-        """The mean number of times that the run trains on each token of the training set."""
-        return self.tokens / self.text_tokens
+        """The mean number of times that the whole run, from its first step, trains on each token of the training set."""
+        return self.tokens * self.total_steps / max(self.steps, 1) / self.text_tokens
 
 
 def make_plan(
