@@ -203,3 +203,9 @@ def test_pages_behind_the_stated_end_of_a_column_are_counted() -> None:
     with within(3, 250):
         texts, refusal = read(data)
     assert texts == ["one"] * 6 and "250 times as large" in refusal
+
+
+def test_a_page_that_states_more_bytes_than_its_column_has_takes_no_memory() -> None:
+    data = table([page(text(b"one"), n_values=1, compressed=250_000_000)], n_values=1)
+    with within(1, 50):
+        assert read(data) == ([], "what should be its pages is something else")

@@ -94,6 +94,8 @@ def read_pages(stream: BinaryIO | io.RawIOBase, column: Any) -> Iterator[Parquet
         kind, size, compressed = header.get(KIND), header.get(SIZE), header.get(COMPRESSED)
         if type(kind) is not int or type(size) is not int or type(compressed) is not int or min(size, compressed) < 0:
             raise DamagedArchiveError(NO_PAGES)
+        if compressed > length:  # Arrow would allocate the stated size before it finds the end of the file.
+            raise DamagedArchiveError(NO_PAGES)
         position += header_size + compressed
         if kind not in DETAILS:
             continue
