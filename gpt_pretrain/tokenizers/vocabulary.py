@@ -180,8 +180,15 @@ class VocabularyTokenizer:
             )
 
     def _has_token(self, character: str) -> bool:
+        """Return whether the vocabulary can write a character, which is no blank."""
         fast = self._in_mode(ordinary=True)
-        return bool(_guarded(lambda: fast.encode(character, add_special_tokens=False), self.name).ids)
+        if _has_type(self.fields["pre_tokenizer"], "ByteLevel"):
+            text = character if fast.normalizer is None else fast.normalizer.normalize_str(character)
+            return all(LETTERS[byte] in self._ids for byte in text.encode())
+        pair = [character, 2 * character]
+        once, twice = (found.ids for found in _guarded(lambda: fast.encode_batch(pair, add_special_tokens=False), self.name))
+        # A vocabulary may put a blank or a mark before every text, or before each word. It is there without the character too.
+        return once != twice and any(self.token_bytes(token_id).strip() for token_id in once)
 
     def _decoded(self, token: str) -> bytes:
         """Return the decoded text of a token within a text."""

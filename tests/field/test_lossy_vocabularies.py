@@ -11,10 +11,12 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import Tokenizer as OurTokenizer
 from gpt_pretrain.tokenizers.base import decode
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.byte_letters import LETTERS
 from tests.helpers.training_runs import Printed, Train
 
 TEXT = "Hello,  world\n\n 12 é, it's 3 of 4.\n"
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+MARKS = pre_tokenizers.Metaspace()
 BEFORE = {
     "digits": pre_tokenizers.Digits(individual_digits=True),
     "punctuation": pre_tokenizers.Punctuation(),
@@ -26,7 +28,7 @@ BEFORE = {
     "bert": pre_tokenizers.BertPreTokenizer(),
     "no punctuation": pre_tokenizers.Punctuation("removed"),
     "no blanks": pre_tokenizers.Split(" ", "removed"),
-    "marks": pre_tokenizers.Metaspace(),
+    "marks": MARKS,
 }
 
 
@@ -73,6 +75,33 @@ def test_bytes_that_nothing_writes_are_not_counted(without_bytes: Path) -> None:
     assert not tokenizer.keeps_bytes
     assert len(tokenizer.encode("hello world\nnew")) == len("helloworldnew")  # as the library does
     assert "has no token for '東'" in _missing(tokenizer, "the line\nand 東 are gone")
+
+
+@pytest.mark.parametrize("with_decoder", [True, False])
+@pytest.mark.parametrize("before", [MARKS, pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), MARKS])])
+def test_a_blank_before_a_character_does_not_hide_that_it_is_lost(
+    tmp_path: Path, before: pre_tokenizers.PreTokenizer, with_decoder: bool
+) -> None:
+    fast = Tokenizer(models.BPE(vocab={"▁": 0, "a": 1, "b": 2}, merges=[]))
+    fast.pre_tokenizer = before
+    if with_decoder:
+        fast.decoder = decoders.Metaspace()
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = build_tokenizer(str(tmp_path))
+    assert tokenizer.encode("ab a") == [0, 1, 2, 0, 1]
+    assert "has no token for '東'" in _missing(tokenizer, "ab東a")
+
+
+@pytest.mark.parametrize("lost", ["z", "é"])
+@pytest.mark.parametrize("adds_blank", [True, False])
+def test_a_character_is_lost_if_one_of_its_bytes_is(tmp_path: Path, adds_blank: bool, lost: str) -> None:
+    letters = {letter: number for number, letter in enumerate(LETTERS) if letter != LETTERS[lost.encode()[-1]]}
+    fast = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=adds_blank), decoders.ByteLevel()
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = build_tokenizer(str(tmp_path))
+    assert len(tokenizer.encode("a ü")) == 4 + adds_blank
+    assert f"has no token for {lost!r}" in _missing(tokenizer, f"a{lost}b")
 
 
 def test_dropped_line_ends_are_said_before_a_run(tmp_path: Path, train: Train, printed: Printed) -> None:
