@@ -17,8 +17,8 @@ from gpt_pretrain.tokenizers.vocabulary import DIGEST_DIGITS, tokenizer_label
 
 KIND = "table"  # of the definition
 IDS_PREFIX = "ids:"  # A tokenizer without texts is named by this prefix and the number of its ids.
-# Each id takes a row of the model, and a few bytes of a file could state millions. The largest known vocabulary has so many.
-MAX_IDS = 1 << 18
+# Each id takes a row of the model, and a few bytes of a file could state millions. XLM-V's vocabulary has 901,629.
+MAX_IDS = 1 << 20
 MAX_TOKEN_CHARACTERS = 1000
 MAX_TRIED = 3000  # Sum of the different lengths of tokens with the same first letter. At each position, all lengths are tried.
 

@@ -88,7 +88,7 @@ TOKENIZER_FILES: list[tuple[str, bytes, str]] = [
     ("x.model", pieces(2, 1, 5), "it has unused tokens, which would get other ids here; give the model's tokenizer.json instead"),
     ("meta.pkl", pickle.dumps(["a"]), "it holds an array, not a table of tokens"),
     ("meta.pkl", table(), "it has neither a table itos of the tokens by their ids nor a vocab_size"),
-    ("meta.pkl", table(vocab_size=300_000), "nor a vocab_size of up to 262,144: it states 300000"),
+    ("meta.pkl", table(vocab_size=2_000_000), "nor a vocab_size of up to 1,048,576: it states 2000000"),
     ("meta.pkl", table(stoi={"a": 0, "b": 0}), "two tokens of its stoi have the same id"),
     ("meta.pkl", table(itos=["a", "b"], vocab_size=3), "its vocab_size is 3, but it has 2 tokens"),
     ("meta.pkl", table(itos=["a", ""]), "its itos holds '', which is not a token"),
@@ -115,10 +115,10 @@ def test_a_tokenizer_file_is_refused_in_plain_words(tmp_path: Path, number: int)
         (StoredTokenizer("x@000", '{"kind": "spells"}'), "it has the kind 'spells', which this version does not know"),
         (StoredTokenizer("x@000", '{"kind": "tokenizer.json", "fields": 3}'), "it is not the definition of a tokenizer"),
         (StoredTokenizer("x@000", '{"kind": "table", "tokens": 3}'), "it is not the definition of a tokenizer"),
-        (StoredTokenizer("ids:many", None), "tokenizer='ids:many': write the number of ids, such as ids:1500, up to 262,144."),
+        (StoredTokenizer("ids:many", None), "tokenizer='ids:many': write the number of ids, such as ids:1500, up to 1,048,576."),
         (
-            StoredTokenizer("ids:262145", None),
-            "tokenizer='ids:262145': write the number of ids, such as ids:1500, up to 262,144.",
+            StoredTokenizer("ids:1048577", None),
+            "tokenizer='ids:1048577': write the number of ids, such as ids:1500, up to 1,048,576.",
         ),
     ],
 )
