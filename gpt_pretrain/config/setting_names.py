@@ -64,7 +64,7 @@ def all_types(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted name and the type of each setting, and of each group of settings."""
     for name, hint in get_type_hints(schema).items():
         yield f"{prefix}{name}", hint
-        if (inner := _settings_class(hint)) is not None:
+        if (inner := settings_class(hint)) is not None:
             yield from all_types(inner, f"{prefix}{name}.")
 
 
@@ -76,7 +76,7 @@ def find_type(schema: type, key: str) -> Any:
     """
     hint: Any = schema
     for name in key.split("."):
-        inner = _settings_class(hint)
+        inner = settings_class(hint)
         if inner is not None:
             hint = get_type_hints(inner)[name]
         elif get_origin(hint) is dict:
@@ -99,7 +99,7 @@ def is_declared(schema: type, key: str, *, within_mapping: bool = False) -> bool
         group = find_type(schema, key.rpartition(".")[0]) if "." in key else schema
     except KeyError:
         return False
-    return (_settings_class(group) is None) == within_mapping
+    return (settings_class(group) is None) == within_mapping
 
 
 def is_mapping(schema: type, key: str) -> bool:
@@ -117,7 +117,7 @@ def set_checked(schema: type, key: str, value: Any) -> None:
         OmegaConfBaseException: If it does not.
     """
     group, _, name = key.rpartition(".")
-    owner = _settings_class(find_type(schema, group) if group else schema)
+    owner = settings_class(find_type(schema, group) if group else schema)
     if owner is not None:
         OmegaConf.merge(OmegaConf.structured(owner), {name: value})
 
@@ -140,7 +140,7 @@ def describe_type(hint: Any) -> str:
         if dataclasses.is_dataclass(get_args(options[0])[0]):
             found = "mappings, such as [{path: a.txt, weight: 1}]"
         return f"a list of {found}{nullable}"
-    if len(options) == 1 and _settings_class(options[0]) is not None:
+    if len(options) == 1 and settings_class(options[0]) is not None:
         names = ", ".join(get_type_hints(options[0]))
         return f"a group of settings, which are set one by one: {names}{nullable}"
     if len(options) == 1 and get_origin(options[0]) is dict:
@@ -180,7 +180,7 @@ def same_names(last: str, schema: type) -> list[str]:
 def names_within(key: str, schema: type) -> list[str]:
     """Return the names of the settings in the group around a dotted name, or an empty list if there is no such group."""
     try:
-        found = _settings_class(find_type(schema, key.rpartition(".")[0])) if "." in key else None
+        found = settings_class(find_type(schema, key.rpartition(".")[0])) if "." in key else None
     except KeyError:
         return []
     return [] if found is None else list(get_type_hints(found))
@@ -223,7 +223,7 @@ def script_groups(script: str) -> list[str]:
 
 def _setting_names(schema: type) -> list[str]:
     """Return the names of all settings and of the groups that are not in another group."""
-    names = [name for name, hint in all_types(schema) if "." not in name or _settings_class(hint) is None]
+    names = [name for name, hint in all_types(schema) if "." not in name or settings_class(hint) is None]
     return [*names, "hydra.run.dir", "hydra.sweep.dir", "sweep_resume"]
 
 
@@ -240,6 +240,6 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
-def _settings_class(hint: Any) -> type | None:
+def settings_class(hint: Any) -> type | None:
     """Return the dataclass in the type of a group of settings. Return None for the type of a single setting."""
     return next((one for one in _options(hint) if dataclasses.is_dataclass(one) and isinstance(one, type)), None)

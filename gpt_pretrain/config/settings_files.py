@@ -29,16 +29,18 @@ def settings_file_problems(folders: Sequence[Path]) -> list[str]:
 def reading_problem(file: Path) -> str | None:
     """Return the mistake for which a file cannot be read, with its line and what to do about it."""
     try:
-        text = file.read_bytes().decode()
-        OmegaConf.load(io.StringIO(text))
+        content = file.read_bytes()
     except OSError as error:
         return f"cannot be read ({error.strerror})."
+    try:
+        text = content.decode()
+        OmegaConf.load(io.StringIO(text))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         return f"line {line} has characters that are not UTF-8. Save the file as UTF-8."
     except yaml.MarkedYAMLError as error:
         return _explain_mark(error, text)
-    except Exception as error:  # of OmegaConf, such as a file that holds a number
+    except Exception as error:  # of OmegaConf, such as the OSError about a file that holds a number
         return f"it is no list of settings ({first_line(error)}). {FORM}"
     return None
 

@@ -10,6 +10,8 @@ import pytest
 
 from gpt_pretrain import load_settings
 from gpt_pretrain.commands.command_line import custom_options
+from gpt_pretrain.commands.command_line.argument_checks import argument_problems
+from gpt_pretrain.commands.command_line.command_words import sort_arguments
 from gpt_pretrain.config import setting_names
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import CONF
@@ -33,6 +35,7 @@ OPTIONS = {
     "utf_16": ("model/own.yaml", TINY.encode("utf-16"), "own.yaml: line 1", "not UTF-8"),
     "itself": ("model/own.yaml", "defaults:\n  - own\n", "own.yaml: its list `defaults:`", "leads back to model/own itself."),
     "list": ("model/own.yaml", "- a\n", "model/own: this file holds a list in place of settings.", "A line has the form"),
+    "number": ("model/own.yaml", "5\n", "own.yaml: it is no list of settings", "A line has the form"),
     "nothing": ("model/own.yaml", "", "model.n_layers: the file of the chosen option lacks this setting", "Add it to the file."),
     "no_option": ("model/own.yaml", "defaults:\n  - tinny\n", "names model/tinny, which does not exist.", "The options are chapter5, "),
     "ending": ("experiment/own.yml", EXPERIMENT, "experiment=own: ", "own.yml must have the ending .yaml. Rename it."),
@@ -53,6 +56,12 @@ OPTIONS = {
         "# @package _global_\noptimizer: adamw\n",
         "experiment/own: optimizer: adamw stands in place of a group of settings.",
         "In its place, write `- optimizer: adamw` in the list `defaults:`.",
+    ),
+    "word_for_an_optional_group": (
+        "experiment/own.yaml",
+        "# @package _global_\ncallbacks:\n  doctor: default\n",
+        "experiment/own: callbacks.doctor: default must be a group of settings, which are set one by one: ",
+        ", or null.",
     ),
     "no_text": (
         "experiment/own.yaml",
@@ -138,6 +147,15 @@ def test_the_heads_of_loaded_weights_need_not_fit_the_default_width() -> None:
     assert load_settings("init_from=model.pth", "model.n_heads=6").model.n_heads == 6
     with pytest.raises(UserError, match=r"model\.n_heads=0: must be a whole number of at least 1\.$"):
         load_settings("init_from=model.pth", "model.n_heads=0")
+
+
+def test_a_field_of_a_class_of_one_s_own_may_be_true_or_false(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "own.yaml").write_text("_target_: own_model.Own\ninit: false\n")
+    arguments = sort_arguments(["--config-dir", str(tmp_path), "model=own"])
+    assert argument_problems(arguments, script="train") == []
+    (tmp_path / "model" / "own.yaml").write_text("init: false\n")
+    assert len(argument_problems(arguments, script="train")) == 1
 
 
 def test_a_callback_in_the_current_folder_is_found(tmp_path: Path, script: Script) -> None:

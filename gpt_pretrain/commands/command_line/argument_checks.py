@@ -74,8 +74,8 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
     problems += _flag_problems(arguments, script=script)
     if COMPLETION.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
-        problems += misread_texts(arguments.overrides, folders=arguments.config_folders, script=script)
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)
+        problems += misread_texts(arguments.overrides, own, folders=arguments.config_folders, script=script)
         for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
             check = partial(override_problems, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
             found = list(check(override))

@@ -41,10 +41,11 @@ def custom_groups(overrides: Sequence[str], *, folders: Sequence[Path]) -> set[s
     return found
 
 
-def misread_texts(overrides: Sequence[str], *, folders: Sequence[Path], script: str) -> list[str]:
+def misread_texts(overrides: Sequence[str], own: Set[str], *, folders: Sequence[Path], script: str) -> list[str]:
     """List the words in files of settings that YAML takes for true or false, such as no, although their settings are texts.
 
     Args:
+        own: The groups that are the user's own, whose fields may have any values.
         folders: The folders with the options of groups.
         script: "train", "generate", "evaluate" or "serve".
 
@@ -56,8 +57,9 @@ def misread_texts(overrides: Sequence[str], *, folders: Sequence[Path], script: 
     for option, content in [(script, read_yaml(CONF / f"{script}.yaml")), *_chosen_contents(overrides, folders)]:
         group, slash, _ = option.partition("/")
         parts = {group: content} if slash and is_declared(schema, group) else content
-        for key, value in (pair for name, part in parts.items() for pair in setting_values(name, part)):
-            if isinstance(value, bool) and is_declared(schema, key) and find_type(schema, key) in (str, str | None):
+        pairs = (pair for name, part in parts.items() for pair in setting_values(name, part))
+        for key, value in ((key, value) for key, value in pairs if isinstance(value, bool) and not is_custom_field(key, own)):
+            if is_declared(schema, key) and find_type(schema, key) in (str, str | None):
                 problems.append(f"{option}.yaml: {key} is a text, but YAML reads it as {value}. Put it within quotation marks.")
     return problems
 

@@ -15,7 +15,7 @@ from gpt_pretrain.commands.command_line.custom_options import endless_defaults
 from gpt_pretrain.commands.command_line.setting_messages import unknown_setting
 from gpt_pretrain.config.conversion import explain_value
 from gpt_pretrain.config.overrides import override_key
-from gpt_pretrain.config.setting_names import all_types, group_options, is_declared
+from gpt_pretrain.config.setting_names import all_types, describe_type, group_options, is_declared, settings_class
 from gpt_pretrain.config.settings_files import FORM, settings_file_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import CONF
@@ -36,7 +36,7 @@ NO_FOLDER = re.compile(r"Additional config directory '(.*)' not found")
 GLOBAL = "# @package _global_"
 ITEM = re.compile(r"(.+)\[(\d+)\]")
 HYDRA_ERRORS = (HydraException, CompactHydraException, OmegaConfBaseException)
-UNREADABLE = (yaml.YAMLError, UnicodeDecodeError, RecursionError)  # what Hydra raises about the content of a file of settings
+UNREADABLE = (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError)  # about the content of a file of settings
 
 
 def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
@@ -87,10 +87,14 @@ def _explain_group(text: str, schema: type) -> str | None:
     where, name, value = found.groups()
     if name is None:
         return f"{where}: this file holds a list in place of settings. {FORM}"
-    groups = [group for group, hint in all_types(schema) if getattr(hint, "__name__", None) == name]
-    is_option = value in group_options(groups[0])
-    example = f" In its place, write `- {groups[0]}: {value}` in the list `defaults:`." if is_option else ""
-    return f"{where}: {groups[0]}: {value} stands in place of a group of settings.{example}"
+    groups = ((group, hint) for group, hint in all_types(schema) if getattr(settings_class(hint), "__name__", None) == name)
+    if (found_group := next(groups, None)) is None:
+        return None
+    group, hint = found_group
+    if value not in group_options(group):
+        return f"{where}: {group}: {value} must be {describe_type(hint)}."
+    example = f"In its place, write `- {group}: {value}` in the list `defaults:`."
+    return f"{where}: {group}: {value} stands in place of a group of settings. {example}"
 
 
 def _explain_null(arguments: list[str]) -> UserError | None:
