@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,6 +148,17 @@ def test_the_plan_of_a_resumed_run_counts_what_remains(compose_train: Callable[.
     assert (rest.steps, rest.epoch_ends, rest.evaluations) == (7, 3, 3)
     assert rest.tokens == 7 * 16 * 32
     assert rest.total_steps == 12
+
+
+def test_the_repeats_of_a_resumed_run_are_those_of_the_whole_run(compose_train: Callable[..., DictConfig]) -> None:
+    settings = to_settings(
+        compose_train(*TINY_RUN, "trainer.max_epochs=4", "data.batch_size=7", "trainer.accumulate_grad_batches=2"), TrainSettings
+    )
+    data, config, whole = plan_run(settings)
+    rests = [make_plan(settings, data, config, first_step=step) for step in range(whole.total_steps + 1)]
+    sizes = {before.tokens - after.tokens for before, after in pairwise(rests)}
+    assert len(sizes) == 2  # the last step of an epoch is smaller
+    assert {rest.repeats for rest in rests} == {whole.repeats}
 
 
 def test_the_estimated_time_is_the_sum_of_the_parts(compose_train: Callable[..., DictConfig]) -> None:

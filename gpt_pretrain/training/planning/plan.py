@@ -22,7 +22,7 @@ from gpt_pretrain.training.run_length import steps_per_epoch, tokens_after, toke
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A run in numbers. For a resumed run, all numbers except `total_steps` and `repeats` cover only the rest of the run.
+    """A run in numbers. For a resumed run, `total_steps`, `total_tokens` and `repeats` cover the whole run, all others the rest.
 
     Args:
         parameters: Trainable parameters.
@@ -31,6 +31,7 @@ class TrainingPlan:
         total_steps: Optimizer steps of the whole run.
         steps: Optimizer steps that remain.
         tokens: Tokens to train on.
+        total_tokens: Tokens that the whole run trains on.
         token_flops: Floating-point operations per token, including recomputation by activation checkpointing.
         evaluations: Evaluations of both losses every eval_freq steps, including the one before training.
         evaluation_batches: Batches of both sets in one evaluation, on each device.
@@ -52,6 +53,7 @@ class TrainingPlan:
     total_steps: int
     steps: int
     tokens: int
+    total_tokens: int
     token_flops: float
     evaluations: int
     evaluation_batches: int
@@ -79,7 +81,7 @@ class TrainingPlan:
     @property
     def repeats(self) -> float:
         """The mean number of times that the whole run, from its first step, trains on each token of the training set."""
-        return self.tokens * self.total_steps / max(self.steps, 1) / self.text_tokens
+        return self.total_tokens / self.text_tokens
 
 
 def make_plan(
@@ -95,7 +97,8 @@ def make_plan(
     trainer, size, W = settings.trainer, settings.data.batch_windows, data.world_size
     parallelism = _parallelism(trainer, devices=W)
     model_costs = _model_costs(settings, config, parallelism, parameters=parameters)
-    total, per_epoch, tokens = total_steps(data, trainer), steps_per_epoch(data, trainer), tokens_per_epoch(data, trainer)
+    total, per_epoch = total_steps(data, trainer), steps_per_epoch(data, trainer)
+    total_tokens = tokens_after(total, data, trainer)
     epoch_ends = math.ceil(total / per_epoch) - first_step // per_epoch
     validations = epoch_ends + _saves_between(settings.checkpoint.every_n_steps, first_step, total, per_epoch)
     train_batches, val_batches = math.ceil(len(data.train) / size), math.ceil(len(data.val) / size)
@@ -106,10 +109,11 @@ def make_plan(
     uses_all_tokens = settings.data.stride is None or settings.data.stride <= config.context_length
     return TrainingPlan(
         text_tokens=data.split.train.count if uses_all_tokens else len(data.train) * config.context_length,
-        tokens_per_epoch=tokens,
+        tokens_per_epoch=tokens_per_epoch(data, trainer),
         total_steps=total,
         steps=total - first_step,
-        tokens=tokens_after(total, data, trainer) - tokens_after(first_step, data, trainer),
+        tokens=total_tokens - tokens_after(first_step, data, trainer),
+        total_tokens=total_tokens,
         evaluations=_count_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
         evaluation_batches=sum(math.ceil(batches / W) for batches in evaluation_batches),
         validations=validations,
