@@ -42,8 +42,9 @@ def leaderboard_command(arguments: list[str]) -> None:
     entries, unknown = _collect(settings.sources, out)
     if unknown:
         print_escaped(
-            f"{format_count(unknown, 'run')} left out, because no bits per byte were recorded: the vocabulary lacks parts of the "
-            f"text, or an earlier version made the run; {script_command('evaluate.py')} checkpoint=RUN then measures them.",
+            f"{format_count(unknown, 'run')} left out, because no bits per byte were recorded. Either the vocabulary lacks parts "
+            "of the text, or an earlier version made the run. Such a run is measured by "
+            f"{script_command('evaluate.py')} checkpoint=RUN.",
             file=sys.stderr,
         )
     if not entries:

@@ -85,7 +85,7 @@ class Entry:
 def find_entries(folder: Path) -> tuple[list[Entry], int]:
     """Return the entries of the runs in a folder, and the number of trained runs that have no bits per byte.
 
-    Links among the folders are not followed: a stranger's could lead to the whole disk. Of several runs that share a file by hard
+    Links among the folders are not followed: a stranger's could lead to the whole disk. Of several runs that share a file by
     links, only the first counts, so that no file is read many times.
     """
     entries, unknown = list[Entry](), 0
@@ -127,7 +127,7 @@ def run_entry(folder: Path, metadata: dict[str, Any]) -> Entry | None:
         text_sha256=_text(data.get("sha256")),
         text_name=_text(_text_name(config)),
         text_characters=_whole(data.get("characters")),
-        train_ratio=None if data.get("has_validation_set") is True else _share(config.get("data.train_ratio")),
+        train_ratio=None if data.get("own_validation_set") is True else _share(config.get("data.train_ratio")),
         validated=_validated_share(config, data),
         seconds=_number(metadata.get("seconds")),
         budget=_known(config.get("budget")),

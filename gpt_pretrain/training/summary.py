@@ -123,7 +123,7 @@ def setup_metadata(
             "val_tokens": split.val.count,
             "train_windows": len(data.train),
             "val_windows": len(data.val),
-            "has_validation_set": data.split.is_given,
+            "own_validation_set": data.split.is_given,
         },
         "model": {"parameters": module.model.num_parameters(), "vocab_size": config.vocab_size},
     }

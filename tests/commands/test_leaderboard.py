@@ -53,7 +53,7 @@ def test_runs_are_ranked_within_their_text_and_their_held_out_part(tmp_path: Pat
 
 
 def test_shards_with_a_validation_set_of_their_own_have_no_last_part(tmp_path: Path, command: Command) -> None:
-    own = METADATA["data"] | {"has_validation_set": True}
+    own = METADATA["data"] | {"own_validation_set": True}
     make_run(tmp_path / "outputs/one", data=own, **bits(2.5))
     make_run(tmp_path / "outputs/two", config=CONFIG.replace("0.9", "0.5"), data=own, **bits(2.25))
     ranking = command().split("\n\n")[0]
