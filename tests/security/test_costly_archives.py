@@ -142,7 +142,7 @@ def test_the_compressed_parts_of_a_file_count_even_if_they_are_empty(
 ) -> None:
     monkeypatch.setattr(decompression, "ALWAYS_READ", 1 << 24)
     assert list(decompress([pack(b"") * 4000 + pack(b"text")], form, ContentLimit(0))) == [b"text"]
-    with pytest.raises(DamagedArchiveError, match="250 times as large"):
+    with pytest.raises(DamagedArchiveError, match="more compressed parts than its size explains"):
         list(decompress([pack(b"") * 5000], form, ContentLimit(0)))
 
 

@@ -26,6 +26,7 @@ ALWAYS_KEPT, MAX_KEPT, MAX_WINDOW = 300_000_000, 32, 1 << 31
 PART = 1 << 12
 FRAME_HEADER = 18  # the most bytes at the beginning of a frame of zstd that state its window
 EXPANDED = f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it first"
+MANY_PARTS = "it has far more compressed parts than its size explains; if that is expected, decompress it first"
 LARGE_WINDOW = "decompressing it takes far more memory than its size explains; if that is expected, decompress it first"
 MAGIC: dict[str, bytes | tuple[bytes, ...]] = {
     "gz": b"\x1f\x8b",
@@ -162,7 +163,7 @@ def _decompress(blocks: Iterable[bytes], form: str, limit: ContentLimit, window:
                 data = data.lstrip(b"\0") if n_members and form != "zst" else data
                 if not data:
                     break
-                limit.take(PART, EXPANDED)
+                limit.take(PART, MANY_PARTS)
                 member, n_members, is_new = make(), n_members + 1, True
             try:
                 yield from _contents(member, data, form)
