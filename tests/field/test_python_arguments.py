@@ -19,6 +19,7 @@ from gpt_pretrain import (
     load_settings,
 )
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.build import new_model
 from tests.conftest import tiny_model
 
 ANY: Any = None
@@ -48,6 +49,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (
         lambda: GPTModel(GPTConfig(vocab_size=9, **vars(load_settings("model=modern_tiny").model))),
         "GPTModel is a GPT-2, but the config",
+    ),
+    (
+        lambda: new_model(GPTConfig(vocab_size=9, context_length=8, emb_dim=1, n_heads=1, n_layers=1, kind="custom")),
+        "the config has kind=custom, a class of your own.",
     ),
     (lambda: load_settings(5), "an override=5: must be a text, such as 'model=tiny'."),
     (lambda: load_settings(["model=tiny", 5]), "an override=5: must be a text"),
