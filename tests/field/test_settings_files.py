@@ -55,7 +55,7 @@ OPTIONS = {
         "experiment/own.yaml",
         "# @package _global_\noptimizer: adamw\n",
         "experiment/own: optimizer: adamw stands in place of a group of settings.",
-        "In its place, write `- optimizer: adamw` in the list `defaults:`.",
+        "In its place, write `- override /optimizer: adamw` in the list `defaults:`.",
     ),
     "word_for_an_optional_group": (
         "experiment/own.yaml",

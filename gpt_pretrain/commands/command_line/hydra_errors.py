@@ -93,8 +93,9 @@ def _explain_group(text: str, schema: type) -> str | None:
     group, hint = found_group
     if value not in group_options(group):
         return f"{where}: {group}: {value} must be {describe_type(hint)}."
-    example = f"In its place, write `- {group}: {value}` in the list `defaults:`."
-    return f"{where}: {group}: {value} stands in place of a group of settings. {example}"
+    entry = f"override /{group}" if "/" in where else group  # the list of an option would look for the group in its own folder
+    remedy = f"In its place, write `- {entry}: {value}` in the list `defaults:`."
+    return f"{where}: {group}: {value} stands in place of a group of settings. {remedy}"
 
 
 def _explain_null(arguments: list[str]) -> UserError | None:
