@@ -15,6 +15,8 @@ folder appears, transformers opens it, and its logits are compared with the mode
 
 from __future__ import annotations
 
+import sys
+
 from gpt_pretrain.checkpoints.serialization.checksum import check_early
 from gpt_pretrain.commands.command_line.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import ExportSettings
@@ -29,9 +31,13 @@ def export_command(arguments: list[str]) -> None:
     check_early(settings.checkpoint)
     with loading_libraries():
         from gpt_pretrain.checkpoints.export.huggingface import export
+        from gpt_pretrain.checkpoints.formats.layouts import CONFIG_FILE
         from gpt_pretrain.checkpoints.pretrained import open_weights
 
     weights = open_weights(settings.checkpoint, n_heads=settings.n_heads, kind=settings.weights)
+    is_replaced = (user_path(settings.out) / CONFIG_FILE).exists()
     difference = export(weights, user_path(settings.out), tokenizer=settings.tokenizer)
+    if is_replaced:
+        print_escaped(f"warning: out={settings.out} held an earlier export. This one has replaced it.", file=sys.stderr)
     print_escaped(f"{escape_line(weights.name)} -> {settings.out}")
     print(f"transformers opens the folder; the logits differ by at most {difference:.1g}.")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import PurePath
 
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.recognition.file_kinds import ARROW, COMPRESSED, FileKind
+from gpt_pretrain.system.recognition.file_kinds import ARROW, COMPRESSED, TOKENS, FileKind
 from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
 
 SHOWN_KINDS = 6
+SHARD_NAME = re.compile(r"(^|_)(train|val)(?![a-z])")  # a file of token shards, as this program, nanoGPT and llm.c name them
 MAX_LINES, MAX_KINDS = 5, 1000  # warnings that are logged, and warnings that are noted
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,9 @@ class LeftOut:
 
     def add(self, kind: FileKind, path: str) -> None:
         """Count a file."""
-        if kind.name == ARROW.name or (not self._advice and " without a " in kind.name):  # JSON beside Arrow files describes them
+        # JSON beside Arrow files or token shards describes them.
+        is_dataset = kind.name == ARROW.name or (kind.advice == TOKENS.advice and SHARD_NAME.search(PurePath(path).name))
+        if is_dataset or (not self._advice and " without a " in kind.name):
             self._advice = kind.advice
         kind = FileKind(kind.name)  # Kinds that differ only in their encoding count as one.
         self._counts[kind] = self._counts.get(kind, 0) + 1

@@ -251,6 +251,10 @@ def test_the_export_command_writes_a_folder_that_generate_reads(
     done = exporting("checkpoint=x.ckpt", "out=my model")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"x\.ckpt -> my model\ntransformers opens the folder; the logits differ by at most \d", done.stdout)
+    checkpoint(tmp_path / "y.ckpt")
+    again = exporting("checkpoint=y.ckpt", "out=my model")
+    assert again.stderr == "warning: out=my model held an earlier export. This one has replaced it.\n"
+    exporting("checkpoint=x.ckpt", "out=my model")
     results = [script("generate.py", source) for source in ("pretrained=my model", "checkpoint=x.ckpt")]
     assert results[0].returncode == 0, results[0].stderr
     assert results[0].stdout == results[1].stdout

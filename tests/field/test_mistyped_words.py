@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
@@ -233,3 +234,25 @@ def test_a_name_in_the_right_group_is_suggested_first() -> None:
     assert nearest_settings("model.dropout", TrainSettings) == ["model.drop_rate"]
     assert nearest_settings("trainer.foo", TrainSettings) == nearest_settings("model.zzz", TrainSettings) == []
     assert nearest_settings("data.steps", TrainSettings) == ["trainer.max_steps"]
+
+
+@pytest.mark.parametrize(
+    ("script", "word", "setting"),
+    [
+        *(("train", word, "resume") for word in ("run", "latest")),
+        *((script, word, "checkpoint") for script in ("generate", "evaluate", "serve") for word in ("run", "latest")),
+        ("generate", "run/checkpoints/last.ckpt", "checkpoint"),
+        ("generate", "start.txt", "prompt_file"),
+        ("train", "start.txt", "data.path"),
+        ("train", "folder", "data.path"),
+    ],
+)
+def test_the_path_of_a_run_or_a_file_is_answered_with_its_setting(
+    script: str, word: str, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "start.txt").write_text("It was")
+    monkeypatch.chdir(tmp_path)
+    assert checked(word, script=script) == [f"{word}: settings are written as name=value. Did you mean {setting}={word}?"]

@@ -168,3 +168,21 @@ def test_files_of_the_user_are_not_replaced_by_those_of_a_run(
     assert done.returncode == 2
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("shard", ["train-00000.bin", "val.bin"])
+def test_token_shards_named_as_a_text_are_answered_with_their_setting(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": "gpt-pretrain shards", "version": 1}')
+    (tmp_path / shard).write_bytes(bytes(range(1, 250)) * 8)
+    for problem in problems(tmp_path):
+        assert problem.endswith("Token ids are trained on with data=shards data.path=FOLDER."), problem
+
+
+def test_the_log_of_a_run_is_in_its_run_dir(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a text of some words, again and again\n" * 200)
+    small = ("model=tiny", "model.emb_dim=16", "model.n_layers=1", "model.n_heads=2", "model.context_length=16", "tokenizer=byte")
+    small += ("trainer.accelerator=cpu", "trainer.precision=32-true", "callbacks=minimal", "logger=csv", "trainer.max_steps=1")
+    done = script("train.py", *small, "data.path=text.txt", "run_dir=my run")
+    assert done.returncode == 0, done.stderr
+    assert "train.log" in [file.name for file in (tmp_path / "my run").iterdir()]
+    assert not (tmp_path / "outputs").exists()

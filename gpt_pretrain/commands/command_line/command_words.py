@@ -26,6 +26,7 @@ from gpt_pretrain.config.setting_names import (
     script_groups,
     set_checked,
 )
+from gpt_pretrain.runs.report.saving import is_run
 from gpt_pretrain.system.amounts import is_quantity
 from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.shell import quote_word
@@ -166,8 +167,18 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
         return f"{text}: settings are written as name=value. Type --help to see some."
     if script == "train" and word.endswith(".py"):
         return explain_python_file(word)
-    suggested = f"{SUGGESTED[script]}={text}"
+    suggested = f"{_setting_of_path(text, script)}={text}"
     return f"{text}: settings are written as name=value. Did you mean {quote_word(suggested)}?"
+
+
+def _setting_of_path(text: str, script: str) -> str:
+    """Return the setting that most likely takes a word without a name: by what is at this path, or the script's usual one."""
+    path = Path(text)
+    if text == "latest" or is_run(path):
+        return "resume" if script == "train" else "checkpoint"
+    if script == "generate" and path.is_file():
+        return "checkpoint" if path.suffix == ".ckpt" else "prompt_file"
+    return SUGGESTED[script]
 
 
 def _begins_command(words: list[str], *, script: str) -> bool:

@@ -45,7 +45,7 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
     quoted = [*arguments.flags, *quote_arguments(overrides, sweep=arguments.is_sweep)]
     quoted = apply_sweep_resume(quoted, script=script)
     if script == "train":
-        quoted = apply_resume(quoted, typed=words)
+        quoted = with_log_in_run_dir(apply_resume(quoted, typed=words))
         quoted = apply_dry_run(quoted)
         quoted = with_recipe_of_weights(quoted)
     rewritten = sort_arguments(quoted)
@@ -147,6 +147,14 @@ def _check_own_folder(arguments: list[str], *, run: str, run_dir: Path) -> None:
                 f"resume={run} continues in its own folder, so {key}={other} has no effect. Leave out {key}. For a new run from "
                 f"its weights: init_from={run} hydra.run.dir={other}"
             )
+
+
+def with_log_in_run_dir(arguments: list[str]) -> list[str]:
+    """Make Hydra use the folder of a typed `run_dir=` as well, so that train.log is beside the run's other files."""
+    folder = find_override(arguments, "run_dir")
+    if folder is None or "${" in folder or "hydra.run.dir" in _typed_keys(arguments) or _asks_for_sweep(arguments):
+        return arguments
+    return [*arguments, f"hydra.run.dir={folder}"]
 
 
 def apply_dry_run(arguments: list[str]) -> list[str]:
