@@ -12,7 +12,7 @@ import pytest
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
 from gpt_pretrain.texts.parquet import footer
-from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.parquet.footer import check_footer
 from gpt_pretrain.texts.records.tables import read_parquet
 
 
@@ -49,7 +49,7 @@ def test_long_names_of_groups_are_counted_for_each_of_their_columns() -> None:
     columns = [element(b"b%d" % number) for number in range(10_000)]
     file = parquet_file([element(b"schema", children=1), element(b"x" * 20_000, children=10_000), *columns])
     with pytest.raises(DamagedArchiveError, match="the names of its columns"):  # Arrow would take 600 MB
-        check_column_paths(file)
+        check_footer(file)
 
 
 def test_groups_within_groups_are_counted_too() -> None:
@@ -57,7 +57,7 @@ def test_groups_within_groups_are_counted_too() -> None:
     columns = [element(b"b") for _ in range(10_000)]
     file = parquet_file([element(b"schema", children=1), *groups, element(b"y", children=10_000), *columns])
     with pytest.raises(DamagedArchiveError, match="the names of its columns"):
-        check_column_paths(file)
+        check_footer(file)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_list_of_columns_is_found_where_arrow_finds_it(schema: bytes, monkey
     assert pq.ParquetFile(file).schema.names == ["long_name"]
     monkeypatch.setattr(footer, "MAX_PATHS", 5)
     with pytest.raises(DamagedArchiveError, match="the names of its columns"):
-        check_column_paths(file)
+        check_footer(file)
 
 
 HARMLESS = [element(b"schema", children=1), element(b"a")]
@@ -103,7 +103,7 @@ def test_no_list_of_columns_hides_another_from_the_check(schema: bytes, kind: in
         assert pq.ParquetFile(file).schema.names == ["long_name"]
     monkeypatch.setattr(footer, "MAX_PATHS", 5)
     with pytest.raises(DamagedArchiveError, match=r"the names of its columns|what should be its footer"):
-        check_column_paths(file)
+        check_footer(file)
 
 
 @pytest.mark.parametrize("children", [b"\x16\x02", b"\x15" + varint(1 << 33)], ids=["of 64 bits", "of more than 32 bits"])
@@ -111,20 +111,20 @@ def test_columns_are_no_groups_where_arrow_sees_none(children: bytes) -> None:
     columns = [b"\x15\x00\x25\x00\x18\x01b" + children + b"\0" for _ in range(1000)]
     file = parquet_file([element(b"schema", children=1), element(b"x" * 30_000, children=1000), *columns])
     with pytest.raises(DamagedArchiveError, match="the names of its columns"):
-        check_column_paths(file)
+        check_footer(file)
 
 
 def test_a_list_that_is_longer_than_the_footer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footer, "MAX_PATHS", 5)
     for kind in (3, 7):  # Of a fixed size each.
         with pytest.raises(DamagedArchiveError, match="what should be its footer"):
-            check_column_paths(parquet_file([], schema=b"\x09\xd2\x0f" + bytes([0xF0 | kind]) + varint(1 << 62)))
+            check_footer(parquet_file([], schema=b"\x09\xd2\x0f" + bytes([0xF0 | kind]) + varint(1 << 62)))
 
 
 def test_a_table_has_a_limited_number_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footer, "MAX_COLUMNS", 50)
     with pytest.raises(DamagedArchiveError, match="more than 50 columns"):
-        check_column_paths(parquet_file([element(b"schema", children=60), *(element(b"b") for _ in range(60))]))
+        check_footer(parquet_file([element(b"schema", children=60), *(element(b"b") for _ in range(60))]))
 
 
 def test_the_columns_of_ordinary_files_are_counted_as_arrow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,10 +136,10 @@ def test_the_columns_of_ordinary_files_are_counted_as_arrow_does(tmp_path: Path,
         monkeypatch.setattr(footer, "MAX_PATHS", most)
         with open(tmp_path / "a.parquet", "rb") as stream:
             if most == length:
-                check_column_paths(stream)
+                check_footer(stream)
             else:
                 with pytest.raises(DamagedArchiveError, match="the names of its columns"):
-                    check_column_paths(stream)
+                    check_footer(stream)
 
 
 def test_no_part_of_a_file_is_read_for_many_groups_of_rows() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.containers.decompression import ContentLimit
-from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.parquet.footer import check_footer
 from gpt_pretrain.texts.parquet.pages import check_parts, column_range
 from gpt_pretrain.texts.parquet.rows import read_few_rows
 from gpt_pretrain.texts.records.columns import find_column, find_leaf
@@ -37,11 +37,11 @@ def _read_column(stream: BinaryIO, row_groups: Any, text_field: str, name: str) 
     import pyarrow.parquet as pq
 
     kept = _KeptRange(stream)
-    check_column_paths(kept)
+    unreadable = check_footer(kept)
     table = pq.ParquetFile(kept)
     column = find_leaf(find_column(text_field, table.schema_arrow, name), table.schema, name)
     size = stream.seek(0, io.SEEK_END)
-    check_parts(table.metadata, [column], size=size)
+    check_parts(table.metadata, [column], size=size, unreadable=unreadable)
     limit = ContentLimit(size)
     for group in range(table.num_row_groups) if row_groups is None else row_groups:
         kept.keep(*column_range(table.metadata.row_group(group).column(column)))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
-from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.parquet.footer import check_footer
 from gpt_pretrain.texts.parquet.pages import DICTIONARY, check_parts, read_pages
 from gpt_pretrain.texts.parquet.rows import EXPANDED, LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
 
@@ -36,9 +36,9 @@ def read_small_tables(_: Callable[..., Any]) -> Callable[..., Any]:
             if len(data) > MAX_TABLE_FILE:
                 raise DamagedArchiveError(f"it has a file of more than {MAX_TABLE_FILE >> 20} MB")
             stream = io.BytesIO(data)
-            check_column_paths(stream)
+            unreadable = check_footer(stream)
             table = pq.ParquetFile(stream)
-            check_parts(table.metadata, range(table.metadata.num_columns), size=len(data))
+            check_parts(table.metadata, range(table.metadata.num_columns), size=len(data), unreadable=unreadable)
             limit = ContentLimit(len(data))
             for group in range(table.num_row_groups) if row_groups is None else row_groups:
                 check_row_group(stream, table.metadata.row_group(group), limit=limit)

@@ -6,7 +6,7 @@ Source: PageHeader in apache/parquet-format's parquet.thrift, in the compact pro
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -66,17 +66,22 @@ def column_range(column: Any) -> tuple[int, int]:
     return start, column.total_compressed_size + LATE
 
 
-def check_parts(metadata: Any, columns: Iterable[int], *, size: int) -> None:
-    """Check that the parts of columns in all row groups are together no larger than the file.
+def check_parts(metadata: Any, columns: Collection[int], *, size: int, unreadable: dict[int, str]) -> None:
+    """Check that columns can be read, and that their parts in all row groups are together no larger than the file.
 
     Otherwise, a small file could list one part many times, and it would be read each time.
 
+    Args:
+        unreadable: What is wrong with the columns that cannot be read, as `check_footer` returns it.
+
     Raises:
-        DamagedArchiveError: If they are larger, or a column is missing.
+        DamagedArchiveError: If they are larger, a row group has other columns than the file, or a column cannot be read.
     """
+    if found := [unreadable[column] for column in columns if column in unreadable]:
+        raise DamagedArchiveError(found[0])
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    if any(group.num_columns < metadata.num_columns for group in groups):
-        raise DamagedArchiveError("a part of it lacks columns")
+    if any(group.num_columns != metadata.num_columns for group in groups):
+        raise DamagedArchiveError("a part of it has more or fewer columns than the whole")
     if sum(max(group.column(column).total_compressed_size, 0) for column in columns for group in groups) > size:
         raise DamagedArchiveError("its parts are together larger than the file")
 

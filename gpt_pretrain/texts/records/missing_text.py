@@ -14,7 +14,7 @@ from gpt_pretrain.system.recognition.encodings import to_utf8
 from gpt_pretrain.system.recognition.file_kinds import ARRAY, LINES, OBJECTS, ROWS, FileKind
 from gpt_pretrain.texts.containers.blocks import look_ahead, take
 from gpt_pretrain.texts.containers.decompression import DamagedArchiveError
-from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.parquet.footer import check_footer
 from gpt_pretrain.texts.records.columns import column_paths, find_column
 from gpt_pretrain.texts.records.csv_rows import read_columns
 from gpt_pretrain.texts.records.record_text import InvalidRecordError, find_field
@@ -55,7 +55,7 @@ def find_missing_column(source: BinaryIO, text_field: str) -> FileKind | None:
     except ImportError:
         return None
     try:
-        check_column_paths(source)
+        check_footer(source)
         schema = pq.read_schema(source)
     except (pa.ArrowException, OSError, ValueError, DamagedArchiveError):
         return None

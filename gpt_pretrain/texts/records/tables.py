@@ -16,7 +16,7 @@ from gpt_pretrain.texts.datasets.files import SAVED, check_is_text, check_saved_
 from gpt_pretrain.texts.datasets.guard import check_reader, own_files_only
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.parquet.footer import check_column_paths
+from gpt_pretrain.texts.parquet.footer import check_footer
 from gpt_pretrain.texts.parquet.pages import check_parts
 from gpt_pretrain.texts.parquet.rows import EXPANDED, read_few_rows
 from gpt_pretrain.texts.records.columns import check_column, find_column, find_leaf
@@ -39,14 +39,14 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
     """
     try:
         import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError as error:
         raise missing_extra("pyarrow") from error
     try:
-        with (
-            open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream,
-            _open_table(source, stream) as table,
-        ):
-            yield from _read_row_groups(table, stream, cursor, text_field, size=size, limit=limit)
+        with open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream:
+            unreadable = check_footer(stream)
+            with pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False) as table:
+                yield from _read_row_groups(table, stream, cursor, text_field, size=size, limit=limit, unreadable=unreadable)
     # Some errors of Arrow are also a ValueError or a MemoryError.
     except (pa.ArrowException, OSError, ValueError, OverflowError, DamagedArchiveError) as error:
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
@@ -55,12 +55,12 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
 
 
 def _read_row_groups(
-    table: Any, stream: BinaryIO, cursor: Cursor, text_field: str, *, size: int, limit: ContentLimit
+    table: Any, stream: BinaryIO, cursor: Cursor, text_field: str, *, size: int, limit: ContentLimit, unreadable: dict[int, str]
 ) -> Iterator[Chunk]:
     """Yield the rows of an open Parquet file from the cursor's position on."""
     fields = find_column(text_field, table.schema_arrow, cursor.file)
     column = find_leaf(fields, table.schema, cursor.file)
-    check_parts(table.metadata, [column], size=size)
+    check_parts(table.metadata, [column], size=size, unreadable=unreadable)
     n_rows, group_start = max(table.metadata.num_rows, 1), 0  # The stated number of rows may be wrong.
     for number in range(table.num_row_groups):
         group = table.metadata.row_group(number)
@@ -78,14 +78,6 @@ def _read_row_groups(
             limit.take(beyond - taken, EXPANDED)
             taken = beyond
             yield from _chunk_values(values, cursor)
-
-
-def _open_table(source: str | BinaryIO, stream: BinaryIO) -> Any:
-    """Check the footer of a Parquet file, and open the file by its path or as a stream."""
-    import pyarrow.parquet as pq
-
-    check_column_paths(stream)
-    return pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False)
 
 
 def _select(batch: Any, fields: list[str]) -> Any:
