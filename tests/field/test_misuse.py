@@ -246,7 +246,7 @@ def test_words_that_are_no_settings_are_explained(words: list[str], message: str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run_dir=text.txt"], "text.txt: this folder cannot be written (File exists). Choose another one with run_dir=FOLDER."),
+        (["run_dir=text.txt"], "text.txt: this folder cannot be written (File exists). Choose another one with hydra.run.dir="),
         (
             ["-m", "hydra/launcher=slurm", "seed=1,2"],
             "hydra/launcher=slurm: the group hydra/launcher has no option slurm. Its options are basic, ",
