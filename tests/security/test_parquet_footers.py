@@ -88,3 +88,10 @@ def test_an_unknown_compression_is_refused() -> None:
     for codec in (b"\x10", b"\x01"):  # 8 and -1
         changed = change_footer(data, b"\x19\x18\x04text\x15\x0c", b"\x19\x18\x04text\x15" + codec)
         assert read(changed) == ([], UNKNOWN_CODEC)
+
+
+def test_the_size_of_texts_is_refused_for_another_type() -> None:
+    data = write({"text": TEXTS, "more": [1, 2]})
+    assert check_footer(io.BytesIO(data)) == {}
+    changed = change_footer(data, b"\x15\x0c\x25\x02\x18\x04text", b"\x15\x0a\x25\x02\x18\x04text")
+    assert check_footer(io.BytesIO(changed)) == {0: WRONG_HISTOGRAM}

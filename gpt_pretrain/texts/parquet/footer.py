@@ -29,6 +29,9 @@ OPTIONAL, REPEATED = 1, 2  # values of REPETITION
 # The list of columns in a row group by its depth and field, and what can make a column unreadable by the fields that lead to it.
 COLUMNS, IN_COLUMN = (2, 1), 4
 ENCRYPTED, CODEC, HISTOGRAMS = [8, 2], [3, 4], ([3, 16, 2], [3, 16, 3])
+DETAILS = {(ENCRYPTED[-1], STRUCT), (CODEC[-1], INT)}
+TEXT_SIZE, LONG = [3, 16, 1], 6  # of a column of type BYTE_ARRAY, as a number of this type
+BYTE_ARRAY = 6  # a value of TYPE
 KNOWN_CODECS = range(8)
 # The types of the elements in the lists that Arrow reads, by the depth of the struct and the number of the field.
 ELEMENTS = {
@@ -81,13 +84,14 @@ def check_footer(stream: BinaryIO | io.RawIOBase) -> dict[int, str]:
     wrong = {
         column for column, field, count in reader.histograms if column < len(levels) and count != levels[column][field - 2] + 1
     }
+    wrong |= {column for column in reader.text_sizes if column < len(levels) and levels[column][2] != BYTE_ARRAY}
     return dict.fromkeys(wrong, WRONG_HISTOGRAM) | reader.unreadable
 
 
-def _measure_columns(elements: list[Fields]) -> list[tuple[int, int]]:
-    """Check the lengths of the columns' paths, and return the highest repetition level and definition level of each column."""
+def _measure_columns(elements: list[Fields]) -> list[tuple[int, int, int]]:
+    """Check the lengths of the columns' paths, and return each column's highest repetition and definition levels and its type."""
     # For each open group: the number of children that are still to come, the length of its path, and its levels.
-    total, groups, columns = 0, list[list[int]](), list[tuple[int, int]]()
+    total, groups, columns = 0, list[list[int]](), list[tuple[int, int, int]]()
     for number, element in enumerate(elements):
         name, children, repetition = element.get(NAME, 0), element.get(CHILDREN, 0), element.get(REPETITION)
         path, repeated, defined = groups[-1][1:] if groups else (0, 0, 0)
@@ -102,7 +106,7 @@ def _measure_columns(elements: list[Fields]) -> list[tuple[int, int]]:
         else:
             total += path
             if children == 0 and TYPE in element:  # Arrow takes anything else for a group without columns.
-                columns.append((repeated, defined))
+                columns.append((repeated, defined, element[TYPE]))
         while groups and groups[-1][0] <= 0:
             groups.pop()
         if total > MAX_PATHS:
@@ -115,6 +119,7 @@ class _Reader:
 
     Attributes:
         histograms: The column, field and length of each histogram of levels that is not empty.
+        text_sizes: The columns for which the size of their texts is stated.
         unreadable: For each column that must not be touched, what is wrong with it.
     """
 
@@ -122,6 +127,7 @@ class _Reader:
         self._data = data
         self._memory = FREE_MEMORY + MEMORY_PER_BYTE * len(data)
         self._column, self._path = 0, dict[int, int]()  # the present column of a row group, and the present field at each depth
+        self.text_sizes = set[int]()
         self.histograms, self.unreadable = set[tuple[int, int, int]](), dict[int, str]()
 
     def read_struct(self, position: int, *, depth: int) -> tuple[Fields, int]:
@@ -148,8 +154,10 @@ class _Reader:
                 value, position = self._read_value(position, kind, depth=depth)
             if (field, kind) in (SCHEMA, NAME, CHILDREN, TYPE, REPETITION):
                 fields[field, kind] = value
-            if depth == IN_COLUMN + 1:
+            if depth == IN_COLUMN + 1 and (field, kind) in DETAILS:
                 self._check_column(kind, value)
+            if depth == IN_COLUMN + 2 and (field, kind) == (TEXT_SIZE[-1], LONG) and self._fields_in_column(depth) == TEXT_SIZE:
+                self.text_sizes.add(self._column)
         return fields, position + 1
 
     def _check_column(self, kind: int, value: Any) -> None:
