@@ -33,8 +33,8 @@ from gpt_pretrain.tokenizers.patterns.syntax import MAX_PATTERN
 
 MAX_VALUES = 4_000_000  # Gemma's vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
-# The highest id may be MAX_SPREAD times the number of tokens, plus FREE_IDS. Known gaps are small.
-MAX_SPREAD, FREE_IDS = 2, 10_000
+# The highest id may be MAX_SPREAD times the number of tokens, plus FREE_IDS. A few of GPT-2's tokens may thus keep their ids.
+MAX_SPREAD, FREE_IDS = 2, 65_536
 MAX_GROWTH = 32  # characters that a normalizer or a decoder may make of one character
 MAX_STEPS = 64  # steps of a normalizer, a pre-tokenizer or a decoder; known ones have at most ten
 # Characters that these steps may make of one, whatever their fields say: a character has up to four bytes, and a Chinese one gets
