@@ -19,6 +19,7 @@ from gpt_pretrain.runs.folder import BEST, LAST, METRICS, find_checkpoints, with
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import clone_file, replacing
+from gpt_pretrain.system.reading_cost import explained_by_own_size
 from gpt_pretrain.system.shown_values import describe_value
 
 Result = TypeVar("Result")
@@ -147,6 +148,7 @@ def _warn_of_missing_last(used: Path) -> None:
     )
 
 
+@explained_by_own_size
 def read_checkpoint(path: Path, *, resumable: bool = False, assemble: bool = True) -> dict[str, Any]:
     """Read a checkpoint, with its tensors mapped from the file into memory.
 

@@ -27,13 +27,14 @@ from gpt_pretrain.checkpoints.recognition.architecture import (
 from gpt_pretrain.checkpoints.recognition.tensor_groups import EMBEDDING, group_tensors
 from gpt_pretrain.checkpoints.serialization.tensor_files import is_finite_tensor, loaded_tensor
 from gpt_pretrain.checkpoints.weight_averages import TRAINED, choose_weights
-from gpt_pretrain.checkpoints.weight_source import find_source
+from gpt_pretrain.checkpoints.weight_source import WeightSource, find_source
 from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.argument_types import check_type
+from gpt_pretrain.system.reading_cost import explained_by_size
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,11 @@ def open_weights(
         from gpt_pretrain.checkpoints.custom_weights import custom_weights  # loads OmegaConf
 
         return custom_weights(found, GPTConfig(**found.declared), custom)
+    with explained_by_size(found.name):
+        return _fit_architecture(found, n_heads=n_heads)
+
+
+def _fit_architecture(found: WeightSource, *, n_heads: int | None) -> Weights:
     groups = group_tensors(found.name, found.tensors)
     slots = groups.slots
     transposed = has_transposed_linears(slots)

@@ -63,6 +63,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.reading_cost import explained_by_own_size, explained_by_size
 from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.typed_paths import nearest_path
@@ -154,9 +155,11 @@ def _from_hub(repo_id: str) -> WeightSource:
     if weights.name in (SHARD_INDEX, PICKLE_INDEX):
         for file in sorted(set(index_files(weights).values())):
             fetch(repo_id, file)
-    return replace(_from_hf_files(config, weights, name=repo_id), find_tokenizer=hub_finder(repo_id))
+    with explained_by_size(repo_id):
+        return replace(_from_hf_files(config, weights, name=repo_id), find_tokenizer=hub_finder(repo_id))
 
 
+@explained_by_own_size
 def _from_folder(folder: Path) -> WeightSource:
     if any(checkpoint_dir(folder).glob("*.ckpt")):
         return newest_readable(str(folder), _from_file)
@@ -202,6 +205,7 @@ def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return declared, fields
 
 
+@explained_by_own_size
 def _from_file(path: Path) -> WeightSource:
     """Open a single file, whose format is recognized by its content."""
     try:

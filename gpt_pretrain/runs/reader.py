@@ -22,6 +22,7 @@ from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.runs.samples import Sample, read_samples
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.reading_cost import explained_by_own_size
 from gpt_pretrain.system.yaml_files import parse_yaml
 
 CONFIG, SAMPLES = "config.yaml", "samples.txt"
@@ -85,6 +86,7 @@ def first_series(metrics: Mapping[str, MetricSeries], *columns: str) -> MetricSe
     return next((metrics[column] for column in columns if metrics.get(column)), MetricSeries())
 
 
+@explained_by_own_size
 def read_run(folder: Path, *, columns: Collection[str] | None = None) -> RunContents:
     """Read the files in a run's folder.
 
@@ -102,6 +104,7 @@ def read_run(folder: Path, *, columns: Collection[str] | None = None) -> RunCont
     )
 
 
+@explained_by_own_size
 def read_settings(folder: Path) -> tuple[str, dict[str, str]]:
     """Return the text of a run's config.yaml without secrets, and its settings by dotted key."""
     text = _read_config(folder)
@@ -147,6 +150,7 @@ def run_results(run: RunContents) -> dict[str, Any]:
     return known | {name: value for name, value in run.section("result").items() if value is not None}
 
 
+@explained_by_own_size
 def read_metrics(file: Path, *, columns: Collection[str] | None = None) -> dict[str, MetricSeries]:
     """Return the columns of a metrics.csv in a run's folder, without rows and values that cannot be read or are not finite.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.reading_cost import explained_by_own_size
 from gpt_pretrain.system.shown_values import short_repr
 
 # A trial takes about ten lines of 200 bytes, and one for each epoch.
@@ -30,6 +31,7 @@ WAITING = 4  # a state of a trial
 UNFINISHED = (0, WAITING)  # a running or a waiting trial
 
 
+@explained_by_own_size
 def check_journal(journal: Path) -> None:
     """Check that a journal can be replayed in reasonable time. An incomplete last line is left out.
 

@@ -106,7 +106,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
         KeyboardInterrupt: If no module is being imported.
     """
     global _is_waiting, _repetitions
-    if not _is_importing(frame):
+    if not is_importing(frame):
         _is_waiting, _repetitions = False, 0
         raise KeyboardInterrupt
     if _is_waiting:
@@ -126,7 +126,8 @@ def _repeat(signum: int) -> None:
     os.kill(os.getpid(), signum)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def is_importing(frame: FrameType | None) -> bool:
+    """Return whether the code of a frame runs because a module is being imported."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(IMPORT_MACHINERY):
             return True

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
+from gpt_pretrain.system.reading_cost import add_opened
+
 MAX_BYTES = 20_000_000  # For comparison: a config.json has about 1,000 bytes, the index of a sharded model about 100,000.
 # A small archive may give one file, by links, thousands of names. Of a file with more names, this many are read.
 MAX_NAMES = 20
@@ -43,13 +45,15 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
     if within is not None and not _is_inside(handle, path, within):
         os.close(handle)
         raise _leads_out(path)
-    mode = os.fstat(handle).st_mode
+    status = os.fstat(handle)
+    mode = status.st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
         raise not_regular(path, mode)
     if within is not None and not _counts_as_new(handle, path, real):
         os.close(handle)
         raise OSError(errno.EMLINK, f"it has very many names, of which {MAX_NAMES} have been read", str(path))
+    add_opened(status)
     return os.fdopen(handle, "rb")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import open_regular
+from gpt_pretrain.system.reading_cost import explained_by_own_size
 from gpt_pretrain.system.recognition.file_kinds import ARRAY, COMPRESSED, HEAD, LINES, OBJECTS, PARQUET, ROWS, FileKind
 from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
 from gpt_pretrain.texts.containers.blocks import peek
@@ -19,6 +20,7 @@ from gpt_pretrain.texts.records.missing_text import find_missing_column, find_mi
 MAX_LAYERS = 3  # compressed files inside of one another that are looked into
 
 
+@explained_by_own_size
 def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
     """Return the kind of a file. For a compressed file whose content is not read, return the kind of the content.
 
@@ -46,6 +48,7 @@ def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
     return replace(outer, warning=kind.warning, content=kind.form) if kind.is_read else kind
 
 
+@explained_by_own_size
 def recognize_without_text(path: str, kind: FileKind, text_field: str, *, as_text: bool = False) -> FileKind | None:
     """Return the kind of a file of JSON or a table that has no text, such as settings. Return None if it may have text.
 

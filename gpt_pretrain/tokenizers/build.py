@@ -17,6 +17,7 @@ from gpt_pretrain.system.argument_types import check_type
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.reading_cost import explained_by_size
 from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers import tables, vocabulary
@@ -151,6 +152,11 @@ def restore_tokenizer(stored: StoredTokenizer, *, origin: str) -> Tokenizer:
     Raises:
         UserError: If it is damaged, or is not a tokenizer.
     """
+    with explained_by_size(origin, size=len(stored.name) + len(stored.definition or "")):
+        return _restore_stored(stored, origin=origin)
+
+
+def _restore_stored(stored: StoredTokenizer, *, origin: str) -> Tokenizer:
     if stored.definition is None:
         if not is_tokenizer_name(stored.name):
             raise UserError(

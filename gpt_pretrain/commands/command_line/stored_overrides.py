@@ -27,6 +27,7 @@ from gpt_pretrain.config.stored_settings import ASKED, BOUNDED, BOUNDS, LOCAL, N
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, own_overrides, read_stored_choices, read_stored_overrides
 from gpt_pretrain.system.checkout import CONF
+from gpt_pretrain.system.reading_cost import explained_by_own_size
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
 
@@ -82,6 +83,7 @@ class _Stored:
         return [(key, value) for key, value, own_kind in self.settings if own_kind == kind]
 
 
+@explained_by_own_size
 def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOverrides:
     """Choose the stored overrides with which a sweep is resumed.
 

@@ -13,6 +13,7 @@ from gpt_pretrain.data.shards.manifest import explain_missing_manifest, has_mani
 from gpt_pretrain.data.shards.nanogpt import is_nanogpt, open_nanogpt
 from gpt_pretrain.data.shards.numpy_shards import is_numpy, open_numpy
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading_cost import explained_by_size
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.recognition import recognize_file
 
@@ -48,6 +49,11 @@ def open_corpus(files: Files, *, format_name: str = "auto") -> TokenCorpus:
     Raises:
         UserError: If the folder holds no shards, or the corpus is unfinished.
     """
+    with explained_by_size(files.location):
+        return _open_corpus(files, format_name=format_name)
+
+
+def _open_corpus(files: Files, *, format_name: str) -> TokenCorpus:
     if format_name != "auto":
         return FORMATS[format_name].open(files)
     for candidate in FORMATS.values():

@@ -14,6 +14,7 @@ from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.reading_cost import add_size
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.terminal import escape_line
 
@@ -44,6 +45,7 @@ def open_prepared(files: Files) -> TokenCorpus:
     try:
         if size > MAX_MANIFEST:
             raise DamagedFileError(f"it has more than {MAX_MANIFEST:,} bytes")
+        add_size(MANIFEST, size)
         content = parse_json(files.read(MANIFEST, 0, size))
         corpus = _describe_corpus(files, content)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

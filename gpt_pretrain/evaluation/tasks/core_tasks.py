@@ -29,6 +29,7 @@ from gpt_pretrain.evaluation.tasks.task_items import (
     read_texts_field,
 )
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.reading_cost import explained_by_own_size
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.yaml_files import read_yaml
 
@@ -66,6 +67,7 @@ def is_core_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+@explained_by_own_size
 def read_core_tasks(folder: Path, *, limit: int | None = None, n_shots: int | None = None) -> list[Task]:
     """Read the tasks of the CORE set, with the items in nanochat's order and with its examples.
 

@@ -18,6 +18,7 @@ from gpt_pretrain.generation.prompt_files import check_prompt_text
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.json_files import check_names, parse_json
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
+from gpt_pretrain.system.reading_cost import explained_by_own_size
 from gpt_pretrain.system.recognition.file_kinds import HEAD
 from gpt_pretrain.system.recognition.old_encodings import quote_path
 
@@ -27,6 +28,7 @@ MAX_READINGS = 2  # of one file, by several names or in several ways; its items 
 ENDINGS = (".jsonl", ".json", ".ndjson")
 
 
+@explained_by_own_size
 def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list[Task]:
     """Read a file of JSON lines as a task, or all such files of a folder.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.reading_cost import explained_by_own_size, explained_by_size
 from gpt_pretrain.system.recognition.file_kinds import HEAD
 from gpt_pretrain.system.recognition.file_recognition import recognize
 from gpt_pretrain.tokenizers.base import Tokenizer
@@ -63,6 +64,7 @@ def several_vocabularies(folder: Path) -> list[str]:
     return []
 
 
+@explained_by_own_size
 def read_tokenizer_file(path: Path) -> Tokenizer:
     """Return the tokenizer in a file. The files beside it also count.
 
@@ -129,6 +131,11 @@ def read_tokenizer(read: ReadFile, *, label: str, location: str) -> Tokenizer | 
     Raises:
         UserError: If the files cannot be used.
     """
+    with explained_by_size(location):
+        return _read_first_vocabulary(read, label=label, location=location)
+
+
+def _read_first_vocabulary(read: ReadFile, *, label: str, location: str) -> Tokenizer | None:
     name = TOKENIZER_JSON
     try:
         if (content := read(TOKENIZER_JSON)) is not None:
