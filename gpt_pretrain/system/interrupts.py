@@ -127,7 +127,7 @@ def _repeat(signum: int) -> None:
 
 
 def is_importing(frame: FrameType | None) -> bool:
-    """Return whether the code of a frame runs because a module is being imported."""
+    """Return True if the code of a frame runs because a module is being imported."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(IMPORT_MACHINERY):
             return True
