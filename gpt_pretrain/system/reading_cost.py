@@ -120,9 +120,11 @@ def explained_by_own_size(read: Callable[Parameters, Result]) -> Callable[Parame
 
     @wraps(read)
     def watched(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with explained_by_size(args[0]):
-            with suppress(OSError, ValueError, TypeError):  # A reader may open its file other than by `open_regular`.
-                add_opened(os.stat(args[0]))  # type: ignore[call-overload]
+        named = args[0]
+        with explained_by_size(named):
+            if isinstance(named, str | os.PathLike):
+                with suppress(OSError, ValueError):  # A reader may open its file other than by `open_regular`.
+                    add_opened(os.stat(named))
             return read(*args, **kwargs)
 
     return watched
