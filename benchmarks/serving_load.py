@@ -1,7 +1,7 @@
 """Test the server under load: python -m benchmarks serve-load [MINUTES].
 
 `python serve.py` runs with default settings. Each client asks for one text after another. Some clients hang up, and
-some send invalid or far too long requests. Each text is compared with the one that generate.py makes.
+some send requests that are invalid or far too long. Each text must equal generate.py's.
 
 The test fails if a text differs or is missing, if an invalid request gets another answer than the right error, if the server's
 memory grows by more than 5%, or if the server does not end cleanly.

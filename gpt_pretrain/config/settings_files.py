@@ -1,4 +1,4 @@
-"""Find the mistakes for which a file of settings cannot be read, such as tabs, missing blanks and names that stand twice."""
+"""Find the mistakes that make a file of settings unreadable, such as tabs, missing blanks and duplicate names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reading_problem(file: Path) -> str | None:
     except yaml.MarkedYAMLError as error:
         return _explain_mark(error, text)
     except Exception as error:  # of OmegaConf, such as the OSError about a file that holds a number
-        return f"it is no list of settings ({first_line(error)}). {FORM}"
+        return f"it does not hold settings ({first_line(error)}). {FORM}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Vocabularies that lose a part of a text: no loss per byte is computed from what is left, and the loss is said."""
+"""A vocabulary that drops parts of a text gives no loss per byte, and a warning names what it drops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures at the end of a resumed run: those of the whole run and those of its last part are told apart."""
+"""The end of a resumed run says which figures cover the whole run and which cover its last part."""
 
 from __future__ import annotations
 

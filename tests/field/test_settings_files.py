@@ -35,7 +35,7 @@ OPTIONS = {
     "utf_16": ("model/own.yaml", TINY.encode("utf-16"), "own.yaml: line 1", "not UTF-8"),
     "itself": ("model/own.yaml", "defaults:\n  - own\n", "own.yaml: its list `defaults:`", "leads back to model/own itself."),
     "list": ("model/own.yaml", "- a\n", "model/own: this file holds a list in place of settings.", "A line has the form"),
-    "number": ("model/own.yaml", "5\n", "own.yaml: it is no list of settings", "A line has the form"),
+    "number": ("model/own.yaml", "5\n", "own.yaml: it does not hold settings", "A line has the form"),
     "nothing": ("model/own.yaml", "", "model.n_layers: the file of the chosen option lacks this setting", "Add it to the file."),
     "no_option": ("model/own.yaml", "defaults:\n  - tinny\n", "names model/tinny, which does not exist.", "The options are chapter5, "),
     "ending": ("experiment/own.yml", EXPERIMENT, "experiment=own: ", "own.yml must have the ending .yaml. Rename it."),
@@ -54,8 +54,8 @@ OPTIONS = {
     "word_for_a_group": (
         "experiment/own.yaml",
         "# @package _global_\noptimizer: adamw\n",
-        "experiment/own: optimizer: adamw stands in place of a group of settings.",
-        "In its place, write `- override /optimizer: adamw` in the list `defaults:`.",
+        "experiment/own: optimizer is a group of settings, but here it is the word adamw.",
+        "To choose an option, write `- override /optimizer: adamw` in the list `defaults:`.",
     ),
     "word_for_an_optional_group": (
         "experiment/own.yaml",

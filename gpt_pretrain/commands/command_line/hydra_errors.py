@@ -94,8 +94,8 @@ def _explain_group(text: str, schema: type) -> str | None:
     if value not in group_options(group):
         return f"{where}: {group}: {value} must be {describe_type(hint)}."
     entry = f"override /{group}" if "/" in where else group  # the list of an option would look for the group in its own folder
-    remedy = f"In its place, write `- {entry}: {value}` in the list `defaults:`."
-    return f"{where}: {group}: {value} stands in place of a group of settings. {remedy}"
+    remedy = f"To choose an option, write `- {entry}: {value}` in the list `defaults:`."
+    return f"{where}: {group} is a group of settings, but here it is the word {value}. {remedy}"
 
 
 def _explain_null(arguments: list[str]) -> UserError | None:
