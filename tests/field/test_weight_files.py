@@ -107,6 +107,7 @@ def test_a_folder_with_one_file_of_weights_stands_for_it(tmp_path: Path, theirs:
             "for TensorFlow",
         ),
         ({"notes.txt": "x"}, "holds no model"),
+        ({"words.index": "x"}, "holds no model"),  # of a dictionary, not of TensorFlow
     ],
 )
 def test_a_folder_without_weights_is_named_for_what_it_is(tmp_path: Path, files: dict[str, str], message: str) -> None:

@@ -50,7 +50,7 @@ DISTRIBUTED_PIECE = ".distcp"
 # Weights for other libraries, by the name of their file: the library, and where to find weights for PyTorch.
 CONVERT = "Convert them with a version of transformers before 5: GPT2LMHeadModel.from_pretrained(FOLDER, {option}=True)"
 OTHER_FORMATS = {
-    r".*\.(index|meta|data-\d+-of-\d+)|saved_model\.pb|.*\.tflite": (
+    r"(.*ckpt.*|.*-\d+|variables)\.(index|meta)|.*\.data-\d+-of-\d+|saved_model\.pb|.*\.tflite": (
         "TensorFlow",
         "OpenAI's GPT-2 is named gpt2, gpt2-medium, gpt2-large or gpt2-xl.",
     ),
