@@ -106,8 +106,7 @@ def training_pieces(text: Text, *, train_ratio: float) -> Iterator[str]:
     Raises:
         UserError: If the text is empty, unreadable or not UTF-8.
     """
-    characters = _describe_text(text, "")["characters"]
-    yield from _divide(text, int(train_ratio * characters))[0]
+    yield from _divide(text, int(train_ratio * _count_text(text).characters))[0]
 
 
 def sample_split(text: Text, *, train_ratio: float, train: int, held_out: int, parts: int) -> tuple[str, str, int]:
@@ -124,7 +123,7 @@ def sample_split(text: Text, *, train_ratio: float, train: int, held_out: int, p
     Raises:
         UserError: If the text is empty, unreadable or not UTF-8.
     """
-    characters = _describe_text(text, "")["characters"]
+    characters = _count_text(text).characters
     cut = _split_position(text, int(train_ratio * characters))
     n_bytes, samples = 0, (list[str](), list[str]())
     spans = [_spread(0, cut, train, parts), _spread(cut, characters, held_out, parts)]
@@ -174,8 +173,8 @@ def _signed_text(name: str, fields: dict[str, Any]) -> bytes:
     return json.dumps([name, fields], sort_keys=True).encode()
 
 
-def _describe_text(text: Text, text_sha256: str) -> dict[str, Any]:
-    """Return the fields of split.json that describe a text.
+def _count_text(text: Text) -> TextCounts:
+    """Return the amounts of a text.
 
     Raises:
         UserError: If the text is empty.
@@ -186,8 +185,13 @@ def _describe_text(text: Text, text_sha256: str) -> dict[str, Any]:
     if counts.characters == 0:
         names = ", ".join(map(str, text.files[:3])) + (", ..." if len(text.files) > 3 else "")
         raise UserError(f"The text is empty: {names}. Give some text with data.path=FILE, DIRECTORY or GLOB.")
+    return counts
+
+
+def _describe_text(counts: TextCounts, text_sha256: str) -> dict[str, Any]:
+    """Return the fields of split.json that describe a text with these amounts."""
     sha256 = sha256_without_blanks(text_sha256) if counts.blanks else text_sha256
-    amounts = {"characters": counts.characters, "markers": counts.markers, "without_text": counts.without_text}
+    amounts = {"characters": counts.own_characters, "markers": counts.markers, "without_text": counts.without_text}
     return {"text_sha256": sha256} | amounts
 
 
@@ -211,10 +215,10 @@ def _build(
         DifferentIdsError: If the fast library gives other ids than the tokenizer.
         UserError: If the text is empty, unreadable or not UTF-8, or changes while it is read.
     """
-    fields = _describe_text(text, text_sha256) | {WITHOUT_BLANKS: True}
-    characters = fields["characters"]
-    parts = _divide(text, int(train_ratio * characters))
-    encoder = FastEncoder(tokenizer, use_library=use_library and characters >= WORTHWHILE)
+    counts = _count_text(text)
+    fields = _describe_text(counts, text_sha256) | {WITHOUT_BLANKS: True}
+    parts = _divide(text, int(train_ratio * counts.characters))
+    encoder = FastEncoder(tokenizer, use_library=use_library and counts.characters >= WORTHWHILE)
     try:
         with replacing(folder, keep_existing=lambda: _load(folder) is not None) as scratch:
             scratch.mkdir(mode=0o700)

@@ -191,7 +191,7 @@ class TokenSplit:
         train: The training set.
         val: The validation set.
         text_sha256: A hash of the content of both.
-        characters: Number of characters in the text, if known.
+        characters: Number of characters in the text, without end-of-text markers, if known.
         documents: Number of documents in the text, if known.
         n_bytes: Size of the text in bytes, if known.
         markers: Number of end-of-text markers that are spelled out in the text, if known.

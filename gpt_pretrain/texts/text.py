@@ -53,7 +53,8 @@ class TextCounts:
     """The amounts that have been read of a text so far.
 
     Args:
-        characters: Number of characters.
+        characters: Number of characters, including those of END_OF_TEXT between documents.
+        separators: How often END_OF_TEXT stands between documents.
         markers: Number of end-of-text markers that are spelled out in the text.
         blanks: Number of documents that are left out because there is nothing but white space between two markers.
         without_text: Number of all documents that are left out because they are blank: between markers, as records and as
@@ -61,9 +62,15 @@ class TextCounts:
     """
 
     characters: int = 0
+    separators: int = 0
     markers: int = 0
     blanks: int = 0
     without_text: int = 0
+
+    @property
+    def own_characters(self) -> int:
+        """Number of characters of the documents themselves."""
+        return self.characters - len(END_OF_TEXT) * self.separators
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ class Text:
                     blank.write(text)
                 else:
                     if not document_open:
+                        counts.separators += any_before
                         yield from _counted([END_OF_TEXT] * any_before, counts)
                         blank.seek(0)
                         yield from _counted(iter(lambda: blank.read(PIECE_CHARS), ""), counts)

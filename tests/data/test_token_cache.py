@@ -12,6 +12,7 @@ from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts import text as text_module
 from gpt_pretrain.texts.text import Text
+from gpt_pretrain.tokenizers.base import decode
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.helpers.training_runs import Printed, Train
 
@@ -49,6 +50,17 @@ def test_the_split_does_not_cut_the_end_of_text_between_files(tmp_path: Path) ->
     split = tokenize_text(text_of(tmp_path, "a" * 10, "b" * 10), BYTE, train_ratio=0.5, cache_dir=tmp_path)
     assert split.train.read().tolist() == [97] * 10  # the middle of 33 characters is inside the separator
     assert split.val.read().tolist() == [256] + [98] * 10
+
+
+def test_the_markers_between_documents_are_not_counted_as_characters(tmp_path: Path) -> None:
+    texts = [f"Document {number}. " * (1 + number % 3) for number in range(50)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for _ in ("tokenized", "from the cache"):
+        split = tokenize_text(Text((tmp_path / "a.jsonl",)), GPT2, train_ratio=0.5, cache_dir=tmp_path)
+        assert split.characters == sum(map(len, texts))
+    train, val = (decode(GPT2, part.read().tolist()) for part in (split.train, split.val))
+    assert train + val == "<|endoftext|>".join(texts)
+    assert abs(len(train) - len(val)) <= len("<|endoftext|>"), "the split goes by positions in the marked text, as before"
 
 
 def test_tokens_stay_on_disk_and_take_two_bytes_if_the_vocabulary_allows(tmp_path: Path, story: str) -> None:

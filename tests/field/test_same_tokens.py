@@ -82,7 +82,7 @@ def test_training_counts_the_markers_too(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / f"{name}.txt").write_text(f"One.{MARKER}Two.{MARKER}Three.")
     for _ in ("tokenized", "from the cache"):
         split = tokenize_text(Text((tmp_path / "a.txt", tmp_path / "b.txt")), GPT2, train_ratio=0.9, cache_dir=tmp_path)
-        assert split.text_size == f"93 characters, 4 {MARKER} in the text"
+        assert split.text_size == f"28 characters, 4 {MARKER} in the text"
 
 
 def test_the_split_cuts_no_marker_in_the_text(tmp_path: Path) -> None:
