@@ -140,6 +140,15 @@ def test_large_sums_of_gradients_do_not_overflow_in_fp16() -> None:
     torch.testing.assert_close(fast[2], plain[2], rtol=1e-2, atol=1e-3)
 
 
+def test_memory_that_held_nan_does_not_reach_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **settings: empty(*shape, **settings).fill_(math.nan))
+    hidden, weight, targets = head(100, 8, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets), hidden, weight)
+    assert all(torch.isfinite(one).all() for one in found)
+
+
 def test_gradients_of_bf16_weights_are_summed_in_fp32() -> None:
     hidden, weight, targets = (part.detach() for part in head(2048, 16, 50))
     exact = gradients_of(hidden, weight, targets)

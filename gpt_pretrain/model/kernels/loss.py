@@ -171,7 +171,10 @@ def _head_rows(vocab_size: int, device: str) -> int:
 
 
 def _logits_buffer(rows: int, vocab_size: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(rows, _aligned(vocab_size), dtype=dtype, device=device)
+    buffer = torch.empty(rows, _aligned(vocab_size), dtype=dtype, device=device)
+    # oneDNN's bf16 product on Intel's AMX units (PyTorch 2.13) also multiplies the columns after V, by 0. NaN would stay NaN.
+    buffer[:, vocab_size:] = 0
+    return buffer
 
 
 def _aligned_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
