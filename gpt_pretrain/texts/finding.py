@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fnmatch
 import glob
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,13 +18,12 @@ from gpt_pretrain.runs.folder import is_written_by_runs
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.texts.left_out import warn_once
 
 RECURSIVE = "**"
 CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, such as the token cache; see https://bford.info/cachedir/
 # The folder by which a table with a log is recognized, and the program. The files of such a table also hold deleted rows.
 TABLE_LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
-
-log = logging.getLogger(__name__)
 
 
 class RealPaths:
@@ -100,13 +98,13 @@ def files_below(folder: Path) -> Iterator[Path]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for link in [Path(parent) / name for name in folders if os.path.islink(Path(parent) / name)]:
                 if Path(real).is_relative_to(os.path.realpath(link)):
-                    log.warning("%s is a link to a folder that contains it, and is not followed.", escape_line(str(link)))
+                    warn_once(f"{escape_line(str(link))} is a link to a folder that contains it, and is not followed.")
                 else:
                     waiting.append(link)
     if written:
         count = format_count(len(written), "folder")
         shown = escape_line(min(written))
-        log.warning("%s of runs or sweeps left out, such as %s. To read one, give its own path.", count, shown)
+        warn_once(f"{count} of runs or sweeps left out, such as {shown}. To read one, give its own path.")
 
 
 def explain_empty_folder(folder: Path) -> str:
@@ -125,10 +123,9 @@ def _match_glob(path: Path) -> list[str]:
     for folder in {base, *(match.parent for match in matches)}:
         _check_no_table(folder)
     if folders := [match for match in matches if match.is_dir()]:
-        log.warning(
-            "%s also matches %s, whose files are not read. Name the folder, or end the glob with **.",
-            escape_line(str(path)),
-            format_count(len(folders), "folder"),
+        count = format_count(len(folders), "folder")
+        warn_once(
+            f"{escape_line(str(path))} also matches {count}, whose files are not read. Name the folder, or end the glob with **."
         )
     return _existing_files(match for match in matches if not match.is_dir())
 
@@ -171,7 +168,7 @@ def _existing_files(paths: Iterable[Path]) -> list[str]:
             special.append(str(path))
     if special:
         count = format_count(len(special), "special file")
-        log.warning("%s left out, such as %s. Pipes, sockets and devices are not read.", count, escape_line(min(special)))
+        warn_once(f"{count} left out, such as {escape_line(min(special))}. Pipes, sockets and devices are not read.")
     if broken:
         if len(broken) == 1:
             if _is_circle(broken[0]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from functools import cache
 from pathlib import PurePath
 
 from gpt_pretrain.system.formatting import format_count
@@ -17,6 +18,12 @@ SHARD_NAME = re.compile(r"(^|_)(train|val)(?![a-z])")  # a file of token shards,
 MAX_LINES, MAX_KINDS = 5, 1000  # warnings that are logged, and warnings that are noted
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def warn_once(line: str) -> None:
+    """Log a warning, but not a second time: a run finds and reads the same text more than once."""
+    log.warning("%s", line)
 
 
 class FileWarnings:
@@ -39,9 +46,9 @@ class FileWarnings:
         for warning in ordered[:MAX_LINES]:
             (path, in_command), others = self._first[warning], self._counts[warning] - 1
             more = f" (and {format_count(others, 'more file')} like it)" * (others > 0)
-            log.warning("%s%s %s.", escape_line(path), more, warning.replace("{path}", in_command))
+            warn_once(f"{escape_line(path)}{more} {warning.replace('{path}', in_command)}.")
         if rest := sum(self._counts[warning] for warning in ordered[MAX_LINES:]):
-            log.warning("%s would get a warning like these.", format_count(rest, "more file"))
+            warn_once(f"{format_count(rest, 'more file')} would get a warning like these.")
 
 
 class LeftOut:
@@ -85,4 +92,4 @@ class LeftOut:
         self.warnings.report()
         if self._counts:
             total = format_count(sum(self._counts.values()), "file")
-            log.warning("%s", escape_line(f"{where}: {total} left out{self.described()}."))
+            warn_once(escape_line(f"{where}: {total} left out{self.described()}."))

@@ -45,7 +45,6 @@ READING = 1
 
 log = logging.getLogger(__name__)
 _warned: set[tuple[Path, ...]] = set()  # files for which a warning about control characters has been logged
-_reported: set[tuple[str, int, int]] = set()  # files whose left-out parts have been logged, with sizes and times
 
 
 @dataclass
@@ -180,9 +179,7 @@ class Text:
                 except UserError as error:  # A column is missing. The setting in the message has another name here.
                     problems = [problem.replace(" text_field=", " data.text_field=") for problem in error.problems]
                     raise UserError(problems) from error
-        if (file.path, file.size, file.changed) not in _reported:  # A text is read more than once.
-            _reported.add((file.path, file.size, file.changed))
-            left_out.report(file.path)
+        left_out.report(file.path)
 
     def _records(self, chunk: Chunk) -> Iterator[tuple[str, bool]]:
         if isinstance(chunk.content, RejectedRecord):

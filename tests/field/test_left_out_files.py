@@ -264,3 +264,20 @@ def test_backups_of_editors_beside_their_files_are_said(tmp_path: Path, caplog: 
     caplog.clear()
     find_text_files(str(tmp_path / "*.bak"))
     assert not [line for line in caplog.messages if "backup" in line]
+
+
+def test_what_is_left_out_is_logged_once_however_often_a_text_is_found_and_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text(PLAIN)
+    (tmp_path / "b.zip").write_bytes(zipped({"c.txt": PLAIN.encode(), "d.png": REFUSED["a.png"][0]}))
+    (tmp_path / "e.png").write_bytes(REFUSED["a.png"][0])
+    for _ in range(3):
+        list(Text(find_text_files(str(tmp_path))).pieces())
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "1 file left out: 1 PNG image (e.png).",
+        "1 file left out: 1 PNG image (d.png).",
+    ]
+    (tmp_path / "f.png").write_bytes(REFUSED["a.png"][0])
+    find_text_files(str(tmp_path))
+    assert "2 files left out: 2 PNG images" in caplog.text

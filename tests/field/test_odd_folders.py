@@ -16,6 +16,7 @@ from gpt_pretrain.config.command_schema import ExportSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.typed_paths import output_problem
 from gpt_pretrain.texts.inputs import find_input_files
+from gpt_pretrain.texts.left_out import warn_once
 from gpt_pretrain.texts.text import find_text_files
 from tests.helpers.training_runs import Printed, Train
 
@@ -68,6 +69,7 @@ def test_special_files_in_a_folder_are_said(
         listening.bind("socket")
         for pattern in (".", "*", "**"):
             caplog.clear()
+            warn_once.cache_clear()
             assert [file.name for file in find_text_files(pattern)] == ["book.txt"]
             assert "2 special files left out, such as pipe.txt. Pipes, sockets and devices are not read." in caplog.text
 
