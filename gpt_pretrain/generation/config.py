@@ -22,7 +22,7 @@ class SamplerConfig:
     Args:
         max_new_tokens: Largest number of tokens to add.
         temperature: Divisor of the logits, at least 0. 0 always takes the most likely token.
-        top_k: Keep only the k most likely tokens. None keeps all.
+        top_k: Keep only the k most likely tokens, and no more if others are as likely as the last one. None keeps all.
         top_p: Then keep only the most likely tokens that together reach this probability, in (0, 1]. None keeps all.
         min_p: Then keep only tokens with at least this fraction of the most likely one's probability, in [0, 1]. None keeps all.
         repetition_penalty: For all tokens in the text so far, including the prompt: divisor of positive logits, and factor of

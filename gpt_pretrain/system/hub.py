@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub import (
@@ -42,6 +43,7 @@ from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.hub_transfer import ANSWER_SECONDS, receive_file
 
+GPT2_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MAX_SMALL_BYTES = 20_000_000  # bytes of a file without a SHA-256; the hub states one for large files only
 BAD_COMMIT = "the commit {!r}, which is not 40 hexadecimal digits"
 BAD_ANSWER = "{}: {} states {}. Nothing was downloaded. Check HF_ENDPOINT."
@@ -105,16 +107,16 @@ def _explain_failure(error: Exception, repo_id: str, file: str) -> UserError:
         )
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return UserError(
-            f"{repo_id}: there is no such file or folder here, and no such model on the hub ({constants.ENDPOINT}). "
-            "GPT-2's models are gpt2, gpt2-medium, gpt2-large and gpt2-xl."
+            f"{repo_id}: there is no such file or folder here, and no such model on the hub ({constants.ENDPOINT})."
+            f"{_near_model(repo_id)} GPT-2's models are {', '.join(GPT2_MODELS[:-1])} and {GPT2_MODELS[-1]}."
         )
     if isinstance(error, LocalEntryNotFoundError):
         reason = (
             "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached or returns an error"
         )
         return HubFileMissingError(
-            f"{repo_id}: there is no such file or folder here, the model's {file} is not in the cache, and {reason}. "
-            "Download it once with a connection, or name a folder that contains it.",
+            f"{repo_id}: there is no such file or folder here, the model's {file} is not in the cache, and {reason}."
+            f"{_near_model(repo_id)} Download it once with a connection, or name a folder that contains it.",
             certain=False,
         )
     if isinstance(error, EntryNotFoundError):
@@ -123,6 +125,12 @@ def _explain_failure(error: Exception, repo_id: str, file: str) -> UserError:
         f"{repo_id}: {file} could not be downloaded ({type(error).__name__}: {first_line(error, otherwise='no reason given')}). "
         "Try again; the download resumes."
     )
+
+
+def _near_model(repo_id: str) -> str:
+    """Return a question with the model of GPT-2 that a name without an owner is most like, or "" if it is like none."""
+    near = get_close_matches(repo_id.lower(), GPT2_MODELS, n=1)
+    return f" Did you mean {near[0]}?" if near and near[0] != repo_id else ""
 
 
 def fetch_if_present(repo_id: str, file: str) -> Path | None:

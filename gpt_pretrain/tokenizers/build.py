@@ -237,7 +237,7 @@ def _near_name(name: str) -> str | None:
         return tiktoken.encoding_name_for_model(lower)
     if lower.startswith("gpt2"):
         return "gpt2"
-    return next(iter(get_close_matches(lower, _known_names(), n=1)), None)
+    return next(iter(get_close_matches(lower, [*_known_names(), TRAINED_NAME, AUTOMATIC_NAME], n=1)), None)
 
 
 def _tiktoken_names() -> list[str]:

@@ -29,4 +29,4 @@ class ByteTokenizer:
         """Return the bytes of a token, or no bytes if the id is outside the vocabulary."""
         if token_id == self.eos_id:
             return END_OF_TEXT.encode()
-        return bytes([token_id]) if token_id < self.eos_id else b""
+        return bytes([token_id]) if 0 <= token_id < self.eos_id else b""

@@ -140,6 +140,7 @@ def test_a_wrong_checksum_is_rejected_and_the_file_discarded(hub: Hub, fetch: Fe
 
 def test_missing_models_files_and_connections_are_reported(hub: Hub, fetch: Fetch) -> None:
     assert "no such file or folder here, and no such model on the hub" in fetch("some/other").stderr
+    assert "no such model on the hub" in (refusal := fetch("gtp2-medium").stderr) and "Did you mean gpt2-medium?" in refusal
     del hub.files["some/model/model.safetensors"]
     assert "this model has no model.safetensors on the hub" in fetch().stderr
     assert "HF_HUB_OFFLINE is set" in fetch(HF_HUB_OFFLINE="1").stderr

@@ -213,7 +213,15 @@ def test_a_name_that_is_nothing_is_refused_with_what_can_be_given(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("GPT2", "gpt2"), ("gpt-2", "gpt2"), ("gpt2-medium", "gpt2"), ("gpt-4o", "o200k_base"), ("Cl100k", "cl100k_base")],
+    [
+        ("GPT2", "gpt2"),
+        ("gpt-2", "gpt2"),
+        ("gpt2-medium", "gpt2"),
+        ("gpt-4o", "o200k_base"),
+        ("Cl100k", "cl100k_base"),
+        ("gtp2", "gpt2"),
+        ("bpee", "bpe"),
+    ],
 )
 def test_a_near_name_is_named(typed: str, meant: str) -> None:
     with pytest.raises(UserError, match=rf"tokenizer={typed}: there is no such tokenizer\. Did you mean {meant}\?"):

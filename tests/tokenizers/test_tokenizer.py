@@ -85,3 +85,9 @@ def test_a_bad_alphabet_is_shown_in_a_few_characters(alphabet: str) -> None:
     with pytest.raises(UserError, match=r"tokenizer='characters:.*each only once") as caught:
         build_tokenizer(f"characters:{alphabet}")
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["byte", "gpt2", "characters:ab"])
+def test_ids_outside_a_vocabulary_have_no_text(name: str) -> None:
+    tokenizer = build_tokenizer(name)
+    assert decode(tokenizer, [*tokenizer.encode("ab"), tokenizer.vocab_size, -1]) == "ab"
