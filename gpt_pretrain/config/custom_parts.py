@@ -30,6 +30,7 @@ PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "model": {
         **{"kind": CUSTOM_KIND, "context_length": DEFAULT_CONTEXT, "emb_dim": 1, "n_heads": 1, "n_layers": 1, "drop_rate": 0.0},
         **{"qkv_bias": False, "tie_embeddings": True, "init": "gpt2", "gelu_approximate": "tanh", "n_kv_heads": None},
+        **{"value_embeddings": False, "bigram_rows": 0},
     },
     "optimizer": {"name": CUSTOM, "lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "decay": CUSTOM},
     "scheduler": {"name": CUSTOM, "warmup_steps": 0, "decay_steps": 0, "min_lr": 0.0},

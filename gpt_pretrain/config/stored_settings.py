@@ -35,7 +35,7 @@ TRAIN_KINDS: dict[str, str] = {
     "init_from": ASKED,
     "eval_iter": BOUNDED,
     **_group("model.", TAKEN, "context_length emb_dim n_heads n_layers drop_rate qkv_bias tie_embeddings init gelu_approximate"),
-    **_group("model.", TAKEN, "kind n_kv_heads"),
+    **_group("model.", TAKEN, "kind n_kv_heads value_embeddings bigram_rows"),
     **_group("data.", ASKED, "path url sources"),
     **_group("data.", TAKEN, "name sha256 text_field as_text format verify batch_size train_ratio"),
     **_group("data.", TAKEN, "stride shift_windows respect_documents val_tokens"),

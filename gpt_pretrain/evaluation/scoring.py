@@ -93,8 +93,9 @@ class Scorer:
         waiting: list[list[PackedRow]] = []
         tokens = 0
         for group in groups:
-            # Keeping requests in one row apart takes a mask, which the user's own model does not accept.
-            packs = [[request] for request in group] if isinstance(self.model, CustomModel) else [group]
+            # Keeping requests in one row apart takes a mask, which not every model accepts.
+            alone = isinstance(self.model, CustomModel) or self.model.config.bigram_rows > 0
+            packs = [[request] for request in group] if alone else [group]
             most = min(self.context_length, MAX_PACKED)
             waiting.append([row for pack in packs for row in pack_requests(pack, most=most)])
             tokens += sum(row.length for row in waiting[-1])

@@ -190,7 +190,7 @@ def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Ten
     """
     static = StaticKVCache(cache)
     token_ids = torch.zeros(cache.keys.shape[1], 1, dtype=torch.int64, device=model.device)  # (B, 1)
-    graph = torch.cuda.CUDAGraph()
+    graph, last_ids = torch.cuda.CUDAGraph(), cache.last_ids.clone()
     with torch.cuda.device(model.device):
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
@@ -201,6 +201,7 @@ def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Ten
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
             logits = model.next_logits(token_ids, cache=static)
+    cache.last_ids.copy_(last_ids)
 
     def step(new: Tensor) -> Tensor:
         token_ids.copy_(new)

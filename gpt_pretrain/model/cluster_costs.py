@@ -49,7 +49,7 @@ def step_traffic(config: GPTConfig, *, precision: str, parallelism: Parallelism)
     W = parallelism.devices
     if not parallelism.fsdp:
         return StepTraffic(weights=0, gradients=2 * (W - 1) * costs.num_parameters(config) * n_bytes // W)
-    blocks = config.n_layers * costs.padded_numel(costs.block_tensor_shapes(config), W)
+    blocks = costs.block_numel(config, W)
     root = costs.padded_numel(costs.root_tensor_shapes(config), W)
     factor = n_bytes * parallelism.accumulate_grad_batches * (W - 1)
     return StepTraffic(weights=(2 * blocks + root) * factor // W, gradients=(blocks + root) * factor // W)

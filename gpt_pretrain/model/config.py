@@ -17,7 +17,10 @@ INITIALIZATIONS = {"gpt2": ("gpt2", "pytorch"), "modern": ("modern",)}  # by kin
 MODERN_VALUES = {"qkv_bias": False, "tie_embeddings": False, "gelu_approximate": "tanh"}
 MODERN_LOGIT_CAP = 15.0
 # Fields that earlier versions lacked, with the values that have the same meaning.
-ADDED_FIELDS: dict[str, Any] = {"kind": "gpt2", "n_kv_heads": None}
+ADDED_FIELDS: dict[str, Any] = {
+    **{"kind": "gpt2", "n_kv_heads": None},
+    **{"value_embeddings": False, "bigram_rows": 0},
+}
 MAX_UNKNOWN = 10  # Unknown fields to list.
 
 
@@ -40,6 +43,9 @@ class GPTConfig:
         kind: "gpt2" for `GPTModel`; "modern" for `ModernModel`, which has no biases, its own output head, and no GELU; "custom"
             for the user's own class, of which only vocab_size and context_length are known.
         n_kv_heads: Heads of keys and values. Groups of query heads share one. None means n_heads, as GPT-2 requires.
+        value_embeddings: Give every other block of the modern model a table with what each token adds to attention's values.
+        bigram_rows: Rows of a table that the modern model adds to the embedding of each token, by the hash of this token and the
+            one before it; 0 for no such table.
 
     Raises:
         UserError: If fields are invalid. It lists all of them.
@@ -57,6 +63,8 @@ class GPTConfig:
     init: str = "gpt2"
     kind: str = "gpt2"
     n_kv_heads: int | None = None
+    value_embeddings: bool = False
+    bigram_rows: int = 0
 
     def __post_init__(self) -> None:
         problems = [
@@ -66,7 +74,7 @@ class GPTConfig:
         ]
         problems += [
             f"{name}={short_repr(getattr(self, name))}: must be true or false."
-            for name in ("qkv_bias", "tie_embeddings")
+            for name in ("qkv_bias", "tie_embeddings", "value_embeddings")
             if not isinstance(getattr(self, name), bool)
         ]
         if _is_count(self.n_heads) and _is_count(self.emb_dim) and self.emb_dim % self.n_heads:
@@ -80,6 +88,8 @@ class GPTConfig:
             for name, choices in (("gelu_approximate", GELU_FORMS), ("kind", KINDS))
             if getattr(self, name) not in choices
         ]
+        if isinstance(self.bigram_rows, bool) or not isinstance(self.bigram_rows, int) or self.bigram_rows < 0:
+            problems.append(f"bigram_rows={short_repr(self.bigram_rows)}: must be a whole number of at least 0; 0 adds no table.")
         problems += self._kind_problems() if self.kind in KINDS else []
         if problems:
             raise UserError(problems)
@@ -94,6 +104,11 @@ class GPTConfig:
         if self.kind == "gpt2":
             if self.n_kv_heads is not None:
                 problems.append(f"n_kv_heads={short_repr(self.n_kv_heads)}: GPT-2 has n_heads of them. Leave it out.")
+            problems += [
+                f"{name}={short_repr(value)}: GPT-2 has no such table. Leave it out, or choose kind=modern."
+                for name, value in (("value_embeddings", self.value_embeddings), ("bigram_rows", self.bigram_rows))
+                if value
+            ]
             return problems
         problems += [
             f"{name}={short_repr(getattr(self, name))}: the modern model has no such option. Leave it out."

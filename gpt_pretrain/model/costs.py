@@ -5,6 +5,7 @@ Shapes: T context_length, D emb_dim, H heads, L layers, V vocab_size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gpt_pretrain.model.config import GPTConfig
@@ -19,8 +20,11 @@ def parameter_counts(config: GPTConfig) -> dict[str, int]:
     """Return the number of trainable parameters of each component. A tied output head counts once."""
     D, L, V = config.emb_dim, config.n_layers, config.vocab_size
     if config.kind == "modern":
+        value_numel = value_tables(config) * math.prod(value_table_shape(config))
+        tables = {"bigram embedding": config.bigram_rows * D, "value embeddings": value_numel}
         return {
             "token embedding": V * D,
+            **{name: numel for name, numel in tables.items() if numel},
             "attention": L * attention_weights(config),
             "feed-forward": L * 8 * D**2,
             "output head": V * D,
@@ -33,6 +37,16 @@ def parameter_counts(config: GPTConfig) -> dict[str, int]:
         "norms": (2 * L + 1) * 2 * D,
         "output head": 0 if config.tie_embeddings else V * D,
     }
+
+
+def value_tables(config: GPTConfig) -> int:
+    """Return the number of blocks with a value embedding: every other one."""
+    return -(-config.n_layers // 2) if config.value_embeddings else 0
+
+
+def value_table_shape(config: GPTConfig) -> TensorShape:
+    """Return the shape of a block's value embedding."""
+    return config.vocab_size, config.qkv_rows[2]
 
 
 def num_parameters(config: GPTConfig) -> int:
@@ -79,7 +93,7 @@ def training_flops_per_token(config: GPTConfig, *, activation_checkpointing: boo
 
 
 def block_tensor_shapes(config: GPTConfig) -> list[TensorShape]:
-    """Return the shapes of the parameters of one block. A vector has one number per row."""
+    """Return the shapes of the parameters of one block, without a value embedding. A vector has one number per row."""
     D = config.emb_dim
     if config.kind == "modern":
         return [(sum(config.qkv_rows), D), (D, D), (4 * D, D), (D, 4 * D)]
@@ -92,7 +106,7 @@ def root_tensor_shapes(config: GPTConfig) -> list[TensorShape]:
     """Return the shapes of the parameters outside the blocks: embeddings, last norm and an untied output head."""
     D, V = config.emb_dim, config.vocab_size
     if config.kind == "modern":
-        return [(V, D), (V, D)]
+        return [(V, D), (V, D), *([(config.bigram_rows, D)] if config.bigram_rows else [])]
     return [(V, D), (config.context_length, D), (D, 1), (D, 1), *([] if config.tie_embeddings else [(V, D)])]
 
 
@@ -111,6 +125,12 @@ def orthogonalization_flops(config: GPTConfig) -> float:
 def padded_numel(shapes: list[TensorShape], devices: int) -> int:
     """Return the number of elements of these tensors after FSDP has padded their rows to a multiple of the devices."""
     return sum(-(-rows // devices) * devices * width for rows, width in shapes)
+
+
+def block_numel(config: GPTConfig, devices: int) -> int:
+    """Return the number of elements of all blocks after FSDP has padded them."""
+    blocks, table = padded_numel(block_tensor_shapes(config), devices), padded_numel([value_table_shape(config)], devices)
+    return config.n_layers * blocks + value_tables(config) * table
 
 
 @dataclass(frozen=True)
@@ -206,8 +226,9 @@ def training_memory(
     D, tokens = config.emb_dim, batch_size * config.context_length
     shards = parallelism.devices if parallelism.fsdp else 1
     recompute = parallelism.activation_checkpointing
-    block, root = padded_numel(block_tensor_shapes(config), shards), padded_numel(root_tensor_shapes(config), shards)
-    weights = (config.n_layers * block + root) // shards * wide
+    root, table = padded_numel(root_tensor_shapes(config), shards), padded_numel([value_table_shape(config)], shards)
+    weights = (block_numel(config, shards) + root) // shards * wide
+    block = padded_numel(block_tensor_shapes(config), shards) + (table if config.value_embeddings else 0)  # the largest
     activations = activation_bytes(
         config, batch_size=batch_size, precision=precision, device=device, activation_checkpointing=recompute
     )

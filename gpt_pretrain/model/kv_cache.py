@@ -13,6 +13,8 @@ from torch import Tensor
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kernels.attention import causal_attention, single_query_attention
 
+NO_TOKEN = -1  # in place of an id
+
 
 class KVCache:
     """A key buffer and a value buffer for each block. Attention sees only the filled part.
@@ -26,6 +28,7 @@ class KVCache:
 
     Attributes:
         length: Number of cached positions, S.
+        last_ids: Token id at the last cached position of each row, int64, (B, 1).
         mask: Cached positions that each new position may see, bool, (T, S). None means all positions up to its own.
     """
 
@@ -36,8 +39,18 @@ class KVCache:
         shape = (config.n_layers, batch_size, config.kv_heads, self.capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.last_ids = torch.full((batch_size, 1), NO_TOKEN, device=device)
         self.length = 0
         self.mask: Tensor | None = None
+
+    def preceding_ids(self, token_ids: Tensor) -> Tensor:
+        """Return the id before each of these next tokens, (B, T), and keep the last of them. Call it before `begin`.
+
+        Before the first token of a text there is none: `NO_TOKEN`.
+        """
+        last = self.last_ids[: len(token_ids)].clone() if self.length else torch.full_like(token_ids[:, :1], NO_TOKEN)
+        self.last_ids.copy_(token_ids[:, -1:])
+        return torch.cat((last, token_ids[:, :-1]), dim=1)
 
     def begin(self, n_positions: int) -> Tensor:
         """Reserve the next T positions and return their numbers, int64, (T,). Each block then stores its keys and values.
@@ -86,7 +99,7 @@ class KVCache:
         """Return a separate cache with the same content."""
         other = KVCache.__new__(KVCache)
         other.capacity, other.length, other.mask = self.capacity, self.length, None
-        other.keys, other.values = self.keys.clone(), self.values.clone()
+        other.keys, other.values, other.last_ids = self.keys.clone(), self.values.clone(), self.last_ids.clone()
         return other
 
 
@@ -99,7 +112,7 @@ class StaticKVCache(KVCache):
 
     def __init__(self, cache: KVCache) -> None:
         self.capacity = cache.capacity
-        self.keys, self.values, self.length = cache.keys, cache.values, cache.length
+        self.keys, self.values, self.last_ids, self.length = cache.keys, cache.values, cache.last_ids, cache.length
         self.position = torch.tensor([cache.length], device=self.keys.device)
         self._all_positions = torch.arange(self.capacity, device=self.keys.device)
         self.mask = None
@@ -136,6 +149,11 @@ class RowCaches(KVCache):
     def __init__(self, rows: Sequence[KVCache]) -> None:
         self.rows = rows
         self.mask = None
+
+    def preceding_ids(self, token_ids: Tensor) -> Tensor:
+        return torch.cat(
+            [row.preceding_ids(ids) for row, ids in zip(self.rows, token_ids.tensor_split(len(self.rows)), strict=True)]
+        )
 
     def begin(self, n_positions: int) -> Tensor:
         return torch.stack([row.begin(n_positions) for row in self.rows])  # (B, T)

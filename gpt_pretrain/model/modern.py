@@ -5,6 +5,7 @@
 - The activation is squared ReLU. There are no biases.
 - The output head is not tied to the embedding, and tanh bounds the logits.
 - There may be fewer heads of keys and values than of queries.
+- There may be tables beside the matrices, which transformers' class lacks (`token_tables`).
 
 Shapes: B batch, T time (new positions), S positions attended to, D emb_dim, H heads, G heads of keys and values, K head_dim.
 
@@ -24,6 +25,7 @@ from gpt_pretrain.model.kernels.attention import causal_attention
 from gpt_pretrain.model.kernels.dropout import Dropout
 from gpt_pretrain.model.kv_cache import KVCache
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.model.token_tables import BigramEmbedding, has_value_embedding, new_value_embedding, preceding_ids
 
 NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0  # of the rotations' periods
@@ -72,11 +74,22 @@ class GroupedQueryAttention(nn.Module):
         self.drop_rate = config.drop_rate
         self.qkv = nn.Linear(config.emb_dim, sum(config.qkv_rows), bias=False)
         self.out_proj = nn.Linear(config.emb_dim, config.emb_dim, bias=False)
+        self.value_emb = new_value_embedding(config) if has_value_embedding(config, layer) else None
 
-    def forward(self, x: Tensor, *, rotation: Rotation, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        token_ids: Tensor,
+        rotation: Rotation,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         B, T, D = x.shape
         parts = self.qkv(x).split(self.rows, dim=-1)
         queries, keys, values = (part.view(B, T, n, -1) for part, n in zip(parts, self.heads, strict=True))  # (B, T, H or G, K)
+        if self.value_emb is not None:
+            values = values + self.value_emb(token_ids).view_as(values).to(values.dtype)
         cos, sin = (factor.to(values.dtype) for factor in rotation)
         queries, keys = (rms_norm(rotate(one, (cos, sin))).to(values.dtype) for one in (queries, keys))
         queries, keys, values = (one.transpose(1, 2) for one in (queries, keys, values))  # (B, H or G, T, K)
@@ -122,8 +135,17 @@ class ModernBlock(nn.Module):
         self.ff = ModernFeedForward(config)
         self.drop_shortcut = Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, *, rotation: Rotation, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        x = x + self.drop_shortcut(self.att(rms_norm(x), rotation=rotation, cache=cache, mask=mask))
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        token_ids: Tensor,
+        rotation: Rotation,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        attended = self.att(rms_norm(x), token_ids=token_ids, rotation=rotation, cache=cache, mask=mask)
+        x = x + self.drop_shortcut(attended)
         out: Tensor = x + self.drop_shortcut(self.ff(rms_norm(x)))
         return out
 
@@ -134,6 +156,8 @@ class ModernModel(LanguageModel):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.drop_emb = Dropout(config.drop_rate)
+        rows = config.bigram_rows
+        self.bigram_emb = BigramEmbedding(rows, config.emb_dim, config.vocab_size) if rows else None
         self.trf_blocks = nn.ModuleList(ModernBlock(config, layer) for layer in range(config.n_layers))
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
         if not self.tok_emb.weight.is_meta:
@@ -148,10 +172,15 @@ class ModernModel(LanguageModel):
         mask: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> Tensor:
+        x = self._embed(token_ids, embedding)  # (B, T, D)
+        if self.bigram_emb is not None:
+            if mask is not None:
+                raise ValueError("A mask does not tell which token precedes each one, which bigram_rows needs.")
+            x = x + self.bigram_emb(self.bigram_emb.rows(preceding_ids(token_ids, cache, positions), token_ids))
         positions, mask = self._positions_and_mask(token_ids, cache, positions, mask)
         rotation = rotation_at(positions, self.config.head_dim)
-        x = self.drop_emb(rms_norm(self._embed(token_ids, embedding)))  # (B, T, D)
-        return rms_norm(self._run_blocks(x, cache=cache, rotation=rotation, mask=mask))
+        x = self.drop_emb(rms_norm(x))
+        return rms_norm(self._run_blocks(x, cache=cache, token_ids=token_ids, rotation=rotation, mask=mask))
 
     def _init_modern(self) -> None:
         """Initialize so that blocks and logits are zero: the output head and the projections to the residual stream are 0.

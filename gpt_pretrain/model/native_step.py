@@ -25,12 +25,14 @@ SQUARED_RELU = 2
 WIDTH = 64  # The code adds up this many inputs at a time,
 HEAD_WIDTH = 16  # and this many numbers of a head.
 FEWEST_POSITIONS = 256  # rotations to compute together
+MODEL_TABLES = ("tok_emb", "pos_emb", "bigram_emb", "cosines", "sines", "norm_weight", "norm_bias")
 
 
 class _Block(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")),
         *((name, LayerPointers) for name in ("qkv", "out", "up", "down")),
+        ("value_emb", ctypes.c_void_p),
     )
 
 
@@ -39,7 +41,7 @@ class _Model(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("weight_type", "cache_type", "activation", "n_layers")),
         *((name, ctypes.c_int64) for name in ("emb_dim", "n_heads", "n_kv_heads", "head_dim")),
         ("norm_eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("tok_emb", "pos_emb", "cosines", "sines", "norm_weight", "norm_bias")),
+        *((name, ctypes.c_void_p) for name in MODEL_TABLES),
         ("head", LayerPointers),
         ("blocks", ctypes.POINTER(_Block)),
     )
@@ -47,7 +49,7 @@ class _Model(ctypes.Structure):
 
 class _Row(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("token_id", "position")),
+        *((name, ctypes.c_int64) for name in ("token_id", "position", "bigram_row")),
         *((name, ctypes.c_void_p) for name in ("keys", "values")),
         *((name, ctypes.c_int64) for name in ("layer_bytes", "head_bytes")),
     )
@@ -70,6 +72,7 @@ class NativeStep:
         self._cache_dtype = torch.float32 if dtype == torch.int8 else dtype
         self._tensors: list[object] = [model, head]  # The structures point to their memory.
         self._rotation: list[Tensor] = []  # rotations of the positions so far, kept for the same reason
+        self._bigram_emb: Any = getattr(model, "bigram_emb", None)
         blocks: Any = model.trf_blocks
         self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
         self._model = self._describe(model, head)
@@ -84,8 +87,11 @@ class NativeStep:
         ids = token_ids[:, 0].tolist()
         if not all(0 <= one < self._config.vocab_size for one in ids):
             raise IndexError(f"token ids must be from 0 to {self._config.vocab_size - 1}: {ids}")
+        pairs = [0] * len(ids)
+        if self._bigram_emb is not None:
+            pairs = self._bigram_emb.rows(cache.preceding_ids(token_ids), token_ids)[:, 0].tolist()
         cache.begin(1)
-        rows = (_Row * len(ids))(*_rows(cache, ids))
+        rows = (_Row * len(ids))(*_rows(cache, ids, pairs))
         longest = max(row.position for row in rows) + 1
         self._rotate_up_to(longest)
         sizes = [ctypes.c_int64(size) for size in (len(ids), longest, torch.get_num_threads())]
@@ -119,6 +125,7 @@ class NativeStep:
             norm_eps=NORM_EPS if norm is None else norm.eps,
             tok_emb=self._pointer(model.tok_emb.weight),
             pos_emb=self._pointer(None if pos_emb is None else pos_emb.weight),
+            bigram_emb=self._pointer(None if self._bigram_emb is None else self._bigram_emb.weight),
             norm_weight=self._pointer(None if norm is None else norm.weight),
             norm_bias=self._pointer(None if norm is None else norm.bias),
             head=head.pointers,
@@ -137,7 +144,9 @@ class NativeStep:
         norms = (block.norm1, block.norm2) if hasattr(block, "norm1") else ()
         vectors = [self._pointer(one) for norm in norms for one in (norm.weight, norm.bias)] or [None] * 4
         layers = (block.att.qkv, block.att.out_proj, block.ff.layers[0], block.ff.layers[2])
-        return _Block(*vectors, *(layer.pointers for layer in layers))
+        value_emb = getattr(block.att, "value_emb", None)
+        added = None if value_emb is None else value_emb.weight
+        return _Block(*vectors, *(layer.pointers for layer in layers), self._pointer(added))
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -160,12 +169,12 @@ def load_step_code(model: LanguageModel, *, dtype: torch.dtype) -> ctypes.CDLL |
     return library
 
 
-def _rows(cache: KVCache, ids: Sequence[int]) -> list[_Row]:
+def _rows(cache: KVCache, ids: Sequence[int], bigram_rows: Sequence[int]) -> list[_Row]:
     """Describe each row of a cache. Its keys and values have the shape (L, B, G, S, K)."""
     parts = [(one, 0) for one in cache.rows] if isinstance(cache, RowCaches) else [(cache, row) for row in range(len(ids))]
     rows = []
-    for token_id, (one, row) in zip(ids, parts, strict=True):
+    for token_id, bigram_row, (one, row) in zip(ids, bigram_rows, parts, strict=True):
         size, (layer, batch, head, *_) = one.keys.element_size(), one.keys.stride()
         starts = [buffer.data_ptr() + row * batch * size for buffer in (one.keys, one.values)]
-        rows.append(_Row(token_id, one.length - 1, *starts, layer * size, head * size))
+        rows.append(_Row(token_id, one.length - 1, bigram_row, *starts, layer * size, head * size))
     return rows

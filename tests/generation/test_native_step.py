@@ -28,6 +28,7 @@ ARCHITECTURES = {
     | {"gelu_approximate": "none", "tie_embeddings": False, "emb_dim": 1088, "n_layers": 1},
     "modern": MODERN,
     "modern, two heads of keys": MODERN | {"n_kv_heads": 2},
+    "modern, with tables": MODERN | {"n_kv_heads": 2, "value_embeddings": True, "bigram_rows": 50},
 }
 # An error of bf16 is 1 in 256 of a number, of which the step in C makes fewer: it rounds no inputs of layers.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.int8: 2e-3}

@@ -142,7 +142,8 @@ def _export_problems(config: GPTConfig) -> list[str]:
             "A model of your own class cannot be exported: transformers has no class for it. Its weights are in the checkpoint."
         ]
     return [
-        f"{field.name}={getattr(config, field.name)!r} cannot be exported: transformers' layout has no such option."
+        f"{field.name}={getattr(config, field.name)!r} cannot be exported: transformers' layout has no such option. "
+        "generate.py, evaluate.py and serve.py read the checkpoint."
         for field in dataclasses.fields(config)
         if field.name not in EXPORTABLE_FIELDS and getattr(config, field.name) != field.default
     ]

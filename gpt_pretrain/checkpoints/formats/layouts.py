@@ -37,6 +37,7 @@ GPT2_BLOCK = {
 TOP_MODULES = {name: name for name in GPT2_TOP} | {theirs: ours for ours, theirs in GPT2_TOP.items()}
 BLOCK_MODULES = {name: name for name in GPT2_BLOCK} | {theirs: ours for ours, theirs in GPT2_BLOCK.items()}
 TOP_MODULES |= {"lm_head.decoder": "out_head", "head": "out_head"}  # pytorch-pretrained-bert's and minGPT's names
+TOP_MODULES["bigram_emb"], BLOCK_MODULES["att.value_emb"] = "bigram_emb", "att.value_emb"  # the modern model's own
 BLOCK_MODULES |= dict.fromkeys(("att.proj", "attn.proj", "attn.out_proj"), "att.out_proj")
 # Separate modules for query, key and value: chapter 5's, and those of forks of nanoGPT.
 QKV_PARTS = {"att.W_query": 0, "att.W_key": 1, "att.W_value": 2}

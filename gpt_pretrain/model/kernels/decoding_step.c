@@ -42,6 +42,7 @@ typedef struct {
 typedef struct {
     const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias; /* (D,), or NULL for an RMS norm */
     Linear qkv, out, up, down;
+    const float *value_emb; /* (V, G K), added to the values of each token, or NULL */
 } Block;
 
 typedef struct {
@@ -50,6 +51,7 @@ typedef struct {
     float norm_eps;
     const float *tok_emb;           /* (V, D) */
     const float *pos_emb;           /* (positions, D), or NULL with rotations */
+    const float *bigram_emb;        /* (rows, D), or NULL */
     const float *cosines, *sines;   /* (positions, K / 2), or NULL without rotations */
     const float *norm_weight, *norm_bias;
     Linear head;
@@ -57,7 +59,7 @@ typedef struct {
 } Model;
 
 typedef struct {
-    int64_t token_id, position;
+    int64_t token_id, position, bigram_row;
     char *keys, *values; /* (layers, 1, G, capacity, K) */
     int64_t layer_bytes, head_bytes;
 } Row;
@@ -306,6 +308,10 @@ static void attend(const Model *m, const Row *row, int64_t layer, int64_t kv_hea
     float *key = qkv + (m->n_heads + kv_head) * K, *value = key + m->n_kv_heads * K;
     char *keys = row->keys + layer * row->layer_bytes + kv_head * row->head_bytes;
     char *values = row->values + layer * row->layer_bytes + kv_head * row->head_bytes;
+    if (m->blocks[layer].value_emb) {
+        const float *added = m->blocks[layer].value_emb + (row->token_id * m->n_kv_heads + kv_head) * K;
+        for (int64_t i = 0; i < K; i++) value[i] += added[i];
+    }
     if (m->cosines) rotate(m, key, row->position);
     write_cache(m->cache_type, keys + row->position * K * size, key, K);
     write_cache(m->cache_type, values + row->position * K * size, value, K);
@@ -364,7 +370,11 @@ void step(const Model *m, const Row *rows, int64_t n_rows, int64_t longest, int6
             const float *token = m->tok_emb + rows[b].token_id * D;
             if (m->pos_emb)
                 for (int64_t i = 0; i < D; i++) x[i] = token[i] + m->pos_emb[rows[b].position * D + i];
-            else normalize(token, D, m->norm_eps, NULL, NULL, x, LANES);
+            else {
+                const float *pair = m->bigram_emb ? m->bigram_emb + rows[b].bigram_row * D : NULL;
+                for (int64_t i = 0; i < D; i++) x[i] = pair ? token[i] + pair[i] : token[i];
+                normalize(x, D, m->norm_eps, NULL, NULL, x, LANES);
+            }
         }
         for (int64_t layer = 0; layer < m->n_layers; layer++) {
             const Block *block = m->blocks + layer;
