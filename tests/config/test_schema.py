@@ -22,7 +22,7 @@ def field_names(kind: type) -> list[str]:
 
 def test_the_model_settings_are_the_architecture_without_the_vocabulary() -> None:
     assert ["vocab_size", *field_names(ModelSettings)] == field_names(GPTConfig)
-    optional = {"gelu_approximate", "kind", "n_kv_heads"}
+    optional = {"gelu_approximate", "kind", "n_kv_heads", "value_embeddings", "bigram_rows"}
     assert OmegaConf.missing_keys(OmegaConf.structured(ModelSettings)) == set(field_names(ModelSettings)) - optional
 
 
