@@ -128,7 +128,8 @@ def test_a_model_without_a_known_tokenizer_is_exported_without_one(tmp_path: Pat
 def test_every_field_of_the_architecture_is_exported_or_prevents_the_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {*GPTConfig.__dataclass_fields__} == huggingface.EXPORTABLE_FIELDS
+    tables = {"value_embeddings", "bigram_rows"}  # which prevent it, by a test of their own
+    assert {*GPTConfig.__dataclass_fields__} - huggingface.EXPORTABLE_FIELDS == tables
     checkpoint(tmp_path / "x.ckpt", gelu_approximate="none")
     monkeypatch.setattr(huggingface, "EXPORTABLE_FIELDS", huggingface.EXPORTABLE_FIELDS - {"gelu_approximate"})
     with pytest.raises(UserError, match="gelu_approximate='none' cannot be exported: transformers' layout has no such option"):
