@@ -16,6 +16,7 @@ from gpt_pretrain.evaluation.tasks.task_items import Task
 from gpt_pretrain.evaluation.text_scores import EvaluationText
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.splitting import encode_whole
 
 Part = TypeVar("Part")
 
@@ -89,7 +90,7 @@ def task_overlap(model: str, task: Task, tokenizer: Tokenizer, training: TokenSt
     """Look up the items of a task in the training text, each with its right answer."""
     texts = [item.contexts[item.label] + item.continuations[item.label] for item in task.items]
     kept = _spread(texts, list(map(len, texts)))
-    parts = [np.array(tokenizer.encode(one)[-MAX_ITEM:], dtype=np.int64) for one in kept]
+    parts = [np.array(encode_whole(one, tokenizer)[-MAX_ITEM:], dtype=np.int64) for one in kept]
     return _overlap(model, task.name, "item", parts, tokenizer, training)
 
 

@@ -25,6 +25,7 @@ from gpt_pretrain.generation.decoding import decoding_model
 from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_ids
 from gpt_pretrain.system.devices import pick_device, prepare_computing
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from gpt_pretrain.tokenizers.splitting import encode_whole
 
 SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # settings of generation that are honored
 
@@ -97,7 +98,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the token ids of a text, without any added token."""
-        return self._tokenizer.encode(string)
+        return encode_whole(string, self._tokenizer)
 
     def _loglikelihood_tokens(self, requests: Sequence[TokenPair], **_: Any) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = []

@@ -57,10 +57,13 @@ class PartSizes:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> PartSizes:
-        """Return the sizes for a tokenizer. They are small if the time for a part may grow with the square of its length."""
-        if isinstance(tokenizer, VocabularyTokenizer) and tokenizer.may_rescan:
-            return cls(min(SHORT_PART, PART), min(SHORT_LOOKAHEAD, LOOKAHEAD), SHORT_TRIES)
-        return cls(PART, LOOKAHEAD, MAX_TRIES)
+        """Return the sizes for a tokenizer. They are small if a part may take much time or memory for its length."""
+        if not isinstance(tokenizer, VocabularyTokenizer):
+            return cls(PART, LOOKAHEAD, MAX_TRIES)
+        part = min(SHORT_PART, PART) if tokenizer.may_rescan else PART
+        lookahead, tries = (SHORT_LOOKAHEAD, SHORT_TRIES) if tokenizer.may_rescan else (LOOKAHEAD, MAX_TRIES)
+        largest = tokenizer.largest_part
+        return cls(min(part, largest), min(lookahead, LOOKAHEAD, largest // 2), tries)
 
 
 def split_point(text: str, tokenizer: Tokenizer, start: int = 0) -> int:
@@ -167,8 +170,17 @@ def _before_continuation(tokenizer: Tokenizer) -> tuple[str, int]:
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the token ids of a prompt of any length, with its special tokens."""
+    return _encode_in_parts(unify_line_ends(text), tokenizer)
+
+
+def encode_whole(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids that a tokenizer's `encode` gives to a text of any length. A long text is encoded in parts."""
+    return tokenizer.encode(text) if len(text) <= PartSizes.of(tokenizer).part else _encode_in_parts(text, tokenizer)
+
+
+def _encode_in_parts(text: str, tokenizer: Tokenizer) -> list[int]:
     token_ids, continues = list[int](), False
-    for part in split_pieces([unify_line_ends(text)], tokenizer):
+    for part in split_pieces([text], tokenizer):
         is_end = part == END_OF_TEXT
         before, length = _before_continuation(tokenizer) if continues else ("", 0)
         if not is_end or tokenizer.eos_id is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -19,7 +20,7 @@ from gpt_pretrain.system.native_errors import without_panic_messages
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
-from gpt_pretrain.tokenizers.formats.definition import STEPS, canonical_fields, may_rescan, to_text, vocabulary_of
+from gpt_pretrain.tokenizers.formats.definition import STEPS, canonical_fields, largest_part, may_rescan, to_text, vocabulary_of
 from gpt_pretrain.tokenizers.formats.kept_bytes import keeps_bytes
 
 KIND = "tokenizer.json"  # of the definition
@@ -28,6 +29,10 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ANCHOR = "a"  # a token that decoders do not change
 # Characters that most vocabularies never join with the text after them, and texts that may follow.
 SEPARATE, FOLLOWING = ("\ue000", "\n", "\u2063"), ("a", " a", "\n", "今", "\ue000")
+# Processor time to encode texts. Usual tokenizers take one to three seconds for a million characters. Some characters count
+# several times, since a text is encoded around each position at which it may be split.
+SECONDS, SECONDS_PER_MILLION = 25.0, 10.0
+CALL = 100  # characters for which a call counts in addition, since even an empty text takes time
 
 Result = TypeVar("Result")
 
@@ -74,7 +79,8 @@ class VocabularyTokenizer:
         self._is_byte_level = _has_type(self.fields["decoder"], "ByteLevel")
         self.keeps_bytes = keeps_bytes(self.fields)
         model = self.fields["model"]
-        self.may_rescan = may_rescan(self.fields)
+        self.may_rescan, self.largest_part = may_rescan(self.fields), largest_part(self.fields)
+        self._seconds, self._characters = 0.0, 0  # of all texts that have been encoded
         self.unknown_id: int | None = model.get("unk_id") if model["type"] == "Unigram" else self._ids.get(model.get("unk_token"))
 
     def encode(self, text: str) -> list[int]:
@@ -150,11 +156,27 @@ class VocabularyTokenizer:
         return not (_has_type(self.fields["pre_tokenizer"], "ByteLevel") and all(letter in self._ids for letter in LETTERS))
 
     def _encode(self, text: str, *, ordinary: bool) -> Encoding:
-        fast = self._in_mode(ordinary=ordinary)
+        fast, began = self._in_mode(ordinary=ordinary), time.thread_time()
         found = _guarded(lambda: fast.encode(text, add_special_tokens=False), self.name)
+        self._check_time(time.thread_time() - began, len(text))
         if self._drops_characters:
             self._check_nothing_dropped(text, found)
         return found
+
+    def _check_time(self, seconds: float, characters: int) -> None:
+        """Check that the texts so far explain the processor time that the library has taken for them.
+
+        Raises:
+            UserError: If they do not.
+        """
+        self._seconds += seconds
+        self._characters += characters + CALL
+        if self._seconds > SECONDS + SECONDS_PER_MILLION * self._characters / 1e6:
+            raise UserError(
+                f"The tokenizer {self.name} took {self._seconds:.0f} seconds of processor time to encode "
+                f"{self._characters:,} characters, far more than usual. It is damaged, or was made to keep this machine busy. "
+                "Use another one."
+            )
 
     def _check_nothing_dropped(self, text: str, found: Encoding) -> None:
         """Check that each character of a text, except blanks, is in one of its tokens.

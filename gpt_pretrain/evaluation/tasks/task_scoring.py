@@ -15,6 +15,7 @@ from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.evaluation.tasks.task_items import SEPARATOR, CoreRule, Task, TaskItem
 from gpt_pretrain.evaluation.tasks.task_results import TaskResult
 from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.splitting import encode_whole
 from gpt_pretrain.tokenizers.unknown import unknown_parts
 
 MAX_EXAMPLE = 80  # Characters of an example of unknown text.
@@ -72,7 +73,7 @@ def check_characters(task: Task, tokenizer: Tokenizer) -> None:
     texts = {text for item in (*task.items, *shown) for text in (*item.contexts, *item.continuations)}
     characters = set[str]().union(*texts, SEPARATOR if task.n_shots else "")
     try:
-        tokenizer.encode("".join(sorted(characters)))
+        encode_whole("".join(sorted(characters)), tokenizer)
     except UserError as error:
         raise UserError([f"{task.name}: {problem}" for problem in error.problems]) from error
 
@@ -138,11 +139,11 @@ def encode_pair(
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
     if not kept:
-        return [] if tokenizer.eos_id is None else [tokenizer.eos_id], tokenizer.encode(continuation)
+        return [] if tokenizer.eos_id is None else [tokenizer.eos_id], encode_whole(continuation, tokenizer)
     if kept not in encoded:
-        encoded[kept] = tokenizer.encode(kept)
+        encoded[kept] = encode_whole(kept, tokenizer)
     before = encoded[kept]
-    return before, tokenizer.encode(kept + continuation)[len(before) :]
+    return before, encode_whole(kept + continuation, tokenizer)[len(before) :]
 
 
 def encode_core_item(item: TaskItem, rule: CoreRule, tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
@@ -154,12 +155,14 @@ def encode_core_item(item: TaskItem, rule: CoreRule, tokenizer: Tokenizer) -> li
     """
     begin = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     pairs = zip(item.contexts, item.continuations, strict=True)
-    sequences = [begin + tokenizer.encode(context + continuation) for context, continuation in pairs]
+    sequences = [begin + encode_whole(context + continuation, tokenizer) for context, continuation in pairs]
     shortest = min(map(len, sequences))
     if rule.kind == "schema":
         n_common = common_length([np.array(ids[::-1]) for ids in sequences])
         return [(ids, max(1, min(n_common, len(ids) - 1))) for ids in sequences]
-    compared = sequences if rule.kind == "multiple_choice" else [*sequences, begin + tokenizer.encode(item.contexts[0].strip())]
+    compared = (
+        sequences if rule.kind == "multiple_choice" else [*sequences, begin + encode_whole(item.contexts[0].strip(), tokenizer)]
+    )
     n_common = min(common_length([np.array(ids) for ids in compared]), shortest - 1)
     return [(ids, len(ids) - n_common) for ids in sequences]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -20,14 +20,17 @@ from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
+from gpt_pretrain.tokenizers.formats.growth import check_growth, nested_objects, text_growth
 from gpt_pretrain.tokenizers.formats.vocabulary_limits import (
     check_added_tokens,
     check_affixes,
     check_longest_word,
+    check_searched_again,
     check_searched_tokens,
     check_unigram_tokens,
+    longest_part,
 )
-from gpt_pretrain.tokenizers.patterns.checks import check_pattern, matches_nothing
+from gpt_pretrain.tokenizers.patterns.checks import check_pattern
 from gpt_pretrain.tokenizers.patterns.graph import MAX_WAYS
 from gpt_pretrain.tokenizers.patterns.syntax import MAX_PATTERN
 
@@ -35,11 +38,6 @@ MAX_VALUES = 4_000_000  # Gemma's vocabulary, of 262,144 tokens and 514,906 merg
 MAX_VOCABULARY = 4_000_000
 # The highest id may be MAX_SPREAD times the number of tokens, plus FREE_IDS. A few of GPT-2's tokens may thus keep their ids.
 MAX_SPREAD, FREE_IDS = 2, 65_536
-MAX_GROWTH = 32  # characters that a normalizer or a decoder may make of one character
-MAX_STEPS = 64  # steps of a normalizer, a pre-tokenizer or a decoder; known ones have at most ten
-# Characters that these steps may make of one, whatever their fields say: a character has up to four bytes, and a Chinese one gets
-# two blanks around it.
-STEP_GROWTH = {"ByteLevel": 4, "BertNormalizer": 3}
 MAX_PATTERNS = 50  # regular expressions; DeepSeek's tokenizer has six
 MAX_LOOPS = 10  # loops that may fail after any number of characters, in all patterns; known tokenizers have up to six
 MAX_REPLACEMENT = 200  # bytes of a replacement in a precompiled table; the longest one of Unicode has 33
@@ -73,6 +71,17 @@ def may_rescan(fields: Mapping[str, Any]) -> bool:
     return any(check_pattern(pattern).loops for pattern in _patterns(fields[name] for name in PARTS))
 
 
+def largest_part(fields: Mapping[str, Any]) -> int:
+    """Return how many characters of a text the library should encode in one call, which cannot be interrupted."""
+    growth, steps = text_growth(fields)
+    return longest_part(growth, loops=_loops_in_text(fields), steps=steps)
+
+
+def _loops_in_text(fields: Mapping[str, Any]) -> int:
+    """Return how many times the regular expressions may go through the same characters of a text."""
+    return sum(check_pattern(pattern).loops for pattern in _patterns([fields["normalizer"], fields["pre_tokenizer"]]))
+
+
 def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a tokenizer.json in their canonical form.
 
@@ -90,7 +99,8 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     growth = dict[str, float]()
     for name, part in parts.items():
         _check_part(part)
-        growth[name] = _check_growth(part, name)
+        growth[name] = check_growth(part, name)
+    check_searched_again(growth["normalizer"] * growth["pre_tokenizer"], loops=_loops_in_text(parts))
     canonical = {"version": "1.0", "added_tokens": [], **{name: _without_defaults(part) for name, part in parts.items()}}
     canonical["model"] = _canonical_model(model)
     tokens = fields.get("added_tokens") or []
@@ -216,7 +226,7 @@ def _check_part(part: Any) -> None:
     Raises:
         DamagedFileError: If a table could take unlimited memory, or something else is in the place of steps.
     """
-    for node in _nested_objects(part):
+    for node in nested_objects(part):
         if "precompiled_charsmap" in node:
             _check_charsmap(node["precompiled_charsmap"])
         for name in STEPS:
@@ -248,38 +258,7 @@ def _check_patterns(parts: Collection[Any]) -> None:
 
 def _patterns(parts: Iterable[Any], kind: str = "Regex") -> list[str]:
     """Return all regular expressions, or all plain texts to replace, in parts of a tokenizer.json."""
-    return [node[kind] for part in parts for node in _nested_objects(part) if isinstance(node.get(kind), str)]
-
-
-def _check_growth(part: Any, name: str) -> float:
-    """Check that all steps in a part of a tokenizer.json together cannot make a text much longer. Return how many times.
-
-    Raises:
-        DamagedFileError: If they can.
-    """
-    growth, steps = 1.0, 0
-    for node in _nested_objects(part):
-        if isinstance(kind := node.get("type"), str) and kind != "Sequence":
-            steps, growth = steps + 1, growth * STEP_GROWTH.get(kind, 1)
-        if isinstance(table := node.get("precompiled_charsmap"), str):
-            growth *= max(1, _longest_replacement(table))
-        if isinstance(content := node.get("content"), str):
-            growth *= _replacement_growth(content, node.get("pattern"))
-        if isinstance(prepended := node.get("prepend"), str):
-            growth *= max(1, len(prepended))
-    if steps > MAX_STEPS:
-        raise DamagedFileError(f"its {name} has {steps:,} steps, more than the limit of {MAX_STEPS}")
-    if growth > MAX_GROWTH:
-        raise DamagedFileError(f"its {name} may make a text {growth:,.0f} times as long, more than the limit of {MAX_GROWTH:,}")
-    return growth
-
-
-def _replacement_growth(content: str, pattern: Any) -> float:
-    """Return the factor by which a replacement may lengthen a text."""
-    replaced, regex = (pattern.get("String"), pattern.get("Regex")) if isinstance(pattern, dict) else (None, None)
-    if replaced == "" or (isinstance(regex, str) and matches_nothing(regex)):
-        return 1 + len(content)  # It may be inserted between any two characters.
-    return max(1.0, len(content) / (len(replaced) if isinstance(replaced, str) else 1))
+    return [node[kind] for part in parts for node in nested_objects(part) if isinstance(node.get(kind), str)]
 
 
 def _check_charsmap(encoded: Any) -> None:
@@ -292,24 +271,6 @@ def _check_charsmap(encoded: Any) -> None:
     size = int.from_bytes(content[:4], "little")
     if max(map(len, content[4 + size :].split(b"\0"))) > MAX_REPLACEMENT or size % 4 or size + 4 > len(content):
         raise DamagedFileError("its precompiled_charsmap is not a table of replacements")
-
-
-def _longest_replacement(encoded: str) -> int:
-    """Return the characters of the longest replacement in a table that has been checked."""
-    content = base64.b64decode(encoded)
-    replacements = content[4 + int.from_bytes(content[:4], "little") :].split(b"\0")
-    return max(sum(byte & 0xC0 != 0x80 for byte in replacement) for replacement in replacements)
-
-
-def _nested_objects(part: Any) -> Iterator[dict[str, Any]]:
-    waiting = [part]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            yield node
-            waiting += node.values()
-        elif isinstance(node, list):
-            waiting += node
 
 
 def _without_defaults(part: Any) -> Any:
