@@ -37,6 +37,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "user_defined_symbols": ["<|user|>"],
         "more": ["a <b> </b> < |"] * 40,
     },
+    "only spaces are removed": {"model_type": "bpe", "normalization_rule_name": "identity"},
+    "line feeds in a table of replacements": {"model_type": "unigram", "normalization_rule_name": "nfkc"},
+    "line feeds of its user": {"model_type": "bpe", "normalization_rule_name": "identity", "user_defined_symbols": ["\n"]},
     "lower case": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc_cf", "split_digits": True},
 }
 TEXTS = [
@@ -53,6 +56,9 @@ TEXTS = [
     "((x)) \n<tool>\n",
     "<tool>",
     "      x     ",
+    "\n\nx\n",
+    "  \n x  \n  ",
+    "\u2028x\u3000",
     "▁▁a▁▁▁",
     "<|user|> <<|user|>>| <|user|<|user|>|>",
 ]
@@ -96,7 +102,7 @@ def test_the_ids_are_those_of_sentencepiece(kind: str, models: dict[str, tuple[T
 @settings(max_examples=40)
 @given(text=st.lists(st.sampled_from(SNIPPETS), max_size=40).map("".join))
 def test_any_text_has_the_ids_of_sentencepiece(models: dict[str, tuple[Tokenizer, Any]], text: str) -> None:
-    for kind in ("unigram", "Llama", *(kind for kind in KINDS if "of its user" in kind)):
+    for kind in ("unigram", "Llama", "only spaces are removed", *(kind for kind in KINDS if "of its user" in kind)):
         ours, theirs = models[kind]
         assert ours.encode_ordinary(text).tolist() == theirs.encode(text)
 

@@ -100,8 +100,11 @@ def _normalizer(charsmap: Any, *, prefix: bool, squeeze: bool) -> dict[str, Any]
     if charsmap:
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
     if squeeze:
-        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        # SentencePiece removes spaces, and the signs for them at the end. The library's Strip would also remove line feeds, which
+        # may be tokens. The pattern tries each run of spaces once, so it takes linear time.
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+        edges = rf"\A |(?<![ {SPACE}])[ {SPACE}]+\z"
+        steps.append({"type": "Replace", "pattern": {"Regex": edges}, "content": ""})
     if prefix:
         steps.append({"type": "Prepend", "prepend": SPACE})
     steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
