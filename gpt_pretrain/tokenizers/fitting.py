@@ -8,7 +8,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
-from gpt_pretrain.tokenizers.formats.definition import added_token, vocabulary_of
+from gpt_pretrain.tokenizers.formats.definition import FREE_IDS, MAX_SPREAD, added_token, vocabulary_of
 from gpt_pretrain.tokenizers.formats.vocabulary_formats import as_known_tokenizer
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
@@ -30,15 +30,21 @@ class TooManyTokensError(UserError):
 def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
     """Return a tokenizer without added tokens, or without an end of text, for which a model has no row.
 
-    Rows without a token do no harm, since they are never generated.
+    Rows without a token are never generated. There may be as many of them as a vocabulary may have unused ids: each row takes
+    time whenever the model computes a token, and a file of 10 MB has room for five million rows.
 
     Args:
         n_rows: Rows of the model's vocabulary.
         origin: The model, for messages.
 
     Raises:
-        UserError: If ordinary tokens have no row.
+        UserError: If ordinary tokens have no row, or far too many rows have no token.
     """
+    if n_rows > MAX_SPREAD * tokenizer.vocab_size + FREE_IDS:
+        raise UserError(
+            f"{origin} has a vocabulary of {n_rows:,} tokens, but the tokenizer {tokenizer.name} has only "
+            f"{tokenizer.vocab_size:,}. Give the tokenizer that it was trained with: tokenizer=NAME"
+        )
     if tokenizer.vocab_size <= n_rows:
         return tokenizer
     if isinstance(tokenizer, CharacterTokenizer) and tokenizer.eos_id == n_rows:

@@ -77,6 +77,21 @@ def test_rounding_of_large_logits_does_not_prevent_the_export(tmp_path: Path, mo
     assert 1e-9 < export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out") < 1e-3
 
 
+def test_a_model_of_very_many_tokens_is_compared_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(vocab_size=400_000, emb_dim=2, n_heads=1, context_length=64)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    compute, sizes = GPTModel.forward, list[int]()
+
+    def forward(self: GPTModel, token_ids: torch.Tensor) -> torch.Tensor:
+        logits = compute(self, token_ids)
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(GPTModel, "forward", forward)
+    export(open_weights(tmp_path / "x.pth", n_heads=1), tmp_path / "out")
+    assert 400_000 <= max(sizes) <= 1 << 25
+
+
 def test_the_gpt2_tokenizer_is_exported_as_transformers_own(tmp_path: Path) -> None:
     write_tokenizer(build_tokenizer("gpt2"), tmp_path, context_length=1024)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)

@@ -11,6 +11,7 @@ import pytest
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import fingerprint
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.fast_encoding.fast_encoder import TOGETHER, _in_groups
 from gpt_pretrain.tokenizers.fitting import fit_to_rows
 from gpt_pretrain.tokenizers.formats.definition import added_token, canonical_fields
@@ -83,6 +84,13 @@ def test_added_tokens_without_a_row_are_found_in_linear_time() -> None:
     tokenizer = VocabularyTokenizer("a", {"model": {**WORDS, "vocab": vocab}, "added_tokens": added}, None)
     with within(1, 50), pytest.raises(UserError, match="has a vocabulary of 2 tokens"):
         fit_to_rows(tokenizer, 2, origin="a model")
+
+
+def test_a_model_may_not_have_far_more_rows_than_tokens() -> None:
+    tokenizer = ByteTokenizer()
+    assert fit_to_rows(tokenizer, 65_536, origin="a model") is tokenizer  # as if it were nanochat's
+    with pytest.raises(UserError, match=r"a model has a vocabulary of 4,900,000 tokens, but the tokenizer byte has only 257\."):
+        fit_to_rows(tokenizer, 4_900_000, origin="a model")
 
 
 def test_a_text_that_names_the_unknown_token_is_not_searched_word_by_word() -> None:

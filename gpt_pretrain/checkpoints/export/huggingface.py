@@ -27,6 +27,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import replacing
 
 MAX_DIFFERENCE = 1e-4  # between logits
+MAX_COMPARED = 1 << 25  # logits; a model of a few bytes for each token may have millions of tokens
 # The fields of GPTConfig that the layout of each kind of model can express.
 EXPORTABLE_FIELDS = {
     *("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate"),
@@ -121,7 +122,7 @@ def _compare(model: LanguageModel, folder: Path) -> float:
     transformers.logging.disable_progress_bar()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     generator = torch.Generator().manual_seed(0)
-    length = min(model.config.context_length, 64)
+    length = min(model.config.context_length, 64, max(1, MAX_COMPARED // (2 * model.config.vocab_size)))
     token_ids = torch.randint(0, model.config.vocab_size, (2, length), generator=generator)  # (B, T)
     with torch.no_grad():
         difference = exact = float((model(token_ids) - theirs(token_ids).logits).abs().max())
