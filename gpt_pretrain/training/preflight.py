@@ -39,14 +39,11 @@ from gpt_pretrain.training.budget.typed import check_budget, check_lengths
 from gpt_pretrain.training.custom_checks import check_custom_model, check_custom_optimizer, check_custom_scheduler
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.run_length import total_steps
-from gpt_pretrain.training.run_tokenizer import choose_start_context, find_tokenizer, tokenizer_problems
+from gpt_pretrain.training.run_tokenizer import choose_start_context, find_tokenizer, may_train_vocabulary, tokenizer_problems
 from gpt_pretrain.training.start.restored_settings import state_change_problems
 from gpt_pretrain.training.start.starting_point import StartingPoint, build_model, from_checkpoint, from_weights
 
 log = logging.getLogger(__name__)
-
-NEEDED_FOR_EVALUATION = ("evaluation.", "model.context_length")
-NEEDED_FOR_DATA = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")
 
 
 @dataclass(frozen=True)
@@ -91,10 +88,6 @@ class ProblemCollector:
         except UserError as error:
             self.problems += error.problems
 
-    def any_of(self, settings: tuple[str, ...]) -> bool:
-        """Return whether a problem concerns one of these settings or groups. A problem's text begins with its setting."""
-        return any(problem.startswith(settings) for problem in self.problems)
-
 
 def prepare_training(config: DictConfig, *, overridden: Set[str], began: float | None = None) -> TrainingSetup:
     """Check the settings, find the starting point, build the tokenizer, and find and tokenize the text.
@@ -115,18 +108,20 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
             start = from_weights(settings, overridden)
     tokenizer = data = held_out = None
     with found.collect():
-        if not found.any_of(("tokenizer.vocab_size",)):  # it may train a vocabulary of this size
+        # A vocabulary is trained, and a text is tokenized, only for settings that are valid: both may take long.
+        if not found.problems or not may_train_vocabulary(settings):
             tokenizer = find_tokenizer(settings, start, overridden)
             found.problems += tokenizer_problems(settings, tokenizer, overridden)
+    is_valid = not found.problems
     with found.collect():
-        if tokenizer is None:  # A problem with the text is reported too.
+        if tokenizer is None or not is_valid:  # A problem with the text is reported too.
             _check_text(settings)
-        elif not found.any_of(NEEDED_FOR_DATA):
+        else:
             data = _load_data(settings, tokenizer)
             if "start_context" not in overridden:
                 choose_start_context(settings, tokenizer, data.split)
     with found.collect():
-        if tokenizer is not None and not found.any_of(NEEDED_FOR_EVALUATION):
+        if tokenizer is not None and is_valid:
             held_out = _prepare_held_out(settings, tokenizer)
     found.problems += _resume_problems(settings, start, data, changes)
     if found.problems:

@@ -69,6 +69,12 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
     return tokenizer
 
 
+def may_train_vocabulary(settings: TrainSettings) -> bool:
+    """Return whether the tokenizer may be one that is trained on the text."""
+    name = settings.tokenizer.name
+    return name == TRAINED_NAME or (name == AUTOMATIC_NAME and settings.model.kind == "modern")
+
+
 def _train_tokenizer(settings: TrainSettings) -> Tokenizer:
     typed = settings.tokenizer.vocab_size
     with ranks.local_main_first():  # the first rank of each machine trains it

@@ -153,3 +153,14 @@ def test_the_size_follows_from_the_length_of_the_training_set(tmp_path: Path, ch
     assert fitting_size(data_settings(tmp_path / "cache", name="text", path=str(file), train_ratio=0.5)) == size
     halves = [SourceSettings(str(write(tmp_path / f"{n}.txt", "x" * characters)), float(n)) for n in (1, 2)]
     assert fitting_size(data_settings(tmp_path / "cache", name="mixture", sources=halves, train_ratio=0.5)) == size
+
+
+@pytest.mark.parametrize("typed", ["data.batch_size=0", "model.n_heads=7", "optimizer.lr=-1"])
+@pytest.mark.parametrize("tokenizer", ["auto", "bpe", "gpt2"])
+def test_invalid_settings_are_refused_before_the_text_is_tokenized(
+    compose_train: Compose, book: Path, tmp_path: Path, typed: str, tokenizer: str
+) -> None:
+    own = ["data=text", f"data.path={book}", f"data.cache_dir={tmp_path / 'cache'}", f"tokenizer={tokenizer}"]
+    with pytest.raises(UserError, match=typed):
+        tokenizer_of(compose_train, *own, typed)
+    assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("cache/*/*.json")), "no tokens and no vocabulary"
