@@ -17,6 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt_pretrain.checkpoints.formats import layouts
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.modern import ModernModel
 from tests.conftest import tiny_model
 from tests.helpers.other_models import Hostile
 
@@ -294,3 +296,10 @@ def test_absurd_numbers_of_layers_cost_nothing(tmp_path: Path) -> None:
         UserError, match=r"fit a GPT-2: 1 tensor does not belong to the model \(trf_blocks\.999999\.norm1\.weight\)"
     ):
         load_pretrained(tmp_path / "x.pth", n_heads=4)
+
+
+def test_bare_tensors_of_a_modern_model_are_refused_with_what_to_give_instead(tmp_path: Path) -> None:
+    config = GPTConfig(97, 16, emb_dim=32, n_heads=4, n_layers=2, tie_embeddings=False, kind="modern", init="modern")
+    torch.save(ModernModel(config).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(UserError, match="a modern model of this program, give its run's folder or checkpoint instead"):
+        load_pretrained(tmp_path / "a.pt")

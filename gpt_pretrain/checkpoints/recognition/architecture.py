@@ -177,6 +177,11 @@ def _no_gpt2(source: WeightSource, slots: Slots) -> str:
             return f"{source.name} is not a GPT-2: its embedding {slots[slot].name} has the shape {shape}, not rows and columns."
     if TensorSlot("pos_emb.weight") in slots:
         return f"{found} transformer blocks with known names.{example}"
+    if not names:  # as in torch.save(model.state_dict()) of a modern model, whose number of heads no tensor shows
+        return (
+            f"{found} position embedding. If it is a modern model of this program, give its run's folder or checkpoint instead, "
+            "which also holds the architecture."
+        )
     return f"{found} position embedding, which GPT-2 has and models with rotary or fixed positions do not.{example}"
 
 
