@@ -18,7 +18,7 @@ from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
 from benchmarks.scaling.runs import read_runs
 from benchmarks.scaling.trial import GPT2_TOKENS
-from benchmarks.scaling.trials import PILOTS, SHAPES, VOCAB, batch_of, regularization_of
+from benchmarks.scaling.trials import PILOTS, SHAPES, VOCAB, batch_of, usual_regularization
 from gpt_pretrain.training.budget import law as law_module
 from gpt_pretrain.training.budget.law import STUDIED_VOCABULARY, Difficulty, Law, Training
 
@@ -167,7 +167,7 @@ def _is_pilot(row: Row) -> bool:
 
 
 def _is_usual(row: Row) -> bool:
-    usual = regularization_of(row["trained_bytes"] / row["unique_bytes"])
+    usual = usual_regularization(*(row[name] for name in ("matrices", "vocab_size", "unique_bytes", "trained_bytes")))
     return (row["rate"], row["batch"], row["regularization"]) == (1.0, batch_of(row["trained_bytes"]), usual)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from benchmarks.scaling.trial import BYTE_TOKENS, GPT2_TOKENS, Trial
+from benchmarks.scaling.trial import BYTE_TOKENS, DROPOUT, GPT2_TOKENS, Trial
+from gpt_pretrain.training.budget.choice import regularization_of
+from gpt_pretrain.training.budget.law import Training
 
 SHAPES = {"xs": (64, 2), "s": (96, 3), "m": (128, 4), "l": (192, 4), "xl": (256, 6)}
 K = 1000
 LARGE, SMALL = 900 * K, 100 * K  # bytes of a text
 VOCAB = 1024
+TYPICAL_BYTES = {BYTE_TOKENS: 1.0, 512: 2.2, 1024: 2.6, 2048: 3.0, 4096: 3.4, 8192: 3.8, GPT2_TOKENS: 3.5}  # per token
 PILOTS = (125 * K, 500 * K)  # bytes that pilots read; on a slow machine, a budget uses a short pilot
 
 # The choices of a budget of one to five minutes on two cores, and smaller models: text, its kB, shape, kB to read, vocabulary.
@@ -44,12 +47,10 @@ SHORT = {
 
 
 def base(text: str, shape: str, trained: int, unique: int, vocab_size: int = VOCAB) -> Trial:
-    """Return a trial. Its batch grows with the length of the training, and its regularization with the passes over the text."""
+    """Return a trial. Its batch grows with the length of the training. Its regularization is that of a budget."""
     width, layers = SHAPES[shape]
-    repeats = trained / unique
-    return Trial(
-        text, unique, trained, vocab_size, width, layers, batch=batch_of(trained), regularization=regularization_of(repeats)
-    )
+    regularization = usual_regularization(12 * layers * width**2, vocab_size, unique, trained)
+    return Trial(text, unique, trained, vocab_size, width, layers, batch=batch_of(trained), regularization=regularization)
 
 
 def batch_of(trained: int) -> int:
@@ -57,9 +58,10 @@ def batch_of(trained: int) -> int:
     return max(4, 1 << round(math.log2(1.5 * math.sqrt(trained / 2.5) / 128)))
 
 
-def regularization_of(repeats: float) -> str:
-    """Return the regularization to try first for this number of passes over the text."""
-    return "none" if repeats < 1.5 else "light" if repeats < 4 else "strong"
+def usual_regularization(matrices: int, vocab_size: int, unique: int, trained: int) -> str:
+    """Return the name of the regularization that a budget chooses for about the same training."""
+    training = Training(matrices, vocab_size, unique, trained, TYPICAL_BYTES[vocab_size])
+    return {dropout: name for name, dropout in DROPOUT.items()}[regularization_of(training)[0]]
 
 
 def short() -> list[Trial]:

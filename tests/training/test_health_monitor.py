@@ -299,17 +299,20 @@ def test_unknown_norms_are_ignored(make_monitor: Make) -> None:
 @pytest.mark.parametrize(
     ("overrides", "advice"),
     [
-        (["model.drop_rate=0"], "model.drop_rate=0.2 (as budget= chooses for 5 passes over a text; model.drop_rate=0 now)"),
+        (
+            ["model.drop_rate=0"],
+            "model.drop_rate=0.1 (as budget= chooses where a model memorizes its text; model.drop_rate=0 now)",
+        ),
         (
             ["model.drop_rate=0", "optimizer=muon"],
-            "optimizer.matrices.weight_decay=0.2 optimizer.head.weight_decay=1 (as budget=",
+            "optimizer.matrices.weight_decay=0.1 optimizer.head.weight_decay=0.5 (as budget=",
         ),
+        (["model.drop_rate=0.1"], "model.drop_rate=0.2 (as budget= chooses"),
         (["model.drop_rate=0.3"], "a higher model.drop_rate (0.3 now)"),
     ],
-    ids=range(3),
+    ids=range(4),
 )
 def test_the_advice_against_overfitting_is_what_a_budget_chooses(make_monitor: Make, overrides: list[str], advice: str) -> None:
     monitor = make_monitor("experiment=chapter5", *overrides)
-    monitor.epoch_steps = 10.0
     evaluate(monitor, train=CHAPTER5[0], val=CHAPTER5[1])
     assert any(advice in finding.text for finding in monitor.findings)

@@ -27,6 +27,10 @@ BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses,
 # regularized model mostly memorizes.
 MOST_PASSES, FEW_TOKENS_PASSES = 64, 8
 MOST_PARAMETERS = 30  # of the blocks per distinct token read; the law was not measured beyond
+# Dropout, and the decay of the matrices and of the output head: for fewer passes over a text than this, for more, and for
+# trainings with a higher value of `memorizing`.
+REGULARIZATION = ((0.0, 0.0, 0.0), (0.1, 0.1, 0.5), (0.2, 0.2, 1.0))
+FEW_PASSES, MEMORIZING = 3.0, 36.0
 CAUTION = 0.01  # how much worse a choice counts for each doubling beyond the study
 NEARLY = 0.8  # share of the budget; a choice that spends less is limited by something else
 MAX_MEMORY, MAX_DISK = 0.6, 0.8  # shares of the free memory and disk space
@@ -165,11 +169,14 @@ def batch_of(tokens: float, context: int = CONTEXT) -> int:
     return max(1, SMALLEST_STEP // context, int(2 ** round(math.log2(windows))))
 
 
-def regularization_of(passes: float) -> tuple[float, float, float]:
-    """Return the dropout, and the decay of the matrices and of the output head, for this many passes over a text."""
-    if passes < 1.5:
-        return 0.0, 0.0, 0.0
-    return (0.1, 0.1, 0.5) if passes < 4 else (0.2, 0.2, 1.0)
+def regularization_of(training: Training) -> tuple[float, float, float]:
+    """Return the dropout, and the decay of the matrices and of the output head, for a training.
+
+    Where a model does not overfit, they only slow down its learning and, on a CPU, each step.
+    """
+    if training.passes < FEW_PASSES:
+        return REGULARIZATION[0]
+    return REGULARIZATION[1 if training.memorizing < MEMORIZING else 2]
 
 
 def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: int | None = None) -> Iterator[Candidate]:
@@ -231,7 +238,7 @@ def _batch_and_steps(
 
 def fits(candidate: Candidate, limits: Limits) -> str | None:
     """Return "memory" or "disk" if the machine has too little of it for a run, otherwise None."""
-    drop_rate = max(candidate.config.drop_rate, regularization_of(candidate.passes)[0])
+    drop_rate = max(candidate.config.drop_rate, regularization_of(candidate.training)[0])
     memory = training_memory(
         replace(candidate.config, drop_rate=drop_rate),
         batch_size=candidate.batch,

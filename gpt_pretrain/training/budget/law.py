@@ -51,6 +51,11 @@ class Training:
         return self.trained_bytes / self.unique_bytes
 
     @property
+    def memorizing(self) -> float:
+        """Parameters of the blocks per distinct token of the text, for each pass after the first. More of them overfit more."""
+        return self.matrices * self.bytes_per_token / self.unique_bytes * max(self.passes - 1.0, 0.0)
+
+    @property
     def fresh_bytes(self) -> float:
         """Distinct bytes that are read."""
         return min(self.unique_bytes, self.trained_bytes)

@@ -171,7 +171,7 @@ def _choose(
 def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: str) -> dict[str, Decision]:
     """Return all settings of a candidate, by name. Those worth a line have a reason."""
     config = chosen.config
-    dropout, decay, head_decay = choice.regularization_of(chosen.passes)
+    dropout, decay, head_decay = choice.regularization_of(chosen.training)
     parameters = format_si(num_parameters(config), "parameters")
     is_short = config.context_length < choice.CONTEXT  # a typed length has no line
     context = "the validation set is hardly longer" if is_short else "the length that the rules were measured with"

@@ -36,8 +36,7 @@ class WarningSigns(Callback):
 
     def __init__(self, run: TrainSettings, thresholds: DoctorSettings, data: TextDataModule, losses: PeriodicEvaluation) -> None:
         baseline = BaselineLosses(uniform=math.log(data.tokenizer.vocab_size), unigram=loss_by_frequencies(data.split.train))
-        epoch_steps = data.epoch_windows / (data.global_batch_size * run.trainer.accumulate_grad_batches)
-        self.monitor = HealthMonitor(run, thresholds, baseline, epoch_steps=epoch_steps)
+        self.monitor = HealthMonitor(run, thresholds, baseline)
         self.window = thresholds.window
         self.data = data
         self.losses = losses

@@ -49,19 +49,15 @@ class HealthMonitor:
         run: Settings of the run. The remedies refer to them.
         thresholds: The thresholds of the warning signs.
         baseline: Losses to compare with.
-        epoch_steps: Optimizer steps of a pass over the training set; infinite if it is not read twice.
 
     Attributes:
         findings: All findings so far.
     """
 
-    def __init__(
-        self, run: TrainSettings, thresholds: DoctorSettings, baseline: BaselineLosses, *, epoch_steps: float = math.inf
-    ) -> None:
+    def __init__(self, run: TrainSettings, thresholds: DoctorSettings, baseline: BaselineLosses) -> None:
         self.run = run
         self.thresholds = thresholds
         self.baseline = baseline
-        self.epoch_steps = epoch_steps
         self.findings: list[Finding] = []
         self._warmup = run.scheduler.warmup_steps
         self._present: set[str] = set()
@@ -96,10 +92,9 @@ class HealthMonitor:
             self._best = current
         after_warmup = [evaluation for evaluation in evaluations if evaluation[0] >= self._warmup]
         common: dict[str, Any] = {"run": self.run, "thresholds": self.thresholds}
-        context = common | {"passes": step / self.epoch_steps}
         lasting = self._is_present("overfitting")
-        self._update("overfitting", step, warning_signs.detect_overfitting(current, self._best, lasting=lasting, **context))
-        self._update("gap", step, warning_signs.detect_gap(evaluations, lasting=self._is_present("gap"), **context))
+        self._update("overfitting", step, warning_signs.detect_overfitting(current, self._best, lasting=lasting, **common))
+        self._update("gap", step, warning_signs.detect_gap(evaluations, lasting=self._is_present("gap"), **common))
         context = common | asdict(self.baseline)
         self._update("stuck", step, warning_signs.detect_plateau(after_warmup, lasting=self._is_present("stuck"), **context))
 

@@ -12,7 +12,7 @@ from statistics import fmean, median
 
 from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.model.config import CUSTOM_KIND
-from gpt_pretrain.training.budget.choice import regularization_of
+from gpt_pretrain.training.budget.choice import REGULARIZATION
 from gpt_pretrain.training.optimization.optimizer import lowered_rates, scaled_rates
 
 Evaluation = tuple[int, float, float]  # optimizer step, training and validation loss in nats per token
@@ -68,7 +68,6 @@ def detect_overfitting(
     best: Evaluation,
     *,
     lasting: bool,
-    passes: float,
     run: TrainSettings,
     thresholds: DoctorSettings,
 ) -> str | None:
@@ -77,7 +76,6 @@ def detect_overfitting(
     Args:
         current: Mean of the last evaluations.
         best: Mean of the evaluations with the lowest validation loss so far.
-        passes: Passes over the training set until now.
     """
     (_, train, val), (best_step, best_train, best_val) = current, best
     diverged = val > MIN_RATIO * train and min(val - best_val, best_train - train) >= thresholds.overfitting
@@ -88,7 +86,7 @@ def detect_overfitting(
         f"Since about step {best_step:,} the validation loss has risen from {best_val:.3f} to {val:.3f}, while the training loss "
         f"has fallen from {best_train:.3f} to {train:.3f} (means of {thresholds.patience} evaluations). From that step on the "
         "model memorizes its training text (overfitting). More text (data.path=...), "
-        f"{_more_regularization(run, passes)} or a smaller model delays that; trainer.max_steps={best_step + 1} stops in "
+        f"{_more_regularization(run)} or a smaller model delays that; trainer.max_steps={best_step + 1} stops in "
         f"time{stop}.{_recipe(run)}"
     )
 
@@ -105,23 +103,21 @@ def _rates(run: TrainSettings, factor: float) -> str:
     return f"{rates} ({'optimizer.lr=' if ' ' in rates else ''}{run.optimizer.lr:g} now)"
 
 
-def _more_regularization(run: TrainSettings, passes: float) -> str:
-    """Name the dropout and the weight decay that a budget chooses for this many passes. If the run has them, name higher ones."""
-    dropout, decay, head_decay = regularization_of(passes)
-    if dropout <= run.model.drop_rate:
+def _more_regularization(run: TrainSettings) -> str:
+    """Name the next higher dropout that a budget chooses, with its weight decay. If the run has the highest, say so."""
+    higher = [values for values in REGULARIZATION if values[0] > run.model.drop_rate]
+    if not higher:
         return f"a higher model.drop_rate ({run.model.drop_rate:g} now)"
+    dropout, decay, head_decay = higher[0]
     decays = f" optimizer.matrices.weight_decay={decay:g} optimizer.head.weight_decay={head_decay:g}"
     settings = f"model.drop_rate={dropout:g}{decays if run.optimizer.decay == 'roles' else ''}"
-    return f"{settings} (as budget= chooses for {passes:.0f} passes over a text; model.drop_rate={run.model.drop_rate:g} now)"
+    return f"{settings} (as budget= chooses where a model memorizes its text; model.drop_rate={run.model.drop_rate:g} now)"
 
 
-def detect_gap(
-    evaluations: Sequence[Evaluation], *, lasting: bool, passes: float, run: TrainSettings, thresholds: DoctorSettings
-) -> str | None:
+def detect_gap(evaluations: Sequence[Evaluation], *, lasting: bool, run: TrainSettings, thresholds: DoctorSettings) -> str | None:
     """Detect a validation loss that is several times the training loss in each of the last evaluations.
 
     Args:
-        passes: Passes over the training set until now.
     """
     last = evaluations[-thresholds.patience :]
     ratio = (1 + thresholds.gap) / 2 if lasting else thresholds.gap
@@ -133,7 +129,7 @@ def detect_gap(
     return (
         f"The validation loss, {val:.3f}, is {relation} the training loss, {train:.3f}. The training text is too "
         "small for this model, or the validation set is text of another kind. More text (data.path=...) helps most; a smaller "
-        f"model or {_more_regularization(run, passes)} narrows the gap.{_recipe(run)}"
+        f"model or {_more_regularization(run)} narrows the gap.{_recipe(run)}"
     )
 
 
