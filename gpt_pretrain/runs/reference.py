@@ -24,7 +24,7 @@ SETTINGS = (
     *("trainer.devices", "trainer.num_nodes"),
 )
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_tokens")  # if the learning rate depends on them
-NOTHING = ("null", "false", "[]", "{}")  # values of a setting without effect
+NOTHING = ("null", "false", "0", "[]", "{}")  # values of a setting without effect
 
 
 @dataclass(frozen=True)
