@@ -191,17 +191,19 @@ def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Ten
     static = StaticKVCache(cache)
     token_ids = torch.zeros(cache.keys.shape[1], 1, dtype=torch.int64, device=model.device)  # (B, 1)
     graph, last_ids = torch.cuda.CUDAGraph(), cache.last_ids.clone()
-    with torch.cuda.device(model.device):
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            # The warm-up writes keys and values at the next position. The first real step overwrites them.
-            for _ in range(3):
-                model.next_logits(token_ids, cache=static)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            logits = model.next_logits(token_ids, cache=static)
-    cache.last_ids.copy_(last_ids)
+    try:
+        with torch.cuda.device(model.device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                # The warm-up writes keys and values at the next position. The first real step overwrites them.
+                for _ in range(3):
+                    model.next_logits(token_ids, cache=static)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                logits = model.next_logits(token_ids, cache=static)
+    finally:  # After a failed capture, too, the cache is used further.
+        cache.last_ids.copy_(last_ids)
 
     def step(new: Tensor) -> Tensor:
         token_ids.copy_(new)
