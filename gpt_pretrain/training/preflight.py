@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.checkpoints.export.export_folder import check_export_folder
+from gpt_pretrain.checkpoints.export.export_folder import check_export_folder, check_exportable
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.custom_parts import CUSTOM, storable_parts
 from gpt_pretrain.config.interpolation import escape_interpolation
@@ -25,6 +25,7 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.held_out import HeldOutSet, prepare_held_out
+from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.files import write_text
@@ -106,6 +107,9 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
     with found.collect():
         if settings.init_from is not None and start.resume is None and not found.problems:  # it may download the weights
             start = from_weights(settings, overridden)
+    with found.collect():
+        if settings.export and not found.problems:  # The weights may have another architecture than the settings had.
+            check_exportable(GPTConfig(vocab_size=1, **dataclasses.asdict(settings.model)))
     tokenizer = data = held_out = None
     with found.collect():
         # A vocabulary is trained, and a text is tokenized, only for settings that are valid: both may take long.

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
-from gpt_pretrain.checkpoints.export import huggingface
+from gpt_pretrain.checkpoints.export import export_folder, huggingface
 from gpt_pretrain.checkpoints.export.huggingface import export
 from gpt_pretrain.checkpoints.export.tokenizer_files import write_tokenizer
 from gpt_pretrain.checkpoints.formats import layouts
@@ -144,10 +144,10 @@ def test_every_field_of_the_architecture_is_exported_or_prevents_the_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = {"value_embeddings", "bigram_rows"}  # which prevent it, by a test of their own
-    assert {*GPTConfig.__dataclass_fields__} - huggingface.EXPORTABLE_FIELDS == tables
+    assert {*GPTConfig.__dataclass_fields__} - export_folder.EXPORTABLE_FIELDS == tables
     checkpoint(tmp_path / "x.ckpt", gelu_approximate="none")
-    monkeypatch.setattr(huggingface, "EXPORTABLE_FIELDS", huggingface.EXPORTABLE_FIELDS - {"gelu_approximate"})
-    with pytest.raises(UserError, match="gelu_approximate='none' cannot be exported: transformers' layout has no such option"):
+    monkeypatch.setattr(export_folder, "EXPORTABLE_FIELDS", export_folder.EXPORTABLE_FIELDS - {"gelu_approximate"})
+    with pytest.raises(UserError, match="A model with gelu_approximate='none' cannot be exported: transformers has no class"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 
@@ -201,6 +201,12 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
         export(open_weights(tmp_path / "x.ckpt"), Path("."))
     with pytest.raises(UserError, match="is a file"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "x.ckpt")
+
+
+def test_a_model_that_cannot_be_exported_is_refused_before_its_training(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="A model with bigram_rows=40 cannot be exported"):
+        train("model=modern_tiny", "model.bigram_rows=40", "export=true", "data.path=null")
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_a_run_is_exported_and_its_card_describes_the_training(

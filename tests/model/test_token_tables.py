@@ -161,7 +161,7 @@ def test_a_checkpoint_keeps_the_tables_and_an_export_refuses_them(tmp_path: Path
     ids = torch.randint(0, 257, (1, 7))
     with torch.no_grad():
         assert torch.equal(loaded(ids), model(ids))
-    with pytest.raises(UserError, match=r"value_embeddings=True cannot be exported(?s:.*)bigram_rows=41 cannot be exported"):
+    with pytest.raises(UserError, match="A model with value_embeddings=True and bigram_rows=41 cannot be exported"):
         export(open_weights(tmp_path / "own.ckpt"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

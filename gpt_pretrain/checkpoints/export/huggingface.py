@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from gpt_pretrain.checkpoints.export.export_folder import check_export_folder
+from gpt_pretrain.checkpoints.export.export_folder import check_export_folder, check_exportable
 from gpt_pretrain.checkpoints.export.model_card import model_card
 from gpt_pretrain.checkpoints.export.tokenizer_files import write_tokenizer
 from gpt_pretrain.checkpoints.formats.layouts import SAFETENSORS_FILE, gpt2_name, is_linear, to_hf_config
@@ -20,7 +19,6 @@ from gpt_pretrain.checkpoints.formats.nanochat_layout import to_nanochat_config,
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import EXPORTED
 from gpt_pretrain.system.environment import user_path
@@ -28,11 +26,6 @@ from gpt_pretrain.system.files import replacing
 
 MAX_DIFFERENCE = 1e-4  # between logits
 MAX_COMPARED = 1 << 25  # logits; a model of a few bytes for each token may have millions of tokens
-# The fields of GPTConfig that the layout of each kind of model can express.
-EXPORTABLE_FIELDS = {
-    *("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate"),
-    *("qkv_bias", "tie_embeddings", "gelu_approximate", "init", "kind", "n_kv_heads"),
-}
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +44,7 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: s
     Raises:
         UserError: If GPT-2's layout cannot express the model, `out` holds other files, or the logits differ.
     """
-    if problems := _export_problems(weights.config):
-        raise UserError(problems)
+    check_exportable(weights.config)
     out = user_path(out).resolve()
     if out == Path.cwd():
         raise UserError(f"{out} is the current folder. An export needs a folder of its own.")
@@ -134,17 +126,3 @@ def _compare(model: LanguageModel, folder: Path) -> float:
             f"{MAX_DIFFERENCE:g} is allowed. The export was discarded."
         )
     return difference
-
-
-def _export_problems(config: GPTConfig) -> list[str]:
-    """List the options that the layout cannot express and that are not at their default."""
-    if config.kind == CUSTOM_KIND:
-        return [
-            "A model of your own class cannot be exported: transformers has no class for it. Its weights are in the checkpoint."
-        ]
-    return [
-        f"{field.name}={getattr(config, field.name)!r} cannot be exported: transformers' layout has no such option. "
-        "generate.py, evaluate.py and serve.py read the checkpoint."
-        for field in dataclasses.fields(config)
-        if field.name not in EXPORTABLE_FIELDS and getattr(config, field.name) != field.default
-    ]
