@@ -74,7 +74,10 @@ def test_a_good_run_has_its_own_expectation_alone() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"optimizer": "adamw"}, {"model": {"kind": "gpt2"}}, {"vocab_size": 50_257}, {"vocab_size": 257}],
+    [
+        *({"optimizer": "adamw"}, {"model": {"kind": "gpt2"}}, {"vocab_size": 50_257}, {"vocab_size": 257}),
+        *({"model": {"value_embeddings": True}}, {"model": {"bigram_rows": 4096}}),
+    ],
 )
 def test_nothing_is_said_about_a_kind_of_run_that_the_law_does_not_know(changes: dict[str, Any]) -> None:
     shown = expected(**changes)

@@ -22,6 +22,7 @@ from gpt_pretrain.training.run_tokenizer import automatic_name
 WHOLE = 0.9  # share of a whole pilot; a short budget or a slow machine shortens it
 LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.max_time")
 ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # one typed setting fixes all
+TABLES = ("value_embeddings", "bigram_rows")  # kept as they are; a budget does not choose them
 
 
 def wanted_vocabularies(settings: TrainSettings, overridden: Set[str]) -> list[int]:
@@ -51,6 +52,8 @@ def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig, 
     is_known = config.vocab_size == pilot.vocab_size and pilot.passes > WHOLE * MOST_PASSES
     found = {
         f"model.kind={config.kind}": config.kind != "modern",
+        "model.value_embeddings=true": config.value_embeddings,
+        f"model.bigram_rows={config.bigram_rows}": config.bigram_rows > 0,
         f"model.context_length={config.context_length}": config.context_length != choice.CONTEXT
         and is_typed("model.context_length", overridden),
         f"optimizer={settings.optimizer.name}": settings.optimizer.name != "muon",
@@ -63,9 +66,9 @@ def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig, 
 
 def allowed_architectures(settings: TrainSettings, overridden: Set[str], text: choice.TextFacts) -> list[GPTConfig]:
     """Return the models that the typed settings still allow."""
-    sizes = [*text.bytes_per_token]
+    sizes, tables = [*text.bytes_per_token], {name: getattr(settings.model, name) for name in TABLES}
     if not any(is_typed(f"model.{name}", overridden) for name in ARCHITECTURE):
-        return [replace(one, context_length=text.context_for(one.vocab_size)) for one in choice.architectures(sizes)]
+        return [replace(one, context_length=text.context_for(one.vocab_size), **tables) for one in choice.architectures(sizes)]
     typed = [GPTConfig(vocab_size=size, **vars(settings.model)) for size in sizes]
     if is_typed("model.context_length", overridden):
         return typed

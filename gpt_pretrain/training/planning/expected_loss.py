@@ -87,6 +87,8 @@ def _own_training(setup: TrainingSetup, plan: TrainingPlan, text: choice.TextFac
     if settings.model.kind != "modern" or settings.optimizer.name != "muon" or not smallest <= vocab_size <= largest:
         return None
     config = GPTConfig(vocab_size=vocab_size, **vars(settings.model))
+    if config.value_embeddings or config.bigram_rows:
+        return None
     matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
     length = text.train_bytes / max(split.train.count, 1)
     return Training(matrices, config.vocab_size, text.train_bytes, plan.tokens * length, length)

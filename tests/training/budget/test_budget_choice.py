@@ -13,7 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
 from gpt_pretrain.training.budget.plan import decide, decided_settings
-from gpt_pretrain.training.budget.typed import ready_tokenizer
+from gpt_pretrain.training.budget.typed import allowed_architectures, ready_tokenizer
 from tests.helpers.budgets import DIFFICULTY, LAW, LIMITS, choose, conditions, text_of
 
 
@@ -228,3 +228,16 @@ def test_a_run_that_is_lengthened_to_the_end_of_its_time_is_limited_by_time(comp
     assert choice.limit_of(chosen, {}, found) == "text"
     lines = decide(to_settings(compose_train("budget=40s"), TrainSettings), set(), found)["lines"]
     assert sum(line.endswith("limited by time") for line in lines) == 2
+
+
+def test_typed_tables_belong_to_all_models_of_a_budget_and_are_named_as_unstudied(
+    compose_train: Callable[..., DictConfig],
+) -> None:
+    typed = ["model.value_embeddings=true", "model.bigram_rows=4096"]
+    settings = to_settings(compose_train("budget=40s", *typed), TrainSettings)
+    found = conditions(1_000_000, Budget(seconds=40.0), dataclasses.replace(LIMITS, seconds=40.0))
+    overridden = {"model.value_embeddings", "model.bigram_rows"}
+    configs = allowed_architectures(settings, overridden, found.text)
+    assert len(configs) > 1 and {(one.value_embeddings, one.bigram_rows) for one in configs} == {(True, 4096)}
+    lines = decide(settings, overridden, found)["lines"]
+    assert any("not measured with model.value_embeddings=true, model.bigram_rows=4096" in line for line in lines)
