@@ -52,7 +52,10 @@ class Training:
 
     @property
     def memorizing(self) -> float:
-        """Parameters of the blocks per distinct token of the text, for each pass after the first. More of them overfit more."""
+        """Parameters of the blocks per distinct token of the text, times the passes after the first.
+
+        A training with a higher value overfits more.
+        """
         return self.matrices * self.bytes_per_token / self.unique_bytes * max(self.passes - 1.0, 0.0)
 
     @property
