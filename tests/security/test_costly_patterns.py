@@ -93,6 +93,12 @@ def test_the_pattern_of_a_known_model_is_used(name: str) -> None:
     check_pattern(KNOWN[name])
 
 
+def test_a_run_at_the_end_of_a_text_is_tried_once_if_no_such_character_precedes_it() -> None:
+    assert check_pattern(r"\A |(?<![ _])[ _]+\z").loops == 0
+    for other in (r"[ _]+\z", r"(?<![ ])[ _]+\z", r"(?<![ _])[ _]+x"):
+        assert check_pattern(other).loops == 1
+
+
 @pytest.mark.parametrize("name", COSTLY)
 def test_a_pattern_that_may_search_for_ever_is_refused_soon(name: str) -> None:
     begin = time.process_time()

@@ -42,6 +42,8 @@ WORDS = re.compile(
     rf"(?<![^|])(?P<sign>(?:{CLASS}\?)?)(?P<upper>{CLASS})\*(?P<lower>{CLASS})\+{SUFFIX}"
     rf"\|(?P=sign)(?P=upper)\+(?P=lower)\*{SUFFIX}(?=\||\Z)"
 )
+# A run at the end of the text, as in SentencePiece's models. The characters before it keep each run from being tried again.
+LAST_RUN = re.compile(r"(?<![^|])\(\?<!(?P<kind>\[[^][\\^-]+\])\)(?P=kind)\+\\z(?=\||\Z)")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def check_pattern(pattern: str) -> PatternCost:
     except UnknownSyntaxError as error:
         raise DamagedFileError(f"its regular expression {short_repr(pattern)} is not used, since {error}") from error
     others = WORDS.sub(r"\g<sign>\g<upper>+|\g<sign>\g<lower>+", SPACES.sub("", pattern))
+    others = LAST_RUN.sub(r"\g<kind>\\z", others)
     if cost.loops and others != pattern:
         with suppress(UnknownSyntaxError):  # The rest may be half a group.
             return replace(cost, loops=_check_cost(build_graph(parse_pattern(others))).loops)
