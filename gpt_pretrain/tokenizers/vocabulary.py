@@ -30,8 +30,8 @@ ANCHOR = "a"  # a token that decoders do not change
 # Characters that most vocabularies never join with the text after them, and texts that may follow.
 SEPARATE, FOLLOWING = ("\ue000", "\n", "\u2063"), ("a", " a", "\n", "今", "\ue000")
 # Processor time to encode texts. Usual tokenizers take one to three seconds for a million characters. Some characters count
-# several times, since a text is encoded around each position at which it may be split.
-SECONDS, SECONDS_PER_MILLION = 25.0, 10.0
+# several times, since a text is encoded around each position at which it may be split, and a machine may be ten times as slow.
+SECONDS, SECONDS_PER_MILLION = 25.0, 30.0
 CALL = 100  # characters for which a call counts in addition, since even an empty text takes time
 
 Result = TypeVar("Result")
