@@ -40,7 +40,7 @@ OTHERS |= {"max_tokens", "version"}  # fields of requests and answers of the ser
 # Fields of config.json.
 OTHERS |= {"activation_function", "head_dim", "intermediate_size", "model_type", "n_inner", "quant_method", "window_pattern"}
 # Fields that are shown after their group.
-OTHERS |= {"drop_rate", "emb_dim", "init", "kind", "n_kv_heads", "path"}
+OTHERS |= {"bigram_rows", "drop_rate", "emb_dim", "init", "kind", "n_kv_heads", "path"}
 OTHERS |= {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "window_step"}
 # The page of one's own parts has options and settings that only its reader's folder has.
 PAGES = [file for file in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if file.name != "own-parts.md"]
