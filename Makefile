@@ -22,9 +22,15 @@ endif
 
 PYTEST := $(VENV)/bin/python -m pytest
 # One process per core, and then the tests that measure time or need all cores by themselves. Code 5: no test was selected.
+# What fails beside other tests runs once more alone, since a busy machine can be too slow for a test; both results are printed.
 define run_tests
-	@failed=0; \
-	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m "not serial$(1)" $(ARGS) || [ $$? = 5 ] || failed=1; \
+	@failed=0; code=0; \
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m "not serial$(1)" $(ARGS) || code=$$?; \
+	if [ $$code = 1 ]; then \
+	  echo "Running the tests that failed once more, one at a time:"; code=0; \
+	  $(PYTEST) --last-failed --last-failed-no-failures none --maxfail 5 -v -m "not serial$(1)" $(ARGS) || failed=1; \
+	fi; \
+	[ $$code = 0 ] || [ $$code = 5 ] || failed=1; \
 	$(PYTEST) -m "serial$(1)" $(ARGS) || [ $$? = 5 ] || failed=1; \
 	exit $$failed
 endef
