@@ -15,6 +15,7 @@ import re
 
 from gpt_pretrain.config.interpolation import unescape_interpolation
 from gpt_pretrain.config.overrides import quote_value, split_override
+from gpt_pretrain.system.environment import user_path
 
 # Settings that have only one value even in a sweep: texts, and folders to write or to resume.
 SINGLE_TEXTS = {"prompt", "start_context"} | {
@@ -36,6 +37,7 @@ LISTED_NAMES = {
 FREE_TEXTS = SINGLE_TEXTS | LISTED_NAMES
 NULLABLE = FREE_TEXTS - {"prompt", "start_context"}  # settings for which null means no value, not the text "null"
 TEMPLATES = {"hydra.run.dir", "hydra.sweep.dir"}  # folders whose names may contain settings: ${...}
+MADE_BY_HYDRA = {"run_dir", *TEMPLATES}  # folders in whose names Hydra takes ~ for a letter
 
 # The repetitions are possessive. Others would take a hundred bytes of memory for each character, to be able to step back.
 QUOTED = r"""(?:'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+")"""
@@ -68,6 +70,13 @@ def quote_override(override: str, *, sweep: bool) -> str:
         return override
     values = _names(value) if sweep and key in LISTED_NAMES else [value]
     return f"{name}={','.join(map(quote_if_needed, values))}"
+
+
+def expand_home(override: str) -> str:
+    """Write out a `~` at the start of a folder that Hydra makes. Other paths are expanded where they are used."""
+    key, value = split_override(override)
+    text = plain_value(value)
+    return f"{key}={user_path(text)}" if key in MADE_BY_HYDRA and text.startswith("~") else override
 
 
 def plain_value(value: str) -> str:

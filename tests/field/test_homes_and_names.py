@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pretrain.commands.command_line.hydra_arguments import to_hydra_arguments
+from gpt_pretrain.config.free_text import expand_home
 from gpt_pretrain.sweeps.folder import job_folder_name
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.terminal import open_console
@@ -18,6 +20,16 @@ def test_names_that_begin_with_a_tilde_are_paths(monkeypatch: pytest.MonkeyPatch
     assert user_path("~/text.txt") == tmp_path / "text.txt"
     assert user_path("~$draft.txt") == Path("~$draft.txt")
     assert user_path("~nobody-of-that-name/text.txt") == Path("~nobody-of-that-name/text.txt")
+
+
+@pytest.mark.parametrize("key", ["run_dir", "hydra.run.dir", "hydra.sweep.dir"])
+def test_a_tilde_before_a_folder_is_the_home_folder(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (written,) = {expand_home(f"{key}={typed}") for typed in ("~/my runs/a", "'~/my runs/a'", f"{tmp_path}/my runs/a")}
+    assert written == f"{key}={tmp_path}/my runs/a"
+    assert f"{key}='{tmp_path}/my runs/a'" in to_hydra_arguments([f"{key}=~/my runs/a"], script="train")
+    assert expand_home(f"{key}=./~/a") == f"{key}=./~/a"
+    assert expand_home(f"{key}=~/${{now:%Y}}") == f"{key}={tmp_path}/${{now:%Y}}"
 
 
 def test_a_run_needs_no_home_folder(run_after: Run, tmp_path: Path) -> None:

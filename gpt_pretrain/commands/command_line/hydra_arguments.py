@@ -11,7 +11,7 @@ from gpt_pretrain.commands.command_line.arguments import warn_of_repetitions
 from gpt_pretrain.commands.command_line.command_words import MULTIRUN_FLAGS, Arguments, clean_word, sort_arguments
 from gpt_pretrain.commands.command_line.custom_options import choose_custom_options, custom_groups
 from gpt_pretrain.commands.command_line.hydra_grammar import to_hydra_override
-from gpt_pretrain.config.free_text import plain_value
+from gpt_pretrain.config.free_text import expand_home, plain_value
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, quote_value, with_recipe_of_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, find_run
@@ -34,7 +34,7 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
     Raises:
         UserError: If the arguments ask for something that does not exist.
     """
-    arguments = sort_arguments([full_form(clean_word(word), script=script) for word in words])
+    arguments = sort_arguments([expand_home(full_form(clean_word(word), script=script)) for word in words])
     if script == "train":
         arguments.overrides = choose_custom_options(arguments.overrides)
     check_arguments(arguments, script=script)
