@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.recognition.old_encodings import convert_command
+from gpt_pretrain.system.recognition.old_encodings import convert_command, likely_encodings
 from gpt_pretrain.system.recognition.seven_bit_encodings import seven_bit_encoding
 from tests.helpers.text_inputs import in_corpus, in_training
 
@@ -114,6 +114,11 @@ def test_letters_far_from_the_beginning_tell_an_encoding_too(
     text = usual[encoding] * 400 + rare + usual[encoding] * 200
     (tmp_path / "old.txt").write_bytes(text.encode(encoding))
     check_conversion(tmp_path / "old.txt", text, monkeypatch)
+
+
+@pytest.mark.parametrize("text", ["Die Übung ist für Schüler.", "Tür für Über"])
+def test_words_with_latin_letters_are_in_latin_script(text: str) -> None:
+    assert next(likely_encodings(text.encode("cp1252"))) == "cp1252"
 
 
 @pytest.mark.parametrize("repeated", [1, 100])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import random
 import struct
 import tarfile
 import zipfile
@@ -95,6 +96,16 @@ def test_a_damaged_archive_is_still_called_damaged(tmp_path: Path) -> None:
 def test_a_part_of_a_divided_archive_is_named(tmp_path: Path, name: str, start: bytes) -> None:
     (tmp_path / name).write_bytes(start + zipped({"a.txt": PLAIN.encode()}))
     with pytest.raises(UserError, match=r"part of a zip archive, not text\. Join all parts, by .* in \.zip: zip -s 0 NAME\.zip"):
+        in_training(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.sh", "a"])
+def test_an_archive_that_extracts_itself_is_named(tmp_path: Path, name: str) -> None:
+    content = random.Random(0).randbytes(9000)
+    (tmp_path / name).write_bytes(b"#!/bin/sh\ntail -n +3 $0 | funzip\nexit\n" + zipped({"a.txt": content}))
+    with pytest.raises(
+        UserError, match=r"a zip archive behind a script, not text\. Extract its files first, .*: unzip .* -d texts"
+    ):
         in_training(tmp_path / name)
 
 

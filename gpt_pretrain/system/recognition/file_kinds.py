@@ -92,6 +92,9 @@ PART_OF_ZIP = FileKind(
     advice="Join all parts, by the name of the one in .zip: zip -s 0 NAME.zip --out whole.zip. If there are no others, it is "
     "damaged: get it again.",
 )
+ZIP_BEHIND_TEXT = FileKind(
+    "zip archive behind a script", advice=convert_advice("unzip {path} -d texts", "Extract its files first")
+)
 PARTLY_UTF_16 = FileKind(
     "text in two encodings",
     advice="Part of it is UTF-16, as Windows PowerShell appends it with >>. Save each part in UTF-8, for example with: "

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from gpt_pretrain.system.recognition.damaged_text import conversion_damage, damage_in_records, escapes_left
-from gpt_pretrain.system.recognition.encodings import TextEncoding, detect_encoding, is_partly_utf_16
+from gpt_pretrain.system.recognition.encodings import TextEncoding, begins_as_utf8, detect_encoding, is_partly_utf_16
 from gpt_pretrain.system.recognition.file_kinds import (
     ARROW,
     AS_TEXT_ADVICE,
@@ -50,6 +50,7 @@ from gpt_pretrain.system.recognition.file_kinds import (
     WORD,
     XML,
     ZIP,
+    ZIP_BEHIND_TEXT,
     FileKind,
     convert_advice,
 )
@@ -101,6 +102,8 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
             return LITDATA if suffix == ".bin" and _begins_with_offsets(head) else TOKENS
         if suffix in SUFFIXES and not is_text_kind(suffix):
             return SUFFIXES[suffix]
+        if _is_zip_behind_text(head):
+            return ZIP_BEHIND_TEXT
         if head.strip(b"\0"):
             return PART_OF_ZIP if ZIP_PART.fullmatch(suffix) else PARTLY_UTF_16 if is_partly_utf_16(head) else BINARY
         return TAR if suffix == ".tar" else NULS  # An archive of no files consists of NULs.
@@ -236,6 +239,12 @@ def _zip_names(head: bytes) -> list[bytes]:
             break
         at += 30 + length + extra + size
     return names
+
+
+def _is_zip_behind_text(head: bytes) -> bool:
+    """Return whether a file begins with a text, such as a script that extracts itself, and goes on with a zip archive."""
+    text, signature, _ = head.partition(b"PK\x03\x04")
+    return bool(text and signature) and not _has_controls(text) and begins_as_utf8(text)
 
 
 def _is_old_tar(head: bytes) -> bool:

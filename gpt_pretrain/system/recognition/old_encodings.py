@@ -56,6 +56,8 @@ OF_SHAPES = ("cp864",)
 SHAPES_PENALTY = 0.05
 # In one of the two Greek encodings, capital alpha with an accent has the code of the other's apostrophe or pilcrow.
 SYMBOL_BEFORE_WORD = re.compile("(?<!\\S)[\u2019\u00b6](?=[\u03ac-\u03ce])")
+# A letter of Greek, Cyrillic, Hebrew or Arabic script in a word with Latin letters. Texts in these scripts have few.
+AMONG_LATIN = re.compile("(?<=[A-Za-z])[\u0370-\u06ff]|[\u0370-\u06ff](?=[A-Za-z])")
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
 LATIN_END = "\u0250"  # The first character after the letters of Latin script.
 SAMPLE = 1 << 14  # Bytes to examine.
@@ -162,6 +164,11 @@ def decodes(blocks: Iterable[bytes], encoding: str) -> bool:
 
 
 def _mistakes(text: str) -> int:
-    """Return the number of implausible characters: capitals and symbols within words, apostrophes and symbols before words."""
+    """Return the number of implausible characters.
+
+    They are capitals and symbols within words, apostrophes and symbols before words, and letters of two scripts in one word.
+    """
     inside = [text[at] for at in range(1, len(text) - 1) if text[at - 1].islower() and text[at] > "\x7f"]
-    return sum(not character.islower() for character in inside) + len(SYMBOL_BEFORE_WORD.findall(text))
+    return sum(not character.islower() for character in inside) + sum(
+        len(pattern.findall(text)) for pattern in (SYMBOL_BEFORE_WORD, AMONG_LATIN)
+    )
