@@ -42,7 +42,8 @@ def load_native_code(source: Path) -> ctypes.CDLL | None:
 
 
 def _load(source: Path, compiler: str) -> ctypes.CDLL:
-    parts = (source.read_bytes(), compiler.encode(), " ".join(FLAGS).encode(), cpu_features().encode())
+    headers = (header.read_bytes() for header in sorted(source.parent.glob("*.h")))
+    parts = (source.read_bytes(), *headers, compiler.encode(), " ".join(FLAGS).encode(), cpu_features().encode())
     folder = user_cache_folder() / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()

@@ -11,25 +11,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
-#define LANES 16
 #define CHAINS 4            /* sums of a dot product that are added up independently */
 #define INPUT_BLOCK 1024    /* inputs of a layer that are read at a time: eight rows of them stay in the first cache */
 #define PREFETCH_BYTES 8192 /* how far ahead weights are requested */
 #define MAX_ROWS 8          /* rows that are multiplied by a weight at a time */
-#define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-typedef float floats __attribute__((vector_size(64)));
-typedef int32_t ints __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef uint16_t halves __attribute__((vector_size(32)));
-typedef int8_t bytes __attribute__((vector_size(16)));
-
-enum { FP32, BF16, INT8 };
 enum { GELU_TANH, GELU_ERF, SQUARED_RELU };
 
 typedef struct {
@@ -63,62 +52,6 @@ typedef struct {
     char *keys, *values; /* (layers, 1, G, capacity, K) */
     int64_t layer_bytes, head_bytes;
 } Row;
-
-INLINE floats load(const float *numbers) {
-    floats v;
-    memcpy(&v, numbers, sizeof v);
-    return v;
-}
-
-INLINE void store(float *numbers, floats v) { memcpy(numbers, &v, sizeof v); }
-
-INLINE floats load_as(int type, const void *numbers, int64_t index) {
-    if (type == FP32) return load((const float *)numbers + index);
-    if (type == BF16) {
-        halves h;
-        memcpy(&h, (const uint16_t *)numbers + index, sizeof h);
-        words bits = __builtin_convertvector(h, words) << 16;
-        return (floats)bits;
-    }
-#if defined(__AVX512F__)
-    __m128i b = _mm_loadu_si128((const __m128i *)((const int8_t *)numbers + index));
-    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
-#else
-    bytes b;
-    memcpy(&b, (const int8_t *)numbers + index, sizeof b);
-    return __builtin_convertvector(b, floats);
-#endif
-}
-
-/* Add up the numbers of a vector by halves, in the same order on all processors. */
-INLINE float sum(floats v) {
-    typedef float eight __attribute__((vector_size(32)));
-    typedef float four __attribute__((vector_size(16)));
-    eight low8, high8;
-    memcpy(&low8, &v, sizeof low8);
-    memcpy(&high8, (const char *)&v + sizeof low8, sizeof high8);
-    low8 += high8;
-    four low4, high4;
-    memcpy(&low4, &low8, sizeof low4);
-    memcpy(&high4, (const char *)&low8 + sizeof low4, sizeof high4);
-    low4 += high4;
-    return (low4[0] + low4[2]) + (low4[1] + low4[3]);
-}
-
-/* Return the numbers of yes where a comparison holds, and those of no elsewhere. */
-INLINE floats choose(ints holds, floats yes, floats no) { return (floats)((holds & (ints)yes) | (~holds & (ints)no)); }
-
-INLINE floats exp_of(floats x) {
-    /* Source: the polynomial of Cephes' expf; the exponent is written into the bits. */
-    floats bounded = choose(x < -87.0f, (floats){0} - 87.0f, x);
-    bounded = choose(bounded > 88.0f, (floats){0} + 88.0f, bounded);
-    floats shifted = bounded * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-    floats r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
-    floats p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
-                1.6666665459e-1f) * r + 5.0000001201e-1f;
-    ints bits = (ints)(p * r * r + r + 1.0f) + ((ints)shifted << 23);
-    return choose(x != x, x, (floats)bits);
-}
 
 INLINE floats activated(int activation, floats x) {
     if (activation == GELU_TANH) return x / (1.0f + exp_of(x * (x * x * 0.044715f + 1.0f) * -1.5957691216f));

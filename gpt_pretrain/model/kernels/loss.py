@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gpt_pretrain.model.kernels.chunks import chunk_rows, loss_block_rows
 from gpt_pretrain.model.kernels.loss_gradients import LossGradients
+from gpt_pretrain.model.kernels.native_loss import load_loss_code, native_softmax_loss
 
 IGNORED = -100  # The target id of a position that does not count, as in PyTorch's own losses.
 # The columns of the logits buffer are padded to a multiple of this number. Vector units and tensor cores are slow at reading rows
@@ -103,20 +104,37 @@ def _mean_loss(hidden: Tensor, weight: Tensor, target_ids: Tensor, cap: float | 
     with torch.autocast(device, enabled=False):
         x, w = hidden.to(dtype), _aligned_weight(weight, dtype)
         rows = chunk_rows(N, V, device)
-        block_rows = loss_block_rows(rows, V, device)
         buffer = _logits_buffer(rows, V, dtype=dtype, device=hidden.device)[:, : len(w)]
         total = torch.zeros((), dtype=wide, device=hidden.device)
         for start in range(0, N, rows):
             chunk = slice(start, min(start + rows, N))
             logits = buffer[: chunk.stop - start]  # (up to rows, V or more)
             torch.mm(x[chunk], w.T, out=logits)
-            for first in range(0, len(logits), block_rows):
-                block = slice(first, first + block_rows)
-                total += _loss_sum(logits[block, :V].to(wide), target_ids[chunk][block], cap)
+            total += _loss_sum(logits[:, :V], target_ids[chunk], cap)
     return total / (target_ids != IGNORED).sum().clamp(min=1)
 
 
 def _loss_sum(logits: Tensor, target_ids: Tensor, cap: float | None) -> Tensor:
+    """Return the sum of the losses of all rows with a target.
+
+    Args:
+        logits: (rows, V).
+    """
+    if (library := load_loss_code(logits)) is not None:
+        counted = target_ids != IGNORED
+        return native_softmax_loss(library, logits, target_ids, counted, cap=cap, with_gradient=False).sum()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    sums = [_block_loss_sum(logits[block].to(wide), target_ids[block], cap) for block in _blocks(logits)]
+    return torch.stack(sums).sum()
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    """Divide the rows of logits, (rows, V), into blocks that fit into a cache."""
+    size = loss_block_rows(len(logits), logits.shape[1], logits.device.type)
+    return [slice(first, first + size) for first in range(0, len(logits), size)]
+
+
+def _block_loss_sum(logits: Tensor, target_ids: Tensor, cap: float | None) -> Tensor:
     """Return the sum of the losses of all rows with a target. Overwrite logits, (rows, V), in fp32 or wider."""
     index = target_ids.clamp(min=0)[:, None]
     losses = _row_losses(logits, index) if cap is None else _capped_row_losses(logits, index, cap)
@@ -211,15 +229,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else None
             )
             w = _aligned_weight(weight, dtype)
-            block_rows = loss_block_rows(rows, V, device) if softmax_gradient is _softmax_gradient else rows
             buffer = _logits_buffer(rows, V, dtype=dtype, device=hidden.device)[:, : len(w)]
             for start in range(0, N, rows):
                 chunk = slice(start, min(start + rows, N))
                 logits = buffer[: chunk.stop - start]  # (up to rows, V or more); columns from V on are and stay 0
                 torch.mm(x[chunk], w.T, out=logits)
-                for first in range(0, len(logits), block_rows):
-                    block = slice(first, first + block_rows)
-                    total += softmax_gradient(logits[block], V, target_ids[chunk][block], row_weights[chunk][block], cap)
+                total += softmax_gradient(logits, V, target_ids[chunk], row_weights[chunk], cap)
                 if gradients is not None:
                     gradients.add(logits, w, chunk)
         ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight)
@@ -253,6 +268,14 @@ def _softmax_gradient(logits: Tensor, vocab_size: int, target_ids: Tensor, row_w
         The unweighted sum of the losses of all rows with a weight above 0.
     """
     logits = logits[:, :vocab_size]
+    if (library := load_loss_code(logits)) is not None:
+        return native_softmax_loss(library, logits, target_ids, row_weights, cap=cap, with_gradient=True).sum()
+    sums = [_block_gradient(logits[block], target_ids[block], row_weights[block], cap) for block in _blocks(logits)]
+    return torch.stack(sums).sum()
+
+
+def _block_gradient(logits: Tensor, target_ids: Tensor, row_weights: Tensor, cap: float | None) -> Tensor:
+    """Compute `_softmax_gradient` of logits, (rows, V), by PyTorch's operators."""
     index, row_weights = target_ids.clamp(min=0)[:, None], row_weights[:, None]  # (rows, 1)
     wide = torch.promote_types(logits.dtype, torch.float32)
     values, ratio = logits, None

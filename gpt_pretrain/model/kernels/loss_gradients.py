@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.model.kernels.chunks import gradient_rows
+from gpt_pretrain.model.kernels.native_loss import load_loss_code, sum_products
 
 
 class LossGradients:
@@ -54,10 +55,13 @@ class LossGradients:
 
     def _add_in_fp32(self, d_logits_t: Tensor, x: Tensor) -> None:
         """Add a product in half precision by blocks. A CPU needs memory for each product and its copy in fp32 beside the sum."""
-        rows = gradient_rows(len(self.d_weight), x.device.type)
+        rows, library = gradient_rows(len(self.d_weight), x.device.type), None if self.fp16 else load_loss_code(x)
         for start in range(0, len(self.d_weight), rows):
             product, total = d_logits_t[start : start + rows] @ x, self.d_weight[start : start + rows]
-            total.copy_(product) if self.is_first else total.add_(product)
+            if library is not None:
+                sum_products(library, product, total, is_first=self.is_first)
+            else:
+                total.copy_(product) if self.is_first else total.add_(product)
 
     def finish(self, hidden_dtype: torch.dtype, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of the hidden states and of the weight, without rows beyond the vocabulary."""
