@@ -102,7 +102,12 @@ def test_the_memory_of_the_loss_equals_what_pytorch_allocates(
         kept = loss.linear_cross_entropy(hidden, weight, targets)
     assert kept.isfinite()
     formula = costs.loss_bytes(config, batch_size=1, precision=precision, device="cpu")
-    assert formula == pytest.approx(peak_bytes(profile), rel=0.08 if in_c else 0.05)
+    peak = peak_bytes(profile)
+    if in_c:
+        assert peak <= 1.05 * formula, "C code needs no memory for a block of probabilities"
+        assert formula <= 1.15 * peak
+    else:
+        assert formula == pytest.approx(peak, rel=0.05)
 
 
 def test_half_precision_halves_the_memory() -> None:
