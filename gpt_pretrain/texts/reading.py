@@ -26,6 +26,8 @@ from gpt_pretrain.texts.chunks import (
 from gpt_pretrain.texts.containers.blocks import peek
 from gpt_pretrain.texts.containers.contents import Content, open_contents
 from gpt_pretrain.texts.containers.decompression import (
+    MANY_RECORDS,
+    RECORD,
     ContentLimit,
     DamagedArchiveError,
     NothingToReadError,
@@ -176,7 +178,8 @@ def _read_file(
                     # Offsets count bytes after line ends are unified, so the file is read from its beginning.
                     blocks = drop_bytes(unify_line_ends_in_blocks(content.blocks()), cursor.offset)
                     blocks = _drop_byte_order_mark(blocks, cursor)
-                    yield from split_documents(blocks, cursor, inputs.separator, tokenizer, invalid=invalid)
+                    chunks = split_documents(blocks, cursor, inputs.separator, tokenizer, invalid=invalid)
+                    yield from _limit_records(chunks, position.record, content.limit)
                 else:
                     yield from read_records(content, file, cursor, inputs)
                 cursor.file = file.path
@@ -195,9 +198,16 @@ def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: Corp
         file: The file that contains the content.
 
     Raises:
-        DamagedArchiveError: If the content cannot be read to its end. Everything before the damage is yielded first.
+        DamagedArchiveError: If the content is damaged, or has too many records for the size of its file. Everything before is
+            yielded first.
         UserError: If a table has no column with the name of the text field.
     """
+    chunks = _split_records(content, file, cursor, inputs)
+    # The reader of Parquet limits its rows itself.
+    yield from chunks if content.kind.form == PARQUET else _limit_records(chunks, cursor.record, content.limit)
+
+
+def _split_records(content: Content, file: InputFile, cursor: Cursor, inputs: CorpusInputs) -> Iterator[Chunk]:
     form = content.kind.form
     if form == PARQUET and content.name == file.path and content.stream is not None:
         yield from read_parquet(file.path, cursor, inputs.text_field, size=file.size, limit=content.limit)
@@ -212,6 +222,24 @@ def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: Corp
     else:
         blocks = _drop_byte_order_mark(content.blocks(cursor.offset), cursor)
         yield from split_values(blocks, cursor, is_array=form == ARRAY)
+
+
+def _limit_records(chunks: Iterable[Chunk], first: int, limit: ContentLimit) -> Iterator[Chunk]:
+    """Yield chunks as long as the size of the file explains their number of records.
+
+    Args:
+        first: Number of records before the first chunk.
+
+    Raises:
+        DamagedArchiveError: If there are more.
+    """
+    limit.take(RECORD * first, MANY_RECORDS)
+    for chunk in chunks:
+        # A line of JSON may consist of many objects, each of which becomes a record.
+        n_objects = chunk.content.count(b"{") if isinstance(chunk.content, bytes) else 0
+        limit.take(RECORD * (chunk.end.record - first + n_objects), MANY_RECORDS)
+        first = chunk.end.record
+        yield chunk
 
 
 def _end_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:

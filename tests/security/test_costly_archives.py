@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 from gpt_pretrain.texts.containers import decompression
 from gpt_pretrain.texts.containers.archives import read_zip
 from gpt_pretrain.texts.containers.contents import open_contents
@@ -25,8 +26,11 @@ from gpt_pretrain.texts.containers.decompression import (
     PackedFileError,
     decompress,
 )
+from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.reading import read_inputs
 from gpt_pretrain.texts.recognition import recognize_file
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.field.test_packed_files import packed_as
 from tests.helpers.resource_limits import within
 from tests.security.test_costly_files import zip_with_members
@@ -154,3 +158,30 @@ def test_a_file_is_not_decompressed_further_to_recognize_it_than_to_read_it(
     (tmp_path / "a.txt.gz.bz2").write_bytes(bz2.compress(gzip.compress(b"")) + zeros * 2000)
     with within(2, 100):
         assert recognize_file(str(tmp_path / "a.txt.gz.bz2")).form == "bz2"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", b'"a"\n' * 30_000),
+        ("a.jsonl", b'{"text":"a"}' * 9_000 + b"\n"),  # all on one line
+        ("a.json", b'["a"' + b',""' * 30_000 + b"]"),
+        ("a.csv", b"text,n\n" + b"a,1\n" * 30_000),
+        ("a.txt", b"a<|endoftext|>" * 30_000),
+    ],
+)
+def test_a_compressed_file_has_no_more_records_than_its_size_explains(
+    name: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decompression, "ALWAYS_READ", 900_000)
+    plain, packed = tmp_path / name, tmp_path / f"{name}.gz"
+    plain.write_bytes(data)
+    packed.write_bytes(gzip.compress(data))
+
+    def last_record(path: Path) -> object:
+        inputs = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], [])
+        return list(read_inputs(inputs, ByteTokenizer(), start=ReadPosition()))[-1].content
+
+    assert not isinstance(last_record(plain), RejectedRecord)
+    rejected = last_record(packed)
+    assert isinstance(rejected, RejectedRecord) and "more records than its size explains" in rejected.detail

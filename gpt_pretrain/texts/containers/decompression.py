@@ -24,9 +24,12 @@ ALWAYS_KEPT, MAX_KEPT, MAX_WINDOW = 300_000_000, 32, 1 << 31
 # To limit time as well as memory, each compressed part of a file counts as PART bytes of its content. Inside of another archive,
 # an empty part takes nearly no space.
 PART = 1 << 12
+# So does each record of a content: one byte may be a record, which takes as much time as a hundred bytes of text.
+RECORD = 100
 FRAME_HEADER = 18  # the most bytes at the beginning of a frame of zstd that state its window
 EXPANDED = f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it first"
 MANY_PARTS = "it has far more compressed parts than its size explains; if that is expected, decompress it first"
+MANY_RECORDS = "it has far more records than its size explains; if that is expected, decompress it first"
 LARGE_WINDOW = "decompressing it takes far more memory than its size explains; if that is expected, decompress it first"
 MAGIC: dict[str, bytes | tuple[bytes, ...]] = {
     "gz": b"\x1f\x8b",
