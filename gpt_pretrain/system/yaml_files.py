@@ -22,35 +22,41 @@ NUMBER_START = tuple("-+.0123456789")  # of a plain number or date
 MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
-def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES, within: Path | None = None) -> dict[str, Any]:
+def read_yaml(
+    path: Path, *, max_bytes: int = MAX_YAML_BYTES, within: Path | None = None, as_written: bool = False
+) -> dict[str, Any]:
     """Read a YAML file that holds a mapping as plain data. `${...}` stays a text, and aliases become copies.
+
+    Args:
+        as_written: Keep numbers, dates and words such as `no` as texts.
 
     Raises:
         OSError: If `open_regular` refuses the file.
         DamagedFileError: If the file is too large, even after aliases are copied, or is not a mapping of plain values.
     """
-    return parse_yaml(read_bytes(path, max_bytes=max_bytes, within=within))
+    return parse_yaml(read_bytes(path, max_bytes=max_bytes, within=within), as_written=as_written)
 
 
-def parse_yaml(content: bytes | str) -> dict[str, Any]:
+def parse_yaml(content: bytes | str, *, as_written: bool = False) -> dict[str, Any]:
     """Parse a YAML mapping as plain data, as `read_yaml` does.
 
     Raises:
         DamagedFileError: As `read_yaml` does.
     """
-    parsed = parse_yaml_value(content)
+    parsed = parse_yaml_value(content, as_written=as_written)
     if not isinstance(parsed, dict):
         raise DamagedFileError(f"it holds {describe_value(parsed)}, not a mapping")
     return {str(name): value for name, value in parsed.items()}
 
 
-def parse_yaml_value(content: bytes | str) -> Any:
+def parse_yaml_value(content: bytes | str, *, as_written: bool = False) -> Any:
     """Parse any YAML value as plain data, as `read_yaml` does.
 
     Raises:
         DamagedFileError: As `read_yaml` does.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    kind = "BaseLoader" if as_written else "SafeLoader"
+    loader = getattr(yaml, f"C{kind}", getattr(yaml, kind))
     try:
         _check_yaml_events(content, loader)
         parsed = expand_aliases(_construct_yaml(content, loader), max_values=len(content) + MAX_DEPTH)

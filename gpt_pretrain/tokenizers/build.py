@@ -20,6 +20,7 @@ from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.reading_cost import explained_by_size
 from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.system.shown_values import short_repr
+from gpt_pretrain.system.yaml_files import read_yaml
 from gpt_pretrain.tokenizers import tables, vocabulary
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME
@@ -137,10 +138,21 @@ def _read_folder(path: Path, name: str) -> Tokenizer:
             f"tokenizer={name}: this folder has several vocabularies: {shown}. Name one of them, such as "
             + quote_word(f"tokenizer={path / names[0]}")
         )
+    if (stored := _name_in_run(path)) is not None:
+        return _build_named(stored)
     raise UserError(
         f"tokenizer={name}: this folder has no vocabulary. It needs tokenizer.json, vocab.json with merges.txt, "
         "vocab.txt, *.tiktoken, nanoGPT's meta.pkl or nanochat's tokenizer.pkl."
     )
+
+
+def _name_in_run(folder: Path) -> str | None:
+    """Return the name of the tokenizer in a run's settings; None if it is not enough, or if the folder holds no run."""
+    with suppress(OSError, DamagedFileError):
+        settings = read_yaml(folder / "config.yaml", within=folder).get("tokenizer")
+        name = settings.get("name") if isinstance(settings, dict) else None
+        return name if isinstance(name, str) and is_tokenizer_name(name) else None
+    return None
 
 
 def restore_tokenizer(stored: StoredTokenizer, *, origin: str) -> Tokenizer:

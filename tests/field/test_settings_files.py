@@ -69,6 +69,12 @@ OPTIONS = {
         "experiment/own.yaml: start_context is a text, but YAML reads it as False.",
         "Put it within quotation marks.",
     ),
+    "time_of_day": (
+        "experiment/own.yaml",
+        "# @package _global_\nstart_context: 12:30\n",
+        "experiment/own.yaml: start_context is a text, but YAML reads it as 750.",
+        "Put it within quotation marks.",
+    ),
     "no_name": (
         "model/own.yaml",
         TINY.replace("init: gpt2", "init: on"),

@@ -202,6 +202,19 @@ def test_a_file_that_is_no_tokenizer_is_refused_for_what_it_is(tmp_path: Path, n
         build_tokenizer(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["byte", "gpt2"])
+def test_a_run_without_files_of_a_vocabulary_names_its_tokenizer(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"tokenizer:\n  name: {name}\n")
+    assert build_tokenizer(tmp_path).name == name
+
+
+@pytest.mark.parametrize("content", ["tokenizer: byte\n", "tokenizer:\n  name: ..\n", "tokenizer:\n  name: [a]\n", "{", "a: 1\n"])
+def test_settings_that_name_no_tokenizer_are_no_vocabulary(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match="this folder has no vocabulary"):
+        build_tokenizer(tmp_path)
+
+
 def test_a_name_that_is_nothing_is_refused_with_what_can_be_given(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Did you mean cl100k_base\? Choose byte, .*a folder or file with a vocabulary"):
         build_tokenizer("cl100k")

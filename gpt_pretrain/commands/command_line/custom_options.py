@@ -35,14 +35,14 @@ def custom_groups(overrides: Sequence[str], *, folders: Sequence[Path]) -> set[s
     """
     typed = {override_key(override) for override in overrides}
     found = {group for group in CUSTOM_GROUPS if f"{group}.{TARGET}" in typed}
-    for option, content in _chosen_contents(overrides, folders):
+    for option, _, content in _chosen_contents(overrides, folders):
         parts = {name: content.get(name) for name in CUSTOM_GROUPS} | {option.partition("/")[0]: content}
         found.update(name for name in CUSTOM_GROUPS if isinstance(part := parts[name], dict) and TARGET in part)
     return found
 
 
 def misread_texts(overrides: Sequence[str], own: Set[str], *, folders: Sequence[Path], script: str) -> list[str]:
-    """List the words in files of settings that YAML takes for true or false, such as no, although their settings are texts.
+    """List the values in files of settings that YAML changes although their settings are texts: no means false, and 12:30 is 750.
 
     Args:
         own: The groups that are the user's own, whose fields may have any values.
@@ -53,19 +53,39 @@ def misread_texts(overrides: Sequence[str], own: Set[str], *, folders: Sequence[
         UserError: If the file of the script's defaults cannot be read.
     """
     script_groups(script)  # checks this file
-    problems, schema = [], schema_of(script)
-    for option, content in [(script, read_yaml(CONF / f"{script}.yaml")), *_chosen_contents(overrides, folders)]:
+    problems, schema, defaults = [], schema_of(script), CONF / f"{script}.yaml"
+    for option, file, content in [(script, defaults, read_yaml(defaults)), *_chosen_contents(overrides, folders)]:
         group, slash, _ = option.partition("/")
-        parts = {group: content} if slash and is_declared(schema, group) else content
-        pairs = (pair for name, part in parts.items() for pair in setting_values(name, part))
-        for key, value in ((key, value) for key, value in pairs if isinstance(value, bool) and not is_custom_field(key, own)):
-            if is_declared(schema, key) and find_type(schema, key) in (str, str | None):
-                problems.append(f"{option}.yaml: {key} is a text, but YAML reads it as {value}. Put it within quotation marks.")
+        is_group = bool(slash) and is_declared(schema, group)
+        changed = [
+            (key, value)
+            for key, value in _settings_of(content, group if is_group else None)
+            if isinstance(value, bool | int | float)
+            and not is_custom_field(key, own)
+            and is_declared(schema, key)
+            and find_type(schema, key) in (str, str | None)
+        ]
+        written = dict(_settings_of(read_yaml(file, as_written=True), group if is_group else None)) if changed else {}
+        problems += [
+            f"{option}.yaml: {key} is a text, but YAML reads it as {value}. Put it within quotation marks."
+            for key, value in changed
+            if isinstance(value, bool) or str(value) != written.get(key)
+        ]
     return problems
 
 
-def _chosen_contents(overrides: Sequence[str], folders: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the options that overrides choose, and those in their lists of defaults, each with its content."""
+def _settings_of(content: dict[str, Any], group: str | None) -> Iterator[tuple[str, Any]]:
+    """Yield the settings in a file of settings with their values.
+
+    Args:
+        group: The group of an option's file; None for a file with settings of several groups.
+    """
+    parts = content if group is None else {group: content}
+    return (pair for name, part in parts.items() for pair in setting_values(name, part))
+
+
+def _chosen_contents(overrides: Sequence[str], folders: Sequence[Path]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Yield the options that overrides choose, and those in their lists of defaults, each with its file and its content."""
     chosen = [choice for choice in map(split_override, overrides) if any((folder / choice[0]).is_dir() for folder in folders)]
     waiting = [f"{group}/{name}" for group, value in chosen for name in OPTION.findall(value)]
     seen = set[str]()
@@ -73,8 +93,8 @@ def _chosen_contents(overrides: Sequence[str], folders: Sequence[Path]) -> Itera
         if (option := waiting.pop()) in seen:
             continue
         seen.add(option)
-        for content in _read_options(option, folders):
-            yield option, content
+        for file, content in _read_options(option, folders).items():
+            yield option, file, content
             waiting += _default_options(content, option.rpartition("/")[0])
 
 
@@ -93,7 +113,9 @@ def _options_behind(option: str, folders: Sequence[Path]) -> set[str]:
     found, waiting = set[str](), [option]
     while waiting:
         one = waiting.pop()
-        listed = {name for content in _read_options(one, folders) for name in _default_options(content, one.rpartition("/")[0])}
+        listed = {
+            name for content in _read_options(one, folders).values() for name in _default_options(content, one.rpartition("/")[0])
+        }
         waiting += listed - found
         found |= listed
     return found
@@ -105,13 +127,13 @@ def is_custom_field(override: str, groups: Set[str]) -> bool:
     return bool(dot) and group in groups
 
 
-def _read_options(option: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the contents of an option of a group, such as optimizer/adamw. Several folders may have it."""
-    contents = []
-    for folder in folders:
+def _read_options(option: str, folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Return the contents of an option of a group, such as optimizer/adamw, by file. Several folders may have it."""
+    contents = {}
+    for file in (folder / f"{option.removesuffix('.yaml')}.yaml" for folder in folders):
         with suppress(OSError, DamagedFileError, ValueError):
-            contents.append(read_yaml(folder / f"{option.removesuffix('.yaml')}.yaml"))
-    return [content for content in contents if isinstance(content, dict)]
+            contents[file] = read_yaml(file)
+    return {file: content for file, content in contents.items() if isinstance(content, dict)}
 
 
 def _default_options(content: dict[str, Any], folder: str) -> list[str]:
