@@ -19,6 +19,7 @@ INFINITY = float("inf")
 MAX_WORKERS = max(64, PROCESSES_PER_CORE * cores())  # More processes would only wait for each other.
 WEIGHTS = ("trained", "ema", "average")
 EMPTY_TEXT = '""'
+LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def as_typed_value(value: object) -> str:
@@ -56,7 +57,13 @@ FRACTION: tuple[Test, str] = (lambda value: 0 < value < 1, "must be above 0 and 
 def rule_problems(settings: object, rules: list[Rule]) -> list[str]:
     """List the settings that break a rule, each with its value and the requirement."""
     values = [(name, attrgetter(name)(settings), test, requirement) for name, test, requirement in rules]
-    return [f"{name}={as_typed_value(value)}: {requirement}." for name, value, test, requirement in values if not test(value)]
+    return [f"{name}={_shorten(value)}: {requirement}." for name, value, test, requirement in values if not test(value)]
+
+
+def _shorten(value: object) -> str:
+    """Return the beginning of a value as users type it."""
+    typed = as_typed_value(value)
+    return typed if len(typed) <= LONGEST_SHOWN else f"{typed[:LONGEST_SHOWN]}..."
 
 
 def config_problems(group: str, build: Callable[[], object]) -> list[str]:

@@ -105,9 +105,9 @@ class GPTConfig:
             if self.n_kv_heads is not None:
                 problems.append(f"n_kv_heads={short_repr(self.n_kv_heads)}: GPT-2 has n_heads of them. Leave it out.")
             problems += [
-                f"{name}={short_repr(value)}: GPT-2 has no such table. Leave it out, or choose kind=modern."
+                f"{name}={short_repr(value)}: GPT-2 has no such table. Leave it out, or choose a modern model."
                 for name, value in (("value_embeddings", self.value_embeddings), ("bigram_rows", self.bigram_rows))
-                if value
+                if value is True or _is_count(value)
             ]
             return problems
         problems += [

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from gpt_pretrain.commands.command_line.command_words import sort_arguments
 from gpt_pretrain.commands.command_line.hydra_arguments import check_arguments
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.overrides import full_form
+from gpt_pretrain.config.rules import rule_problems
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import nearest_settings
 from gpt_pretrain.errors import UserError
@@ -192,6 +194,18 @@ def test_everything_wrong_is_said_at_once_without_a_word_of_hydra(script: Script
     assert len(lines) == 6
     for word in ("Hydra", "hydra", "Traceback", "full_key", "Could not"):
         assert word not in done.stderr
+
+
+def test_a_time_in_words_and_an_option_with_a_value_are_explained() -> None:
+    advice = "must be a number with a unit, such as"
+    assert checked("budget=ten", "minutes") == [f"budget=ten minutes: {advice} budget=20m or 'budget=1e9 tokens'"]
+    assert f"trainer.max_time=20 bananas: {advice} trainer.max_time=20m" in checked("trainer.max_time=20", "bananas")
+    assert checked("--multirun=1") == ["--multirun=1: this option takes no value. Type --multirun"]
+
+
+def test_a_long_value_that_breaks_a_rule_is_shown_by_its_beginning() -> None:
+    (problem,) = rule_problems(SimpleNamespace(stop=["ab" * 900]), [("stop", lambda texts: not texts, "must be empty")])
+    assert problem == f"stop=[{('ab' * 100)[:-1]}...: must be empty."
 
 
 @pytest.mark.parametrize(

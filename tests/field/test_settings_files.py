@@ -36,7 +36,7 @@ OPTIONS = {
     "itself": ("model/own.yaml", "defaults:\n  - own\n", "own.yaml: its list `defaults:`", "leads back to model/own itself."),
     "list": ("model/own.yaml", "- a\n", "model/own: this file holds a list in place of settings.", "A line has the form"),
     "number": ("model/own.yaml", "5\n", "own.yaml: it does not hold settings", "A line has the form"),
-    "nothing": ("model/own.yaml", "", "model.n_layers: the file of the chosen option lacks this setting", "Add it to the file."),
+    "nothing": ("model/own.yaml", "", "own_conf/model/own.yaml lacks this setting", "Add it to the file."),
     "no_option": ("model/own.yaml", "defaults:\n  - tinny\n", "names model/tinny, which does not exist.", "The options are chapter5, "),
     "ending": ("experiment/own.yml", EXPERIMENT, "experiment=own: ", "own.yml must have the ending .yaml. Rename it."),
     "not_global": (
@@ -68,6 +68,18 @@ OPTIONS = {
         "# @package _global_\nstart_context: no\n",
         "experiment/own.yaml: start_context is a text, but YAML reads it as False.",
         "Put it within quotation marks.",
+    ),
+    "bare_word": (
+        "model/own.yaml",
+        "hello\n",
+        "own_conf/model/own.yaml lacks this setting, so no value can be typed for it. Add it to the file.",
+        "model.n_layers: ",
+    ),
+    "group_in_a_model": (
+        "model/own.yaml",
+        TINY.replace("_here_\n", "_here_\n  - /optimizer: adamw\n", 1),
+        "own_conf/model/own.yaml: model.optimizer: there is no such setting.",
+        "",
     ),
     "time_of_day": (
         "experiment/own.yaml",

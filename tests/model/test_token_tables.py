@@ -171,10 +171,14 @@ def test_a_checkpoint_keeps_the_tables_and_an_export_refuses_them(tmp_path: Path
     [
         ({"bigram_rows": -1}, "bigram_rows=-1: must be a whole number of at least 0; 0 adds no table."),
         ({"bigram_rows": True}, "bigram_rows=True: must be a whole number of at least 0; 0 adds no table."),
+        (
+            {"kind": "gpt2", "init": "gpt2", "n_kv_heads": None, "bigram_rows": -1, "value_embeddings": False},
+            "bigram_rows=-1: must be a whole number of at least 0; 0 adds no table.",
+        ),
         ({"value_embeddings": 1}, "value_embeddings=1: must be true or false."),
         (
             {"kind": "gpt2", "init": "gpt2", "n_kv_heads": None, "bigram_rows": 0},
-            "value_embeddings=True: GPT-2 has no such table. Leave it out, or choose kind=modern.",
+            "value_embeddings=True: GPT-2 has no such table. Leave it out, or choose a modern model.",
         ),
     ],
 )

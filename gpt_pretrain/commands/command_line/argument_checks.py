@@ -26,6 +26,7 @@ from gpt_pretrain.commands.command_line.command_words import (
     OPEN_BRACKET,
     OTHER_CONFIGS,
     SCHEMAS,
+    SINGLE_FLAGS,
     Arguments,
     explain_stray,
     schema_of,
@@ -88,6 +89,11 @@ def _flag_problems(arguments: Arguments, *, script: str) -> list[str]:
     problems = list[str]()
     if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
+    problems += [
+        f"{flag}: this option takes no value. Type {name}"
+        for flag in arguments.flags
+        if (name := flag.partition("=")[0]) != flag and name in SINGLE_FLAGS
+    ]
     chosen = [(flag, value) for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
     problems += [
         f"{f'{flag} {value}'.rstrip()}: must be job, hydra or all.{f' {EXPERIMENTS}' * bool(Path(value).suffix)}"

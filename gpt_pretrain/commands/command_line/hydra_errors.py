@@ -14,7 +14,7 @@ from gpt_pretrain.commands.command_line.command_words import schema_of, sort_arg
 from gpt_pretrain.commands.command_line.custom_options import endless_defaults
 from gpt_pretrain.commands.command_line.setting_messages import unknown_setting
 from gpt_pretrain.config.conversion import explain_value
-from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.overrides import override_key, split_override
 from gpt_pretrain.config.setting_names import all_types, describe_type, group_options, is_declared, settings_class
 from gpt_pretrain.config.settings_files import FORM, settings_file_problems
 from gpt_pretrain.errors import UserError
@@ -61,23 +61,38 @@ def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
     if not found:
         return None
     typed = next((one for one in found if isinstance(one, OmegaConfBaseException) and one.full_key), None)
-    explained = typed and _explain_setting(typed, schema_of(script))
+    explained = typed and _explain_setting(typed, schema_of(script), folders)
     explained = explained or _explain_group(str(error), schema_of(script))
     return UserError(explained or _explain_defaults(str(error), folders) or _first_lines(found[0]))
 
 
-def _explain_setting(error: OmegaConfBaseException, schema: type) -> str | None:
-    """Return the message about a setting in a file of conf/ that does not exist, or has a value of the wrong type."""
+def _explain_setting(error: OmegaConfBaseException, schema: type, folders: tuple[Path, ...]) -> str | None:
+    """Return the message about a setting in a file of conf/ that does not exist, or has a value of the wrong type.
+
+    Args:
+        folders: The folders with the options of groups.
+    """
     key, text = str(error.full_key), str(error.msg or error)
+    file = _typed_option(key, folders)
     if (explained := explain_value(error, schema)) is not None:
         return explained
     if "index out of range" in text and (item := ITEM.fullmatch(key)) is not None:
         return f"{item[1]}.{item[2]}: this list has no item {item[2]}. A list is set as a whole: '{item[1]}=[ITEM,ITEM]'"
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and is_declared(schema, key):
-        return f"{key}: the file of the chosen option lacks this setting, so no value can be typed for it. Add it to the file."
+        where = file or "the file of the chosen option"
+        return f"{key}: {where} lacks this setting, so no value can be typed for it. Add it to the file."
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return unknown_setting(key, schema)
+        is_there = file is not None and key.split(".")[-1] in file.read_text(encoding="utf-8")
+        return f"{file}: " * is_there + unknown_setting(key, schema)
     return f"{key}: {text.splitlines()[0]}."
+
+
+def _typed_option(key: str, folders: tuple[Path, ...]) -> Path | None:
+    """Return the file of the option that is typed for the group of a setting; None if there is none."""
+    group = key.partition(".")[0]
+    options = [split_override(word)[1].removesuffix(".yaml") for word in sys.argv[1:] if override_key(word) == group]
+    files = (folder / group / f"{option}.yaml" for option in options for folder in folders)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _explain_group(text: str, schema: type) -> str | None:
