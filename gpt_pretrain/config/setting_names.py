@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
+from omegaconf.errors import ValidationError
 
 from gpt_pretrain.config.settings_files import reading_problem
 from gpt_pretrain.errors import UserError
@@ -116,6 +117,8 @@ def set_checked(schema: type, key: str, value: Any) -> None:
     Raises:
         OmegaConfBaseException: If it does not.
     """
+    if find_type(schema, key) is bool and type(value) is int and value not in (0, 1):  # OmegaConf takes 2 for true
+        raise ValidationError(f"Value '{value}' is not true or false")
     group, _, name = key.rpartition(".")
     owner = settings_class(find_type(schema, group) if group else schema)
     if owner is not None:

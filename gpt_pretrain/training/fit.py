@@ -87,8 +87,8 @@ def fit(
             continue
         except StoppedBySignalError as stop:
             stopped_by = stop.signum
-        except SystemExit:
-            if trainer.interrupted:  # by Ctrl-C before the first step
+        except SystemExit as end:
+            if trainer.interrupted and end.code == 1:  # Lightning's code after Ctrl-C before the first step
                 sys.exit(128 + signal.SIGINT)
             raise
         finally:

@@ -8,20 +8,24 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from gpt_pretrain.commands.process.run_context import run_context
+from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.runs.metadata import read_metadata, track_run
 from gpt_pretrain.system.interrupts import exit_on_signals, leave_time_to_stop
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.callbacks.stop import StopOnSignal
 from gpt_pretrain.training.lit_module import GPTLitModule
+from gpt_pretrain.training.planning.measurements import fit_for_measuring
 from tests.conftest import TINY_RUN
 from tests.helpers.training_runs import Printed, Train
 
@@ -51,6 +55,28 @@ def test_a_run_that_a_signal_ends_while_its_budget_is_planned_says_so(
     assert (metadata["state"], metadata["error"]) == ("interrupted", f"stopped by {signum.name}")
     assert f"Stopped by {signum.name}." in capfd.readouterr().err
     assert signal.getsignal(signum) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("default_handlers")
+def test_a_run_that_a_signal_ends_within_lightning_does_not_speak_of_ctrl_c(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextDataModule, "setup", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        train()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert read_metadata(tmp_path / "run")["error"] == "stopped by SIGTERM"
+
+
+@pytest.mark.parametrize(("code", "raised"), [(1, KeyboardInterrupt), (128 + signal.SIGTERM, SystemExit)])
+def test_a_measurement_that_is_ended_tells_ctrl_c_from_other_signals(code: int, raised: type[BaseException]) -> None:
+    def fit(*_: object, **__: object) -> None:
+        sys.exit(code)
+
+    trainer, data = SimpleNamespace(fit=fit, interrupted=True), SimpleNamespace(stop_workers=lambda: None)
+    with pytest.raises((KeyboardInterrupt, SystemExit)) as ended:
+        fit_for_measuring(trainer, None, data, advice="")  # type: ignore[arg-type]
+    assert ended.type is raised
 
 
 @pytest.mark.usefixtures("default_handlers")

@@ -167,6 +167,15 @@ def test_a_file_that_cannot_be_replaced_is_named_and_not_its_new_content() -> No
     assert reported.problems == ["run/metrics.csv cannot be opened, read or written: Device or resource busy."]
 
 
+def test_a_full_disk_is_a_message_with_the_file_that_was_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "w") as full:
+        full.write("some")
+    reported = as_user_error(caught.value)
+    assert reported is not None
+    said = "/dev/full cannot be opened, read or written: No space left on device."
+    assert reported.problems == [f"{said} Free some space there, or choose another folder."]
+
+
 def test_too_many_open_files_are_a_message_with_the_command_that_allows_more() -> None:
     reported = as_user_error(OSError(errno.EMFILE, "Too many open files", "a.txt"))
     assert reported is not None

@@ -60,6 +60,12 @@ MISTYPED = {
     "checkpoint.every_n_minutes=1h30m": None,
     "model.drop_rate=10%": "model.drop_rate=10%: must be a number, such as 0.1. Write model.drop_rate=0.1",
     "model.qkv_bias=perhaps": "model.qkv_bias=perhaps: must be true or false.",
+    "model.qkv_bias=2": "model.qkv_bias=2: must be true or false.",
+    "plan=-1": "plan=-1: must be true or false.",
+    "export=1": None,
+    "evaluation.texts=a.txt": (
+        'evaluation.texts=a.txt: must be a list of texts, such as ["One", "Two"]. Type \'evaluation.texts=[a.txt]\''
+    ),
     "optimizer.betas=0.9": "optimizer.betas=0.9: must be a list of numbers, such as [0.9, 0.95].",
     "optimizer.lr=[1": "optimizer.lr=[1: must be a number, such as 0.1.",
     "model=tinny": (

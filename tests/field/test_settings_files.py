@@ -30,6 +30,7 @@ OPTIONS = {
     "no_blank": ("model/own.yaml", TINY.replace("n_heads: 4", "n_heads:4"), "own.yaml: line 6, `n_heads:4", "A line has the form"),
     "twice": ("model/own.yaml", TINY + "n_layers: 6\n", "own.yaml: line 12, `n_layers: 6`", "sets n_layers again."),
     "no_break_space": ("model/own.yaml", TINY.replace("n_heads: 4", "n_heads:\u00a04"), "own.yaml: line 6", "a no-break space."),
+    "no_package": ("experiment/own.yaml", "trainer:\n  max_steps: 3\n", "experiment: ", "must begin with the line `# @package _global_`."),
     "second_colon": ("experiment/own.yaml", "start_context: Note: be good\n", "own.yaml: line 1", "has a second colon."),
     "latin_1": ("model/own.yaml", TINY.encode() + "# für".encode("latin-1"), "own.yaml: line 12", "not UTF-8"),
     "utf_16": ("model/own.yaml", TINY.encode("utf-16"), "own.yaml: line 1", "not UTF-8"),

@@ -111,10 +111,10 @@ def _flag_problems(arguments: Arguments, *, script: str) -> list[str]:
             "--experimental-rerun is not allowed: Hydra unpickles the file that it names, which can run any code. To continue a "
             "run, type resume=RUN. To repeat one, type the command in its run.json."
         )
+    if "--resolve" in arguments.flags and not {"-c", "--cfg", "-h", "--help"} & set(arguments.flags):
+        problems.append("--resolve has no effect without --cfg. To see all settings, resolved: --cfg job --resolve")
     if {"-p", "--package"} & set(arguments.flags) and chosen == []:
-        problems.append(
-            "-p selects a part of the settings for --cfg, and has no effect without it. A prompt is typed as prompt=TEXT."
-        )
+        problems.append("-p selects a part of the settings for --cfg, and has no effect without it. A prompt: prompt=TEXT")
     if COMPLETION & set(arguments.flags) and IS_COMMAND:
         problems.append(
             f"gpt-pretrain {script}: Hydra cannot complete commands of two words. In the source folder, it completes python "

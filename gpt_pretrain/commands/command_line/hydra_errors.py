@@ -81,6 +81,9 @@ def _explain_setting(error: OmegaConfBaseException, schema: type, folders: tuple
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and is_declared(schema, key):
         where = file or "the file of the chosen option"
         return f"{key}: {where} lacks this setting, so no value can be typed for it. Add it to the file."
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and group_options(key):  # such as experiment
+        where = file or "the file of the chosen option"
+        return f"{key}: {where} contains settings of all groups, so it must begin with the line `{GLOBAL}`."
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         is_there = file is not None and key.split(".")[-1] in file.read_text(encoding="utf-8")
         return f"{file}: " * is_there + unknown_setting(key, schema)

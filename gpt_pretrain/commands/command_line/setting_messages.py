@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import is_dataclass
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from gpt_pretrain.commands.command_line.command_words import SCHEMAS
 from gpt_pretrain.config.command_schema import PrepareSettings
@@ -87,6 +87,8 @@ def wrong_type(override: str, hint: Any, value: Any) -> str:
         remedy = f" Write {key}={float(value[:-1]) / 100:g}"
     elif re.fullmatch(r"[\[({][^\[\](){}:]+[\])}]", typed) and get_origin(hint) is not list:
         remedy = f" To try several values: -m {key}={typed[1:-1].replace(' ', '')}"
+    elif get_origin(hint) is list and get_args(hint) == (str,) and isinstance(value, str):
+        remedy = f" Type {quote_word(f'{key}=[{typed}]')}"
     elif override_key(override) == "checkpoint" and isinstance(value, str):
         remedy = f" To continue a run: {quote_word(f'resume={value}')}"
     elif isinstance(value, float) and value.is_integer() and abs(value) < MAX_INTEGER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ DISK_ERRORS = (
 )
 # Errors of a drive that is gone or does not answer, such as a network drive. Some systems lack some of them.
 DRIVE_ERROR_NAMES = ("ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "ENODEV", "ENXIO", "ESTALE", "EIO")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 # What PyTorch's errors say if there is no memory, on a CPU and on a GPU.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -156,13 +158,24 @@ def _disk_error(error: Exception) -> UserError | None:
     """Return a message about an error of the disk, the drive or the number of open files; None for other errors."""
     if not isinstance(error, OSError):
         return None
-    name = error.filename2 or error.filename or "A file"  # filename2 is the file to be replaced
+    name = error.filename2 or error.filename or _open_file(error) or "A file"  # filename2 is the file to be replaced
     failed = f"{name} cannot be opened, read or written: {error.strerror}."
     if error.errno in TOO_MANY_FILES:
         return UserError(f"{failed} The shell that starts the program allows more with: ulimit -n 4096")
     if errno.errorcode.get(error.errno or 0) in DRIVE_ERROR_NAMES:
         return UserError(f"{failed} Its drive does not work or does not answer. Connect it again, then repeat the command.")
+    if error.errno in FULL_DISK:
+        return UserError(f"{failed} Free some space there, or choose another folder.")
     return UserError(failed) if error.errno in DISK_ERRORS else None
+
+
+def _open_file(error: OSError) -> str | None:
+    """Return the name of the file that was being written. A failed write, unlike a failed open, does not name it."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.TextIOWrapper | io.BufferedWriter | io.FileIO) and isinstance(value.name, str):
+                return value.name
+    return None
 
 
 def _refused_variable(error: Exception) -> UserError | None:
@@ -197,6 +210,8 @@ def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and "Unable to configure handler" in str(error):
         error = error.__cause__  # Python's logging could not open the log of a run
+    if isinstance(error, ValueError) and str(error).startswith("Unable to configure "):
+        return UserError(f"hydra.job_logging: {error.__cause__ or error}. conf/hydra/job_logging/ has settings that work.")
     for explain in (_used_up_memory, _disk_error, _refused_variable, _changed_program):
         if (explained := explain(error)) is not None:
             return explained

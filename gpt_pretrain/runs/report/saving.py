@@ -76,6 +76,8 @@ def _outcome(folder: Path) -> tuple[Any, Any]:
 
 
 def _save_at_end(folder: Path) -> None:
+    if not is_run(folder):  # nothing of it could be written, as on a full disk
+        return
     written = try_save_page(folder, save_run_page)
     # Without a config.yaml the settings were rejected, and the page shows no more than the error message.
     if written is not None and (folder / "config.yaml").exists():

@@ -106,8 +106,8 @@ def fit_for_measuring(trainer: L.Trainer, module: GPTLitModule, data: TextDataMo
         trainer.fit(module, datamodule=data)
     except NonFiniteError as error:
         raise UserError(f"{error} {advice}") from error
-    except SystemExit:
-        if trainer.interrupted:  # by Ctrl-C; Lightning would exit with code 1
+    except SystemExit as end:
+        if trainer.interrupted and end.code == 1:  # Lightning's code after Ctrl-C; other signals have their own
             raise KeyboardInterrupt from None
         raise
     finally:
