@@ -55,9 +55,12 @@ def _load(source: Path, compiler: str) -> ctypes.CDLL:
             return ctypes.CDLL(str(library))
         except OSError as error:
             log.debug("%s is compiled again: %s", library, error)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        new = Path(temporary) / library.name
-        command = [compiler, *FLAGS, str(source), "-o", str(new), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS, cwd=temporary)
-        new.replace(library)
+    handle, new = tempfile.mkstemp(dir=folder, suffix=".so")
+    os.close(handle)
+    try:
+        command = [compiler, *FLAGS, str(source), "-o", new, "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS, cwd=folder)
+        os.replace(new, library)
+    finally:
+        Path(new).unlink(missing_ok=True)
     return ctypes.CDLL(str(library))
