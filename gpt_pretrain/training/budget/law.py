@@ -117,6 +117,7 @@ class Law:
         largest: The largest measured number of parameters, unique bytes and read bytes.
         repetition: The least measured `repetition`, by the bytes of the pilot; empty for a law of the text itself.
         ready_error: The same factor's logarithm for short texts with GPT-2's vocabulary, after a whole pilot with it.
+        run_factor: What whole runs reach as a multiple of the trainings that the law is fitted to.
     """
 
     constants: Mapping[str, float]
@@ -124,6 +125,7 @@ class Law:
     largest: Mapping[str, float]
     repetition: Mapping[float, float] = field(default_factory=dict, kw_only=True)
     ready_error: float = field(default=0.0, kw_only=True)
+    run_factor: float = field(default=1.0, kw_only=True)
 
     def bits_per_byte(self, training: Training, text: Difficulty) -> float:
         """Return the expected loss: the pilot's, times the effect of a larger model, more text and another vocabulary."""
@@ -133,7 +135,8 @@ class Law:
         overfitting = self.overfitting(training) - self.overfitting(pilot)
         core = math.log(self._core(training) / self._core(pilot))
         change = self.constants["ngrams"] * math.log(fresh) + vocabulary + core + overfitting
-        expected: float = text.bits * math.exp(text.gain * change)
+        factor = self.run_factor if pilot.vocab_size <= STUDIED_VOCABULARY else 1.0
+        expected: float = factor * text.bits * math.exp(text.gain * change)
         return expected
 
     def _core(self, training: Training) -> float:
@@ -198,7 +201,8 @@ def fitted_law() -> Law:
     """Return the law of this version."""
     content = json.loads(resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8"))
     errors, repetition = ({float(length): one for length, one in content[name].items()} for name in ("errors", "repetition"))
-    return Law(content["constants"], errors, content["largest"], repetition=repetition, ready_error=content["ready_error"])
+    factors = {name: content[name] for name in ("ready_error", "run_factor")}
+    return Law(content["constants"], errors, content["largest"], repetition=repetition, **factors)
 
 
 def _after_pilot(values: Mapping[float, float], pilot: Training) -> float:

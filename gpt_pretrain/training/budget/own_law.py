@@ -73,7 +73,8 @@ def fit_own_law(law: Law, text: Difficulty, measured: Sequence[MeasuredTraining]
     covariance = np.linalg.inv(terms.T @ terms / NOISE**2 + np.diag([1 / spread**2 for spread in SPREADS]))
     correction = covariance @ terms.T @ residuals / NOISE**2
     rows = tuple(tuple(map(float, row)) for row in covariance)
-    return OwnLaw(law.constants, law.errors, law.largest, center, tuple(map(float, correction)), rows)
+    constants = (law.constants, law.errors, law.largest)
+    return OwnLaw(*constants, center, tuple(map(float, correction)), rows, run_factor=law.run_factor)
 
 
 def _terms(training: Training, center: Training) -> tuple[float, float, float]:

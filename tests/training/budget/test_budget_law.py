@@ -6,6 +6,7 @@ import pytest
 from gpt_pretrain.training.budget import plan
 from gpt_pretrain.training.budget.amount import Budget
 from gpt_pretrain.training.budget.law import Training, fitted_law
+from gpt_pretrain.training.budget.own_law import MeasuredTraining, fit_own_law
 from tests.helpers.budgets import DIFFICULTY, LAW, choose, conditions
 
 
@@ -112,3 +113,19 @@ def test_a_small_model_gains_less_from_very_much_text():
         return bits[0] / bits[1]
 
     assert gain(large) > gain(small) + 0.05
+
+
+def test_whole_runs_are_predicted_by_their_own_factor_and_a_ladder_measures_its_own():
+    pilot = DIFFICULTY.pilot
+    better = dataclasses.replace(LAW, run_factor=0.9)
+    assert better.bits_per_byte(pilot, DIFFICULTY) == pytest.approx(0.9 * LAW.bits_per_byte(pilot, DIFFICULTY))
+    assert better.interval(pilot, DIFFICULTY)[0] == pytest.approx(0.9 * LAW.interval(pilot, DIFFICULTY)[0])
+    ready = dataclasses.replace(DIFFICULTY, pilot=dataclasses.replace(pilot, vocab_size=50_257))
+    assert better.bits_per_byte(ready.pilot, ready) == LAW.bits_per_byte(ready.pilot, ready), "not measured with them"
+    measured = [MeasuredTraining(dataclasses.replace(pilot, trained_bytes=size), 2.2) for size in (2e5, 4e5)]
+    own, plain = (fit_own_law(law, DIFFICULTY, measured) for law in (better, LAW))
+    for one in measured:
+        assert own.bits_per_byte(one.training, DIFFICULTY) == pytest.approx(2.2, rel=0.05)
+        assert own.bits_per_byte(one.training, DIFFICULTY) == pytest.approx(
+            plain.bits_per_byte(one.training, DIFFICULTY), rel=0.05
+        )
