@@ -95,9 +95,9 @@ class NativeStep:
         longest = max(row.position for row in rows) + 1
         self._rotate_up_to(longest)
         sizes = [ctypes.c_int64(size) for size in (len(ids), longest, torch.get_num_threads())]
-        work = torch.empty(self._library.work_numbers(ctypes.byref(self._model), *sizes))
+        work = torch.empty(self._library.work_numbers(ctypes.byref(self._model), *sizes), dtype=torch.float32)
         # Rows are multiplied in groups. The last group is filled up with rows, and their logits are written as well.
-        out = torch.empty(self._library.padded_rows(sizes[0]), self._config.vocab_size)
+        out = torch.empty(self._library.padded_rows(sizes[0]), self._config.vocab_size, dtype=torch.float32)
         pointers = (ctypes.c_void_p(one.data_ptr()) for one in (work, out))
         self._library.step(ctypes.byref(self._model), rows, *sizes, *pointers)
         return out[: len(ids)]

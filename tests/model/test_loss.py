@@ -231,6 +231,22 @@ def test_threads_do_not_change_the_result() -> None:
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("n_rows", [3, 100_000])
+def test_another_default_dtype_changes_nothing(n_rows: int) -> None:
+    """Lightning's precision=bf16-true makes bf16 the default dtype."""
+    hidden, weight, targets = head(n_rows, 8, 50)
+    expected = loss.linear_cross_entropy(hidden, weight, targets)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        assert loss.linear_cross_entropy(hidden, weight, targets) == expected
+        with torch.no_grad():
+            alone = loss.linear_cross_entropy(hidden, weight, targets)
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(alone, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("target", [97, 10**12])
 def test_a_target_outside_of_the_vocabulary_is_an_error(target: int) -> None:
     hidden, weight, targets = head(4, 8, 97)

@@ -53,7 +53,8 @@ class NativeLinear(nn.Module):
             return many
         rows = rows.float().contiguous()
         n_padded = self._library.padded_rows(ctypes.c_int64(len(rows)))
-        work, out = torch.empty(n_padded * rows.shape[1]), torch.empty(n_padded, self.pointers.outputs)
+        work = torch.empty(n_padded * rows.shape[1], dtype=torch.float32)
+        out = torch.empty(n_padded, self.pointers.outputs, dtype=torch.float32)
         sizes = (ctypes.c_int64(size) for size in (len(rows), torch.get_num_threads()))
         buffers = (ctypes.c_void_p(one.data_ptr()) for one in (rows, work, out))
         self._library.apply(self._type, ctypes.byref(self.pointers), *sizes, *buffers)

@@ -50,7 +50,7 @@ def native_softmax_loss(
     targets, weights = target_ids.contiguous(), row_weights.float().contiguous()
     if ((targets < 0) | (targets >= logits.shape[1])).logical_and_(weights != 0).any():
         raise IndexError(f"target ids must be from 0 to {logits.shape[1] - 1}")
-    losses = torch.empty(len(logits))
+    losses = torch.empty(len(logits), dtype=torch.float32)
     sizes = (ctypes.c_int64(size) for size in (logits.stride(0), *logits.shape))
     pointers = (ctypes.c_void_p(one.data_ptr()) for one in (targets, weights))
     library.softmax_loss(
