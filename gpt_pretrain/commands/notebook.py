@@ -36,8 +36,8 @@ def load_settings(*overrides: str | list[str]) -> TrainSettings:
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             composed = compose("train", ["run_dir=outputs", *with_recipe_of_weights(typed)])
-        except (*HYDRA_ERRORS, *UNREADABLE) as error:
-            raise explain_hydra_error(error, script="train") or error from error
+        except (*HYDRA_ERRORS, *UNREADABLE, AssertionError, AttributeError) as error:
+            raise explain_hydra_error(error, script="train", arguments=words) or error from error
         settings = to_settings(composed, TrainSettings)
     if problems := train_problems(settings):
         raise UserError(problems)

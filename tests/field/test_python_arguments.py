@@ -59,6 +59,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: load_settings("model = tiny"), "model = tiny: there is no such setting. Did you mean model?"),
     (lambda: load_settings("model=tiny seed=3"), "these are 2 settings in one argument. Type model=tiny seed=3"),
     (lambda: load_settings("optimizer.lr=1e-3,1e-4"), "optimizer.lr=1e-3,1e-4: "),
+    (
+        lambda: load_settings("callbacks=minimal", "callbacks.doctor.window=5"),
+        "is null here, so it has no settings. Choose callbacks=default",
+    ),
     (lambda: load_settings("optimizer.lr=-1"), "optimizer.lr=-1.0: must be a finite number above 0"),
     (lambda: load_settings("-m"), "-m: load_settings takes settings only"),
     (lambda: load_pretrained(None), "source=None: must be a path, a model on the hub such as 'gpt2', or 'latest'."),

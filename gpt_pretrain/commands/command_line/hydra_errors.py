@@ -39,12 +39,14 @@ HYDRA_ERRORS = (HydraException, CompactHydraException, OmegaConfBaseException)
 UNREADABLE = (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError)  # about the content of a file of settings
 
 
-def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
+def explain_hydra_error(error: Exception, *, script: str, arguments: list[str] | None = None) -> UserError | None:
     """Turn an error of Hydra into a message of this program; None for a defect.
 
     Args:
         script: "train", "generate", "evaluate" or "serve".
+        arguments: What was typed; None for the arguments of this process.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:
@@ -52,8 +54,8 @@ def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
         current = current.__cause__ or current.__context__
     found = [one for one in chain if isinstance(one, HYDRA_ERRORS)]
     if isinstance(error, AssertionError | AttributeError) and "NoneType" in str(error):  # OmegaConf sets nothing within null
-        return _explain_null(sys.argv[1:])
-    folders = sort_arguments(sys.argv[1:]).config_folders
+        return _explain_null(arguments)
+    folders = sort_arguments(arguments).config_folders
     if any(isinstance(one, UNREADABLE) for one in chain) and (
         problems := settings_file_problems(folders) or endless_defaults(folders)
     ):
@@ -123,7 +125,8 @@ def _explain_null(arguments: list[str]) -> UserError | None:
         key = override_key(override)
         part = key if override.partition("=")[2].startswith("{") else key.rpartition(".")[0]
         group, _, name = part.partition(".")
-        options = [option for option in group_options(group) if name and name in read_yaml(CONF / group / f"{option}.yaml")]
+        files = {option: read_yaml(CONF / group / f"{option}.yaml") for option in group_options(group)}
+        options = [option for option, content in files.items() if name and content.get(name) is not None]
         if options and "=" in override:
             chosen = " or ".join(f"{group}={option}" for option in options)
             problems.append(f"{override}: {group}.{name} is null here, so it has no settings. Choose {chosen} as well.")
