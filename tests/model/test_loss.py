@@ -231,20 +231,28 @@ def test_threads_do_not_change_the_result() -> None:
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("n_rows", [3, 100_000])
-def test_another_default_dtype_changes_nothing(n_rows: int) -> None:
-    """Lightning's precision=bf16-true makes bf16 the default dtype."""
-    hidden, weight, targets = head(n_rows, 8, 50)
-    expected = loss.linear_cross_entropy(hidden, weight, targets)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_pytorchs_default_dtype_does_not_change_the_loss(dtype: torch.dtype) -> None:
+    parts = [part.bfloat16().detach().requires_grad_() for part in head(64, 8, 97)[:2]]
+    targets = torch.randint(0, 97, (64,))
+    expected = gradients(lambda: loss.linear_cross_entropy(*parts, targets), *parts)
     before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # as Lightning does in a step with trainer.precision=bf16-true
     try:
-        torch.set_default_dtype(torch.bfloat16)
-        assert loss.linear_cross_entropy(hidden, weight, targets) == expected
+        found = gradients(lambda: loss.linear_cross_entropy(*parts, targets), *parts)
         with torch.no_grad():
-            alone = loss.linear_cross_entropy(hidden, weight, targets)
+            alone = loss.linear_cross_entropy(*parts, targets)
     finally:
         torch.set_default_dtype(before)
-    torch.testing.assert_close(alone, expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(alone, expected[0])
+
+
+def test_targets_may_be_int32_and_need_the_number_of_the_hidden_states() -> None:
+    hidden, weight, targets = head(13, 8, 97)
+    assert loss.linear_cross_entropy(hidden, weight, targets.int()) == loss.linear_cross_entropy(hidden, weight, targets)
+    with pytest.raises((AssertionError, RuntimeError)):
+        loss.linear_cross_entropy(hidden, weight, targets[:5])
 
 
 @pytest.mark.parametrize("target", [97, 10**12])

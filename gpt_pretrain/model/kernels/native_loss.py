@@ -35,7 +35,7 @@ def native_softmax_loss(
     Args:
         library: The compiled code.
         logits: (N, V), with adjacent columns. With gradients, they are replaced by the gradient of the weighted sum of losses.
-        target_ids: int64, (N,). Those of rows with a weight of 0 are not read.
+        target_ids: int64 or int32, (N,). Those of rows with a weight of 0 are not read.
         row_weights: fp32, (N,).
         cap: The logits are bent to cap * tanh(logits / cap); None leaves them.
         with_gradient: Whether to compute the gradient.
@@ -47,10 +47,12 @@ def native_softmax_loss(
         IndexError: If a target that counts is not from 0 to V - 1.
     """
     assert logits.stride(1) == 1, logits.stride()
-    targets, weights = target_ids.contiguous(), row_weights.float().contiguous()
+    assert target_ids.device == row_weights.device == logits.device, (target_ids.device, row_weights.device, logits.device)
+    assert target_ids.shape == row_weights.shape == logits.shape[:1], (target_ids.shape, row_weights.shape, logits.shape)
+    targets, weights = target_ids.long().contiguous(), row_weights.float().contiguous()
     if ((targets < 0) | (targets >= logits.shape[1])).logical_and_(weights != 0).any():
         raise IndexError(f"target ids must be from 0 to {logits.shape[1] - 1}")
-    losses = torch.empty(len(logits), dtype=torch.float32)
+    losses = torch.empty_like(weights)  # in fp32, whatever PyTorch's default dtype is: bf16-true changes it
     sizes = (ctypes.c_int64(size) for size in (logits.stride(0), *logits.shape))
     pointers = (ctypes.c_void_p(one.data_ptr()) for one in (targets, weights))
     library.softmax_loss(
