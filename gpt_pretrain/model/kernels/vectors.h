@@ -95,7 +95,8 @@ INLINE void store_as(int type, void *numbers, int64_t index, floats v) {
     memcpy((uint16_t *)numbers + index, &h, sizeof h);
 }
 
-/* Return 2 to the power of x, with a relative error of at most 3e-7; x is taken as at least -150 and at most 126. */
+/* Return 2 to the power of x, with a relative error of at most 3e-7; x is taken as at least -150 and at most 126. Without AVX-512, x is
+   taken as at least -125, and the error grows to 4e-6 at the ends. */
 INLINE floats power_of_two(floats x) {
 #if defined(__AVX512F__)
     __m512 bounded = _mm512_min_ps(_mm512_set1_ps(126.0f), _mm512_max_ps(_mm512_set1_ps(-150.0f), (__m512)x));
