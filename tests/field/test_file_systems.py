@@ -1,6 +1,7 @@
 """Operating and file systems as users have them: a run trains and resumes there, or a message says what helps."""
 
 import errno
+import io
 import logging
 import os
 import subprocess
@@ -174,6 +175,16 @@ def test_a_full_disk_is_a_message_with_the_file_that_was_written(tmp_path: Path)
     assert reported is not None
     said = "/dev/full cannot be opened, read or written: No space left on device."
     assert reported.problems == [f"{said} Free some space there, or choose another folder."]
+
+
+def test_a_drive_that_fails_beside_a_file_in_memory_is_a_message() -> None:
+    in_memory = io.TextIOWrapper(io.BytesIO())
+    try:
+        raise OSError(errno.EIO, "Input/output error")
+    except OSError as error:
+        reported = as_user_error(error)
+    assert reported is not None and in_memory.buffer
+    assert reported.problems[0].startswith("A file cannot be opened, read or written: Input/output error.")
 
 
 def test_too_many_open_files_are_a_message_with_the_command_that_allows_more() -> None:

@@ -206,6 +206,7 @@ def test_a_time_in_words_and_an_option_with_a_value_are_explained() -> None:
     advice = "must be a number with a unit, such as"
     assert checked("budget=ten", "minutes") == [f"budget=ten minutes: {advice} budget=20m or 'budget=1e9 tokens'"]
     assert f"trainer.max_time=20 bananas: {advice} trainer.max_time=20m" in checked("trainer.max_time=20", "bananas")
+    assert checked("-m", "budget=2m,5m", "10m")[0].endswith('Type "budget=2m,5m,10m"')
     assert checked("--multirun=1") == ["--multirun=1: this option takes no value. Type --multirun"]
 
 

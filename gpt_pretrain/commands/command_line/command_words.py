@@ -210,8 +210,8 @@ def _explain_spaces(before: str, words: list[str], *, key: str, script: str) -> 
     text = " ".join(words)
     if takes_unit(key) and is_quantity(f"{before.partition('=')[2]} {text}"):
         return f"{text}: a value with a space needs quotation marks. Type {quote_word(f'{before} {text}')}"
-    values = [before.partition("=")[2], *words]
-    if key in ("budget", "trainer.max_time") and not all(is_quantity(one.strip(",")) or one == "auto" for one in values):
+    values = ",".join([before.partition("=")[2], *words]).split(",")
+    if key in ("budget", "trainer.max_time") and not all(is_quantity(one) or one in ("", "auto") for one in values):
         other = " or 'budget=1e9 tokens'" * (key == "budget")
         return f"{before} {text}: must be a number with a unit, such as {key}=20m{other}"
     if key not in FREE_TEXTS and not all(_can_be_value(key, one.strip(","), script) for one in words):

@@ -173,8 +173,10 @@ def _open_file(error: OSError) -> str | None:
     """Return the name of the file that was being written. A failed write, unlike a failed open, does not name it."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         for value in frame.f_locals.values():
-            if isinstance(value, io.TextIOWrapper | io.BufferedWriter | io.FileIO) and isinstance(value.name, str):
-                return value.name
+            if isinstance(value, io.TextIOWrapper | io.BufferedWriter | io.FileIO):
+                name = getattr(value, "name", None)  # a file in memory has none
+                if isinstance(name, str):
+                    return name
     return None
 
 
