@@ -35,7 +35,7 @@ def allocating_at_most(*, megabytes: float) -> Iterator[None]:
 
 
 def _slowness() -> float:
-    """How many times as long as on the machine of the limits a short computation takes here and now, at least 1."""
+    """Return the time of a short computation as a multiple of that on the machine of the limits, at least 1."""
     start, counts = time.process_time(), {}
     for number in range(60_000):
         counts[str(number)[-3:]] = number

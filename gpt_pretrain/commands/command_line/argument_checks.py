@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
@@ -20,25 +19,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.commands.command_line.command_words import (
     COMPLETION,
-    COMPLETION_STEPS,
-    CONFIGS,
-    NO_RUN,
     OPEN_BRACKET,
     OTHER_CONFIGS,
-    SCHEMAS,
-    SINGLE_FLAGS,
     Arguments,
     explain_stray,
     schema_of,
 )
 from gpt_pretrain.commands.command_line.custom_options import custom_groups, is_custom_field, misread_texts
+from gpt_pretrain.commands.command_line.flag_checks import flag_problems
 from gpt_pretrain.commands.command_line.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.commands.command_line.setting_messages import several_values, unknown_setting, wrong_type
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.inference_rules import evaluate_problems, generate_problems, serve_problems
 from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
-from gpt_pretrain.config.other_programs import EXPERIMENTS, OPTION_REMEDIES, counterpart, hydra_group_problem, other_value
+from gpt_pretrain.config.other_programs import OPTION_REMEDIES, counterpart, hydra_group_problem, other_value
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import (
@@ -51,7 +46,7 @@ from gpt_pretrain.config.setting_names import (
     set_checked,
 )
 from gpt_pretrain.config.train_rules import broken_train_rules, train_problems
-from gpt_pretrain.system.checkout import CONF, IS_COMMAND
+from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.lookalikes import name_lookalikes, plain_characters
 from gpt_pretrain.system.shell import join_words, quote_word
 from gpt_pretrain.system.typed_paths import output_problem
@@ -72,7 +67,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         script: "train", "generate", "evaluate" or "serve".
     """
     problems = [explain_stray(before, words, script=script) for before, words in arguments.strays]
-    problems += _flag_problems(arguments, script=script)
+    problems += flag_problems(arguments, script=script)
     if COMPLETION.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)
@@ -81,47 +76,6 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
             check = partial(override_problems, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
             found = list(check(override))
             problems += [*_lookalike_problem(override, check)] or found if found else []
-    return problems
-
-
-def _flag_problems(arguments: Arguments, *, script: str) -> list[str]:
-    """List the problems of a script's options of Hydra, such as -m and --cfg."""
-    problems = list[str]()
-    if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
-        problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
-    problems += [
-        f"{flag}: this option takes no value. Type {name}"
-        for flag in arguments.flags
-        if (name := flag.partition("=")[0]) != flag and name in SINGLE_FLAGS
-    ]
-    chosen = [(flag, value) for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
-    problems += [
-        f"{f'{flag} {value}'.rstrip()}: must be job, hydra or all.{f' {EXPERIMENTS}' * bool(Path(value).suffix)}"
-        for flag, value in chosen
-        if value not in CONFIGS
-    ]
-    named = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-cn", "--config-name")]
-    problems += [
-        f"--config-name={name}: this file has the settings of another script. Run {name}.py, or leave out --config-name."
-        for name in named
-        if name in SCHEMAS and name != script
-    ]
-    if "--experimental-rerun" in arguments.flags:
-        problems.append(
-            "--experimental-rerun is not allowed: Hydra unpickles the file that it names, which can run any code. To continue a "
-            "run, type resume=RUN. To repeat one, type the command in its run.json."
-        )
-    if "--resolve" in arguments.flags and not {"-c", "--cfg", "-h", "--help"} & set(arguments.flags):
-        problems.append("--resolve has no effect without --cfg. To see all settings, resolved: --cfg job --resolve")
-    if {"-p", "--package"} & set(arguments.flags) and chosen == []:
-        problems.append("-p selects a part of the settings for --cfg, and has no effect without it. A prompt: prompt=TEXT")
-    if COMPLETION & set(arguments.flags) and IS_COMMAND:
-        problems.append(
-            f"gpt-pretrain {script}: Hydra cannot complete commands of two words. In the source folder, it completes python "
-            f'{script}.py: eval "$(python {script}.py -sc install=bash)"'
-        )
-    elif COMPLETION & set(arguments.flags) and len([one for one in arguments.overrides if one.startswith(COMPLETION_STEPS)]) != 1:
-        problems.append("-sc: name a shell, as in -sc install=bash, -sc install=zsh or -sc install=fish.")
     return problems
 
 
