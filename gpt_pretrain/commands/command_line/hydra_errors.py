@@ -63,19 +63,19 @@ def explain_hydra_error(error: Exception, *, script: str, arguments: list[str] |
     if not found:
         return None
     typed = next((one for one in found if isinstance(one, OmegaConfBaseException) and one.full_key), None)
-    explained = typed and _explain_setting(typed, schema_of(script), folders)
+    explained = typed and _explain_setting(typed, schema_of(script), arguments)
     explained = explained or _explain_group(str(error), schema_of(script))
     return UserError(explained or _explain_defaults(str(error), folders) or _first_lines(found[0]))
 
 
-def _explain_setting(error: OmegaConfBaseException, schema: type, folders: tuple[Path, ...]) -> str | None:
+def _explain_setting(error: OmegaConfBaseException, schema: type, arguments: list[str]) -> str | None:
     """Return the message about a setting in a file of conf/ that does not exist, or has a value of the wrong type.
 
     Args:
-        folders: The folders with the options of groups.
+        arguments: What was typed.
     """
     key, text = str(error.full_key), str(error.msg or error)
-    file = _typed_option(key, folders)
+    file = _typed_option(key, arguments)
     if (explained := explain_value(error, schema)) is not None:
         return explained
     if "index out of range" in text and (item := ITEM.fullmatch(key)) is not None:
@@ -92,10 +92,11 @@ def _explain_setting(error: OmegaConfBaseException, schema: type, folders: tuple
     return f"{key}: {text.splitlines()[0]}."
 
 
-def _typed_option(key: str, folders: tuple[Path, ...]) -> Path | None:
+def _typed_option(key: str, arguments: list[str]) -> Path | None:
     """Return the file of the option that is typed for the group of a setting; None if there is none."""
     group = key.partition(".")[0]
-    options = [split_override(word)[1].removesuffix(".yaml") for word in sys.argv[1:] if override_key(word) == group]
+    options = [split_override(word)[1].removesuffix(".yaml") for word in arguments if override_key(word) == group]
+    folders = sort_arguments(arguments).config_folders
     files = (folder / group / f"{option}.yaml" for option in options for folder in folders)
     return next((file for file in files if file.is_file()), None)
 
