@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain import errors
-from gpt_pretrain.commands.command_line import argument_checks
+from gpt_pretrain.commands.command_line import flag_checks
 from gpt_pretrain.commands.command_line.command_words import sort_arguments
 from gpt_pretrain.commands.command_line.hydra_arguments import check_arguments
 from gpt_pretrain.commands.main import run_command
@@ -128,7 +128,7 @@ def test_completion_is_for_the_scripts_alone(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(UserError, match=r"-sc: name a shell, as in -sc install=bash, -sc install=zsh or -sc install=fish\."):
             check_arguments(sort_arguments(words), script="train")
     check_arguments(sort_arguments(["-sc", "install=bash"]), script="train")
-    monkeypatch.setattr(argument_checks, "IS_COMMAND", True)
+    monkeypatch.setattr(flag_checks, "IS_COMMAND", True)
     monkeypatch.setattr(checkout, "IS_COMMAND", True)
     with pytest.raises(UserError, match=r'In the source folder, it completes python train\.py: eval "\$\(python train\.py -sc'):
         check_arguments(sort_arguments(["-sc", "install=bash"]), script="train")
