@@ -20,6 +20,7 @@ from gpt_pretrain.config.inference_schema import EvaluateSettings, weight_names
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_EVALUATIONS
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.loading import loading_libraries
 
@@ -128,7 +129,7 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
 
     tasks = [result for one in evaluated for result in one.tasks]
     warnings = list(dict.fromkeys(warning for one in evaluated for warning in one.warnings))
-    folder = Path(settings.run_dir)
+    folder = user_path(settings.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
         "settings": settings_without_secrets(dataclasses.asdict(settings)),

@@ -10,6 +10,7 @@ from gpt_pretrain.commands.command_line.hydra_arguments import quote_arguments
 from gpt_pretrain.commands.command_line.hydra_errors import HYDRA_ERRORS, UNREADABLE, explain_hydra_error
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.free_text import expand_home
 from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.train_rules import train_problems
@@ -28,7 +29,7 @@ def load_settings(*overrides: str | list[str]) -> TrainSettings:
     words = [word for one in overrides for word in (one if isinstance(one, list | tuple) else [one])]
     for word in words:
         check_type("an override", word, str, "a text, such as 'model=tiny'")
-    arguments = sort_arguments([full_form(clean_word(word), script="train") for word in words])
+    arguments = sort_arguments([expand_home(full_form(clean_word(word), script="train")) for word in words])
     problems = [f"{flag}: load_settings takes settings only, such as 'model=tiny'." for flag in arguments.flags]
     if problems := problems or argument_problems(arguments, script="train"):
         raise UserError(problems)

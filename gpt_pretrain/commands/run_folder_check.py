@@ -25,6 +25,7 @@ from gpt_pretrain.runs.folder import (
 )
 from gpt_pretrain.runs.metadata import METADATA_FILE, RUNS_ALREADY, is_running
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, WRITTEN_BY_SWEEPS
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import make_writable_folder
 from gpt_pretrain.system.reading import open_regular
 from gpt_pretrain.system.shell import join_words
@@ -46,6 +47,7 @@ class CheckRunFolder(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
         if _writes(config):
+            _check_no_tilde(config.hydra.run.dir, setting="hydra.run.dir")
             resumed = config.get("resume") is not None
             _check_writable(folder, setting=None if resumed else "hydra.run.dir")
             _check_no_links(folder, WRITTEN_BY_RUNS)
@@ -53,11 +55,12 @@ class CheckRunFolder(Callback):
             if not resumed:
                 _check_keeps_files(folder, _replaced(config), setting="hydra.run.dir")
             if "run_dir" in config and not OmegaConf.is_interpolation(config, "run_dir"):
-                _check_writable(Path(config.run_dir), setting="run_dir")
-                _check_keeps_files(Path(config.run_dir), _replaced(config), setting="run_dir")
+                _check_writable(user_path(config.run_dir), setting="run_dir")
+                _check_keeps_files(user_path(config.run_dir), _replaced(config), setting="run_dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        _check_no_tilde(config.hydra.sweep.dir, setting="hydra.sweep.dir")
         if list_checkpoints(folder):
             problem = (
                 f"{folder} holds a run, so it cannot hold a sweep as well. Choose another folder with hydra.sweep.dir=FOLDER."
@@ -72,6 +75,14 @@ def _writes(config: DictConfig) -> bool:
     """Return whether this process writes into its folder. A plan, another machine of a training and generate.py do not."""
     job_logging = config.hydra.runtime.choices.get("hydra/job_logging")
     return job_logging not in WITHOUT_FILE or config.hydra.job.config_name == "evaluate"
+
+
+def _check_no_tilde(folder: str, *, setting: str) -> None:
+    """End the program if a file of settings names a folder by `~`, which Hydra would make in the current folder."""
+    if folder.startswith("~") and (path := user_path(folder)) != Path(folder):
+        sys.exit(
+            print_error(UserError(f"{setting}={folder}: Hydra does not expand ~ in a file of settings. Write {path} there."))
+        )
 
 
 def _check_writable(folder: Path, *, setting: str | None) -> None:

@@ -19,6 +19,7 @@ from gpt_pretrain.commands.process.rank_processes import processes_to_start, tra
 from gpt_pretrain.commands.process.run_context import run_context
 from gpt_pretrain.runs.folder import list_checkpoints
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.loading import loading_libraries
 from gpt_pretrain.system.resources import process_start
@@ -44,7 +45,8 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         SweepJobFailed: If it fails as a job of a sweep.
     """
     began = time.monotonic() if overridden is not None or is_sweep_job() else _program_start()
-    run_dir, overridden = Path(config.run_dir), overridden_keys() if overridden is None else overridden
+    run_dir, overridden = user_path(config.run_dir), overridden_keys() if overridden is None else overridden
+    config.run_dir = str(run_dir)
     if is_multirun() and list_checkpoints(run_dir):  # the sweep is resumed
         config.resume = str(run_dir)
     with report_failures():

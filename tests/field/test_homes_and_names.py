@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pretrain import load_settings
 from gpt_pretrain.commands.command_line.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.config.free_text import expand_home
 from gpt_pretrain.sweeps.folder import job_folder_name
@@ -30,6 +31,37 @@ def test_a_tilde_before_a_folder_is_the_home_folder(key: str, monkeypatch: pytes
     assert f"{key}='{tmp_path}/my runs/a'" in to_hydra_arguments([f"{key}=~/my runs/a"], script="train")
     assert expand_home(f"{key}=./~/a") == f"{key}=./~/a"
     assert expand_home(f"{key}=~/${{now:%Y}}") == f"{key}={tmp_path}/${{now:%Y}}"
+
+
+def test_a_tilde_in_a_file_of_settings_and_from_python_is_the_home_folder(
+    script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    text, options = tmp_path / "home" / "text.txt", tmp_path / "own" / "experiment"
+    for folder in (text.parent, options):
+        folder.mkdir(parents=True)
+    text.write_text("The quick brown fox. " * 600, encoding="utf-8")
+    content = "# @package _global_\ndefaults:\n  - override /data: text\ndata: {path: ~/text.txt}\nrun_dir: ~/run\n"
+    (options / "mine.yaml").write_text(content, encoding="utf-8")
+    assert_trained(script("train.py", "--config-dir=own", "experiment=mine", *SHORT), tmp_path / "home" / "run")
+    assert not (tmp_path / "~").exists()
+    assert load_settings("run_dir=~/x").run_dir == str(tmp_path / "home" / "x")
+
+
+@pytest.mark.parametrize(("group", "flags"), [("run", []), ("sweep", ["-m", "seed=1,2"])])
+def test_a_tilde_for_hydra_in_a_file_of_settings_is_refused(
+    script: Run, tmp_path: Path, group: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    content = f"# @package _global_\nhydra: {{{group}: {{dir: ~/x}}}}\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(content, encoding="utf-8")
+    done = script("train.py", "--config-dir=own", "experiment=mine", *flags)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: hydra.{group}.dir=~/x: Hydra does not expand ~ in a file of settings. Write /home/someone/x there.\n",
+    )
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_run_needs_no_home_folder(run_after: Run, tmp_path: Path) -> None:
