@@ -88,6 +88,12 @@ OPTIONS = {
         "experiment/own.yaml: start_context is a text, but YAML reads it as 750.",
         "Put it within quotation marks.",
     ),
+    "exponent": (
+        "experiment/own.yaml",
+        "# @package _global_\nstart_context: 1e3\n",
+        "experiment/own.yaml: start_context is a text, but YAML reads it as 1000.0.",
+        "Put it within quotation marks.",
+    ),
     "no_name": (
         "model/own.yaml",
         TINY.replace("init: gpt2", "init: on"),
@@ -175,6 +181,14 @@ def test_a_field_of_a_class_of_one_s_own_may_be_true_or_false(tmp_path: Path) ->
     assert argument_problems(arguments, script="train") == []
     (tmp_path / "model" / "own.yaml").write_text("init: false\n")
     assert len(argument_problems(arguments, script="train")) == 1
+
+
+@pytest.mark.parametrize("text", ["'1e3'", "100", "1e", "2026-11-28", "e3", "${seed}"])
+def test_a_text_that_yaml_does_not_change_is_accepted(tmp_path: Path, text: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\nstart_context: {text}\n", encoding="utf-8")
+    arguments = sort_arguments(["--config-dir", str(tmp_path), "experiment=own"])
+    assert argument_problems(arguments, script="train") == []
 
 
 def test_a_callback_in_the_current_folder_is_found(tmp_path: Path, script: Script) -> None:

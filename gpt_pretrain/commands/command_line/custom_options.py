@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from gpt_pretrain.commands.command_line.command_words import schema_of
 from gpt_pretrain.commands.command_line.hydra_grammar import setting_values
 from gpt_pretrain.config.custom_parts import CUSTOM, CUSTOM_GROUPS, TARGET
@@ -18,6 +20,7 @@ from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.yaml_files import read_yaml
 
 OPTION = re.compile(r"[^\s,()\[\]{}'\"]+")  # a name in a value, also within choice(...) and quotes
+EXPONENT = re.compile(r"[-+]?[0-9_.]+[eE][-+]?[0-9]+")  # what OmegaConf (2.3) takes for a number, and PyYAML (6.0) for a text
 
 
 def choose_custom_options(overrides: Sequence[str]) -> list[str]:
@@ -56,22 +59,30 @@ def misread_texts(overrides: Sequence[str], own: Set[str], *, folders: Sequence[
     problems, schema, defaults = [], schema_of(script), CONF / f"{script}.yaml"
     for option, file, content in [(script, defaults, read_yaml(defaults)), *_chosen_contents(overrides, folders)]:
         group, slash, _ = option.partition("/")
-        is_group = bool(slash) and is_declared(schema, group)
+        prefix = group if slash and is_declared(schema, group) else None
         changed = [
-            (key, value)
-            for key, value in _settings_of(content, group if is_group else None)
-            if isinstance(value, bool | int | float)
+            key
+            for key, value in _settings_of(content, prefix)
+            if (isinstance(value, bool | int | float) or EXPONENT.fullmatch(str(value)))
             and not is_custom_field(key, own)
             and is_declared(schema, key)
             and find_type(schema, key) in (str, str | None)
         ]
-        written = dict(_settings_of(read_yaml(file, as_written=True), group if is_group else None)) if changed else {}
+        if not changed:
+            continue
+        written = dict(_settings_of(read_yaml(file, as_written=True), prefix))
+        read = dict(_settings_of(_read_as_hydra(file), prefix))
         problems += [
-            f"{option}.yaml: {key} is a text, but YAML reads it as {value}. Put it within quotation marks."
-            for key, value in changed
-            if isinstance(value, bool) or str(value) != written.get(key)
+            f"{option}.yaml: {key} is a text, but YAML reads it as {read[key]}. Put it within quotation marks."
+            for key in changed
+            if isinstance(read[key], bool) or str(read[key]) != written[key]
         ]
     return problems
+
+
+def _read_as_hydra(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
+    return content
 
 
 def _settings_of(content: dict[str, Any], group: str | None) -> Iterator[tuple[str, Any]]:
