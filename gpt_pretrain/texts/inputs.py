@@ -13,7 +13,8 @@ from typing import Any
 from gpt_pretrain.config.command_schema import InputSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.recognition.file_kinds import REFUSED, FileKind
+from gpt_pretrain.system.reading import open_regular
+from gpt_pretrain.system.recognition.file_kinds import HEAD, REFUSED, FileKind
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.finding import explain_empty_folder, match_files
@@ -24,6 +25,8 @@ from gpt_pretrain.texts.recognition import recognize_file, recognize_without_tex
 # Names of backups: of Emacs and Vim, of nano, of sed and of patch.
 BACKUP_NAME = re.compile(r"(.+?)(?:\.~\d+~|~|\.save|\.bak|\.orig)|#(.+)#", re.DOTALL)
 BACKUP = "is an editor's backup of a file that is read as well, so the model sees this text twice. Move it out of the folder"
+DESCRIPTION = FileKind("description of a repository of data")
+DESCRIPTION_NAME = re.compile(r"(?:readme|licen[sc]e|citation)(?:\.(?:md|txt|rst|cff|bib))?", re.IGNORECASE)
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # in the setting document_separator
 
 
@@ -165,6 +168,8 @@ def select_files(
             continue
         if is_named and file.kind.form == REFUSED:
             problems.append(file.kind.refusal(path))
+        elif not is_named and describes_repository(path):
+            left_out.add(DESCRIPTION, path)
         elif not is_named and not file.kind.is_read:
             left_out.add(file.kind, path)
         elif not is_named and (missing := recognize_without_text(path, file.kind, text_field, as_text=as_text)) is not None:
@@ -179,6 +184,18 @@ def select_files(
     else:
         problems.append(f"{name}: there is no file that can be read{left_out.described()}{left_out.advice()}.")
     return files, problems
+
+
+def describes_repository(path: str) -> bool:
+    """Return whether a file describes a repository that keeps data in Git LFS, as those of the Hugging Face Hub do."""
+    folder, name = os.path.split(path)
+    if not DESCRIPTION_NAME.fullmatch(name):
+        return False
+    try:
+        with open_regular(Path(folder) / ".gitattributes") as stream:
+            return b"filter=lfs" in stream.read(HEAD)
+    except OSError:
+        return False
 
 
 def backed_up_file(path: str) -> str | None:

@@ -281,3 +281,17 @@ def test_what_is_left_out_is_logged_once_however_often_a_text_is_found_and_read(
     (tmp_path / "f.png").write_bytes(REFUSED["a.png"][0])
     find_text_files(str(tmp_path))
     assert "2 files left out: 2 PNG images" in caplog.text
+
+
+def test_descriptions_of_a_cloned_repository_of_data_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("README.md", "LICENSE", "data/README.md"):
+        (tmp_path / name).write_text(PLAIN, encoding="utf-8")
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n', encoding="utf-8")
+    texts = [str(file.relative_to(tmp_path)) for file in find_text_files(str(tmp_path))]
+    assert texts == ["LICENSE", "README.md", "data/README.md", "data/train.jsonl"]
+    (tmp_path / ".gitattributes").write_text("*.parquet filter=lfs diff=lfs merge=lfs -text\n", encoding="utf-8")
+    texts = [str(file.relative_to(tmp_path)) for file in find_text_files(str(tmp_path))]
+    assert texts == ["data/README.md", "data/train.jsonl"]
+    assert "2 files left out: 2 descriptions of a repository of data (LICENSE, ...)." in caplog.text
+    assert find_text_files(str(tmp_path / "README.md")) == (tmp_path / "README.md",)
