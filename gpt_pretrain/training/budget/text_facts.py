@@ -23,7 +23,8 @@ SAMPLE_BYTES, HELD_OUT_BYTES = 500_000, 60_000  # size of a sample of the traini
 FEWEST_CHARACTERS = 16
 PARTS = 16  # parts of each sample, spread over the text
 COUNTED_BYTES = (20_000, 125_000, SAMPLE_BYTES)  # training text of the n-gram models
-COUNTING_SHARE, PILOT_SHARE = 0.25, 0.4  # shares of the time for describing a text: one n-gram model, the pilot
+ALWAYS_COUNTED = 2  # of these sizes: from one alone, the law would conclude that more text is worth nothing
+COUNTING_SHARE, PILOT_SHARE = 0.5, 0.4  # shares of the time for describing a text: the largest n-gram model, the pilot
 ENCODED_BYTES = 100_000  # to measure bytes per token
 
 
@@ -134,16 +135,16 @@ def counted(sample: str, held_out: str, *, seconds: float = math.inf) -> dict[in
     """Return the bits per byte of held-out text with n-gram models, by the number of counted bytes.
 
     Args:
-        seconds: The longest time for one n-gram model. Models that would take longer are left out, except the first.
+        seconds: The longest time for the largest n-gram model. It is left out if it would take longer.
     """
     n_bytes, asked, found = len(sample.encode()), held_out.encode(), dict[int, float]()
-    longest = 0.0
+    took = 0.0
     for size in sorted({min(size, n_bytes) for size in COUNTED_BYTES}):
-        if found and longest * size / max(found) > seconds:
+        if len(found) >= ALWAYS_COUNTED and took * size / max(found) > seconds:
             break
         start = time.monotonic()
         found[size] = ngram_bits(spread(sample, size).encode(), asked)
-        longest = time.monotonic() - start
+        took = time.monotonic() - start
     return found
 
 
