@@ -171,11 +171,6 @@ def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, s
     return [*(Rung(*shape, vocab_size, 1.0, each) for shape in sizes), *line]
 
 
-def describe_size(parameters: int) -> str:
-    """Return a number of parameters in words."""
-    return f"{parameters / 1e6:.1f}M parameters" if parameters >= 1e6 else f"{parameters / 1e6:.2f}M parameters"
-
-
 def allowed_trainings(
     text: choice.TextFacts, limits: choice.Limits, speed: Speed, law: Law, configs: Sequence[GPTConfig]
 ) -> list[choice.Candidate]:

@@ -12,9 +12,9 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.runs.charts.drawing import BLACK, BLUE, DIVERGED, GREEN, GREY, ORANGE, new_figure
-from gpt_pretrain.sweeps.ladder import Prediction, Rung, describe_size
+from gpt_pretrain.sweeps.ladder import Prediction, Rung
 from gpt_pretrain.sweeps.ladder_file import StoredLadder
-from gpt_pretrain.system.formatting import format_duration, format_si, is_finite_number
+from gpt_pretrain.system.formatting import format_duration, format_short, is_finite_number
 
 BEST = "best"
 ALT = (
@@ -55,7 +55,7 @@ def ladder_figure(ladder: StoredLadder, bits: Mapping[str, float]) -> Figure:
         left = format_duration(ladder.choice.best.seconds)
         _draw_law(axes, ladder.choice.sizes, label=f"fitted law, the {left} that were left", color=ORANGE, fill=True)
         chosen = ladder.choice.chosen
-        label = f"chosen: {describe_size(chosen.parameters)}, {chosen.expected:.2f} expected"
+        label = f"chosen: {format_short(chosen.parameters, 'parameters')}, {chosen.expected:.2f} expected"
         axes.plot(chosen.parameters, chosen.expected, "*", color=ORANGE, markeredgecolor=BLACK, markersize=15, label=label)
         if BEST in bits:
             axes.plot(chosen.parameters, bits[BEST], "D", color=GREEN, markersize=7, label=f"reached: {bits[BEST]:.3f}")
@@ -93,5 +93,5 @@ def _label_sizes(axes: Axes, ladder: StoredLadder) -> None:
         if not shown or math.log(size / shown[-1]) > 0.25:
             shown.append(size)
     axes.set_xticks(shown)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: format_si(size, "")))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: format_short(size, "").rstrip()))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -18,10 +18,9 @@ from gpt_pretrain.sweeps.ladder import (
     Rung,
     RungResult,
     allowed_trainings,
-    describe_size,
     with_vocabulary,
 )
-from gpt_pretrain.system.formatting import format_duration
+from gpt_pretrain.system.formatting import format_duration, format_short
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.law import Training, fitted_law
 from gpt_pretrain.training.budget.own_law import MeasuredTraining, OwnLaw, fit_own_law
@@ -98,11 +97,11 @@ def describe_choice(ladder: LadderChoice, results: Sequence[RungResult]) -> list
     lines = ["", "Ladder:"]
     for one in sorted(results, key=lambda one: (one.rung.lr_factor != 1, one.rung.width, one.rung.lr_factor)):
         rate = "" if one.rung.lr_factor == 1 else f", {one.rung.lr_factor:g} times the learning rate"
-        size = describe_size(num_parameters(one.rung.config))
+        size = format_short(num_parameters(one.rung.config), "parameters")
         lines.append(f"  {size} ({one.rung.width}x{one.rung.layers}{rate}): {one.bits:.3f} bits per byte")
     rate = "the usual learning rate" if best.lr_factor == 1 else f"{best.lr_factor:g} times the usual learning rate"
     lines += [
-        f"Chosen for the remaining {format_duration(best.seconds)}: {describe_size(num_parameters(config))} "
+        f"Chosen for the remaining {format_duration(best.seconds)}: {format_short(num_parameters(config), 'parameters')} "
         f"(model.emb_dim={config.emb_dim} model.n_layers={config.n_layers}), {rate}.",
         f"Expected: {chosen.expected:.2f} bits per byte, in nine of ten cases between {chosen.low:.2f} and {chosen.high:.2f}.",
     ]

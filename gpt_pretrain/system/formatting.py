@@ -20,6 +20,12 @@ def format_si(number: float, unit: str) -> str:
     return f"{number:.{1 if number < 9.95 and prefix else 0}f} {PREFIXES[prefix]}{unit}"
 
 
+def format_short(number: float, noun: str) -> str:
+    """Format a number of things with two or three digits: 1.8e6 is "1.8M parameters", and 2e9 is "2.0B tokens"."""
+    digits, _, prefix = format_si(number, "").partition(" ")
+    return f"{digits}{'B' if prefix == 'G' else prefix} {noun}"
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration in its two largest units."""
     minutes, rest = divmod(round(seconds), 60)

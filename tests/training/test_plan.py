@@ -15,7 +15,7 @@ from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.system.formatting import format_duration, format_seconds, format_si
+from gpt_pretrain.system.formatting import format_duration, format_seconds, format_short, format_si
 from gpt_pretrain.training.callbacks import time_left
 from gpt_pretrain.training.callbacks.samples import Samples
 from gpt_pretrain.training.callbacks.save import SaveRun
@@ -215,6 +215,11 @@ def test_the_remaining_time_is_printed_once(
 )
 def test_numbers_have_two_or_three_digits(number: float, text: str) -> None:
     assert format_si(number, "B") == text
+
+
+def test_amounts_are_short() -> None:
+    amounts = [format_short(number, "tokens") for number in (12, 360_448, 1_800_000, 2e9)]
+    assert amounts == ["12 tokens", "360k tokens", "1.8M tokens", "2.0B tokens"]
 
 
 def test_durations_have_two_units() -> None:

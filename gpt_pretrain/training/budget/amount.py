@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.amounts import parse_amount, parse_duration
-from gpt_pretrain.system.formatting import format_duration, format_si
+from gpt_pretrain.system.formatting import format_duration, format_short, format_si
 from gpt_pretrain.system.shown_values import short_repr
 
 AUTO = "auto"
@@ -36,7 +36,7 @@ class Budget:
         if self.seconds < math.inf:
             return format_duration(self.seconds)
         if self.tokens < math.inf:
-            return format_si(self.tokens, "tokens")
+            return format_short(self.tokens, "tokens")
         return format_si(self.flops, "FLOP") if self.flops < math.inf else "as long as it helps"
 
 

@@ -17,7 +17,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.system.checkout import script_command
-from gpt_pretrain.system.formatting import format_duration, format_si
+from gpt_pretrain.system.formatting import format_duration, format_short
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME
 from gpt_pretrain.training.budget import choice
@@ -125,7 +125,7 @@ def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Con
     text = conditions.text
     chosen, refused = _choose(settings, overridden, conditions)
     if isinstance(chosen, PublishedCandidate):
-        others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
+        others, longest = [format_short(num_parameters(chosen.config), "parameters")], chosen.most_steps
     else:
         others = unstudied(settings, overridden, chosen.config, text.difficulty.pilot)
         longest = choice.longest_steps(chosen, conditions)
@@ -172,7 +172,7 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
     """Return all settings of a candidate, by name. Those worth a line have a reason."""
     config = chosen.config
     dropout, decay, head_decay = choice.regularization_of(chosen.training)
-    parameters = format_si(num_parameters(config), "parameters")
+    parameters = format_short(num_parameters(config), "parameters")
     is_short = config.context_length < choice.CONTEXT  # a typed length has no line
     context = "the validation set is hardly longer" if is_short else "the length that the rules were measured with"
     passes = f"the text is read {chosen.passes:.1f} times"

@@ -20,7 +20,7 @@ from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import step_traffic
 from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.formatting import format_count, format_rounded, format_si
+from gpt_pretrain.system.formatting import format_count, format_rounded, format_short, format_si
 from gpt_pretrain.system.resources import free_disk, memory_limit
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.planning.check_context import CheckContext
@@ -162,7 +162,7 @@ def _too_little_text(context: CheckContext) -> str | None:
     ratio, memorizes = plan.text_tokens / plan.parameters, plan.repeats > MANY_REPEATS
     if ratio >= settings.doubts.min_tokens_per_parameter or (settings.init_from is not None and not memorizes):
         return None
-    count = format_si(plan.parameters, "").replace(" ", "")  # 124M
+    size = format_short(plan.parameters, "parameters")
     will, times = ("will", f"{format_rounded(plan.repeats)} times")
     if settings.trainer.max_time is not None:  # the number of steps that fit is not known yet
         will, times = "may", f"up to {times}, if trainer.max_time={settings.trainer.max_time} does not end the run before"
@@ -173,7 +173,7 @@ def _too_little_text(context: CheckContext) -> str | None:
     may_choose = is_own_text and settings.init_from is None and is_usual
     dial = "; budget=20m, or another time, chooses the model and the vocabulary for this text" if may_choose else ""
     return (
-        f"data: {plan.text_tokens:,} training tokens for {count} parameters are {format_rounded(ratio)} per parameter, while "
+        f"data: {plan.text_tokens:,} training tokens for {size} are {format_rounded(ratio)} per parameter, while "
         f"about {BEST_TOKENS_PER_PARAMETER} are best, and {seen}. {outcome}. "
         f"Use more text (data.path=...) or a smaller model{dial}."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import matmul_parameters, num_parameters
-from gpt_pretrain.system.formatting import format_duration
+from gpt_pretrain.system.formatting import format_duration, format_short
 from gpt_pretrain.tokenizers.bpe_training import VOCABULARY_SIZES
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
@@ -50,7 +50,7 @@ def _describe(best: choice.Candidate, own: Training | None, text: choice.TextFac
     difficulty, trainings = text.difficulty, [best.training, *([] if own is None else [own])]
     extrapolated = any(getattr(one, name) > most for one in trainings for name, most in law.largest.items())
     note = "; extrapolated beyond the measured sizes" if extrapolated else ""
-    size = f"{num_parameters(best.config) / 1e6:.1f}M parameters"
+    size = format_short(num_parameters(best.config), "parameters")
     shape = (
         f"model.emb_dim={best.config.emb_dim} model.n_layers={best.config.n_layers} tokenizer.vocab_size={best.config.vocab_size}"
     )
