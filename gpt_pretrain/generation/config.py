@@ -47,7 +47,8 @@ class SamplerConfig:
             f"{name}={short_repr(value)}: must be a {noun}."
             for names, kind, noun in ((COUNTS, Integral, "whole number"), (NUMBERS, Real, "number"))
             for name in names
-            if not isinstance(value := getattr(self, name), kind) and not (value is None and name in CAN_BE_NONE)
+            if (value := getattr(self, name)) is not None or name not in CAN_BE_NONE
+            if not isinstance(value, kind) or isinstance(value, bool)
         ]:
             raise UserError(wrong)
         problems = []

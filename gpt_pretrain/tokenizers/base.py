@@ -9,9 +9,13 @@ import hashlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from operator import index
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.shown_values import short_repr
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -75,8 +79,23 @@ def encode_with_end_of_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def decode(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
-    """Return the text of token ids, with invalid UTF-8 replaced by U+FFFD."""
-    return "".join(decode_stream(tokenizer, token_ids))
+    """Return the text of token ids, with invalid UTF-8 replaced by U+FFFD.
+
+    Args:
+        token_ids: A list of ids, or an array or a tensor of whole numbers, (T,).
+
+    Raises:
+        UserError: If it is something else, such as the two dimensions that `generate` returns.
+    """
+    try:
+        # An element of a tensor is equal to no key of a vocabulary's table, whatever its number.
+        ids = [index(token_id) for token_id in token_ids]
+    except TypeError as error:
+        shown = f" has shape {tuple(token_ids.shape)}" if hasattr(token_ids, "shape") else f"={short_repr(token_ids)}"
+        raise UserError(
+            f"token_ids{shown}: it must be token ids, (T,), such as tokenizer.encode(text) or generate(...)[0]."
+        ) from error
+    return "".join(decode_stream(tokenizer, ids))
 
 
 def decode_stream(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[str]:

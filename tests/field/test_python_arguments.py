@@ -20,10 +20,12 @@ from gpt_pretrain import (
 )
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import new_model
+from gpt_pretrain.tokenizers.base import decode
 from tests.conftest import tiny_model
 
 ANY: Any = None
 SETTINGS = load_settings("model=tiny")
+BYTES = build_tokenizer("byte")
 
 
 def model() -> GPTModel:
@@ -44,6 +46,14 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: generate(model(), ids(1), "3"), "max_new_tokens='3': must be a whole number."),
     (lambda: generate(model(), ids(1), 2.5), "max_new_tokens=2.5: must be a whole number."),
     (lambda: generate(model(), ids(1), 3, top_k=2.5), "top_k=2.5: must be a whole number."),
+    (lambda: generate(model(), ids(1), 3, top_k=True), "top_k=True: must be a whole number."),
+    (lambda: generate(model(), ids(1), True), "max_new_tokens=True: must be a whole number."),
+    (lambda: generate(model(), ids(1), 3, eos_id="x"), "eos_id='x': must be a token id, such as tokenizer.eos_id, or None."),
+    (lambda: generate(model(), ids(1), 3, generator=5), "generator=5: must be a torch.Generator, such as"),
+    (lambda: decode(BYTES, ids(72, 105)), "token_ids has shape (1, 2): it must be token ids, (T,), such as"),
+    (lambda: decode(BYTES, "Hi"), "token_ids='Hi': it must be token ids"),
+    (lambda: decode(BYTES, [72.0]), "token_ids=[72.0]: it must be token ids"),
+    (lambda: decode(BYTES, None), "token_ids=None: it must be token ids"),
     (lambda: generate(model(), ids(1), 3, temperature=None), "temperature=None: must be a number."),
     (lambda: build_tokenizer(None), "tokenizer=None: must be a name such as 'gpt2' or 'byte', or a folder or file"),
     (
@@ -93,6 +103,14 @@ WRONG: list[tuple[Callable[[], object], str]] = [
 def test_an_argument_of_the_wrong_type_is_named_with_what_is_taken(call: Callable[[], object], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
         call()
+
+
+@pytest.mark.parametrize("name", ["byte", "gpt2"])
+def test_a_tensor_or_an_array_of_ids_is_decoded_as_a_list_is(name: str) -> None:
+    tokenizer = build_tokenizer(name)
+    token_ids = tokenizer.encode("Hi there")
+    for form in (torch.tensor(token_ids), torch.tensor([token_ids])[0].numpy(), tuple(token_ids), iter(token_ids)):
+        assert decode(tokenizer, form) == "Hi there"
 
 
 def test_a_model_says_which_shape_it_reads() -> None:
