@@ -135,8 +135,15 @@ def find_checkpoints(name: str) -> list[Path]:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Return a run's checkpoints: last.ckpt, then the ones named after a step, the newest first, then best.ckpt."""
-    found = [file for file in checkpoint_dir(run_dir).glob("*.ckpt") if file.is_file()]
+    """Return a run's checkpoints: last.ckpt, then the ones named after a step, the newest first, then best.ckpt.
+
+    Raises:
+        OSError: If the folder cannot be read. `glob` would take it for empty.
+    """
+    if not checkpoint_dir(run_dir).is_dir():
+        return []
+    files = (checkpoint_dir(run_dir) / name for name in os.listdir(checkpoint_dir(run_dir)) if name.endswith(".ckpt"))
+    found = [file for file in files if file.is_file()]
     return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,21 @@ def test_a_folder_of_weights_is_no_run(tmp_path: Path) -> None:
         UserError, match=r"this folder holds weights \(model\.safetensors\), but no run\. .* type pretrained=.* init_from="
     ):
         find_run(str(tmp_path))
+
+
+def test_a_folder_of_checkpoints_that_may_not_be_read_is_not_called_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="checkpoints"):
+        find_run(str(tmp_path / "run"))
 
 
 def test_a_run_is_found_by_its_parts_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
