@@ -73,8 +73,8 @@ OPTIONS = {
     "bare_word": (
         "model/own.yaml",
         "hello\n",
-        "own_conf/model/own.yaml lacks this setting, so no value can be typed for it. Add it to the file.",
-        "model.n_layers: ",
+        "own_conf/model/own.yaml: model.hello: there is no such setting.",
+        "",
     ),
     "group_in_a_model": (
         "model/own.yaml",
@@ -181,6 +181,19 @@ def test_a_field_of_a_class_of_one_s_own_may_be_true_or_false(tmp_path: Path) ->
     assert argument_problems(arguments, script="train") == []
     (tmp_path / "model" / "own.yaml").write_text("init: false\n")
     assert len(argument_problems(arguments, script="train")) == 1
+
+
+def test_a_setting_that_does_not_exist_is_named_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    file = tmp_path / "optimizer" / "own.yaml"
+    arguments = sort_arguments(["--config-dir", str(tmp_path), "optimizer=own"])
+    for content in ("defaults: [adamw]\nlrr: 1\n", "lrr\n"):
+        file.write_text(content, encoding="utf-8")
+        assert argument_problems(arguments, script="train") == [
+            f"{file}: optimizer.lrr: there is no such setting. Did you mean optimizer.lr?"
+        ]
+    file.write_text("# @package _global_\noptimizer: {lr: 1}\nseed: 1\n", encoding="utf-8")
+    assert argument_problems(arguments, script="train") == []
 
 
 @pytest.mark.parametrize("text", ["'1e3'", "100", "1e", "2026-11-28", "e3", "${seed}"])

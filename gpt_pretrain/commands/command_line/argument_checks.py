@@ -25,7 +25,7 @@ from gpt_pretrain.commands.command_line.command_words import (
     explain_stray,
     schema_of,
 )
-from gpt_pretrain.commands.command_line.custom_options import custom_groups, is_custom_field, misread_texts
+from gpt_pretrain.commands.command_line.custom_options import custom_groups, is_custom_field, misread_texts, undeclared_settings
 from gpt_pretrain.commands.command_line.flag_checks import flag_problems
 from gpt_pretrain.commands.command_line.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.commands.command_line.setting_messages import several_values, unknown_setting, wrong_type
@@ -71,7 +71,8 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
     if COMPLETION.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)
-        problems += misread_texts(arguments.overrides, own, folders=arguments.config_folders, script=script)
+        for find in (misread_texts, undeclared_settings):
+            problems += find(arguments.overrides, own, folders=arguments.config_folders, script=script)
         for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
             check = partial(override_problems, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
             found = list(check(override))

@@ -12,13 +12,15 @@ from omegaconf import OmegaConf
 
 from gpt_pretrain.commands.command_line.command_words import schema_of
 from gpt_pretrain.commands.command_line.hydra_grammar import setting_values
+from gpt_pretrain.commands.command_line.setting_messages import unknown_setting
 from gpt_pretrain.config.custom_parts import CUSTOM, CUSTOM_GROUPS, TARGET
 from gpt_pretrain.config.overrides import override_key, split_override
 from gpt_pretrain.config.setting_names import find_type, is_declared, script_groups
 from gpt_pretrain.system.checkout import CONF
-from gpt_pretrain.system.reading import DamagedFileError
-from gpt_pretrain.system.yaml_files import read_yaml
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.yaml_files import MAX_YAML_BYTES, parse_yaml_value, read_yaml
 
+PACKAGE = "# @package "  # a file that begins with this line may be about another group than that of its folder
 OPTION = re.compile(r"[^\s,()\[\]{}'\"]+")  # a name in a value, also within choice(...) and quotes
 EXPONENT = re.compile(r"[-+]?[0-9_.]+[eE][-+]?[0-9]+")  # what OmegaConf (2.3) takes for a number, and PyYAML (6.0) for a text
 
@@ -76,6 +78,28 @@ def misread_texts(overrides: Sequence[str], own: Set[str], *, folders: Sequence[
             f"{option}.yaml: {key} is a text, but YAML reads it as {read[key]}. Put it within quotation marks."
             for key in changed
             if isinstance(read[key], bool) or str(read[key]) != written[key]
+        ]
+    return problems
+
+
+def undeclared_settings(overrides: Sequence[str], own: Set[str], *, folders: Sequence[Path], script: str) -> list[str]:
+    """List the settings in files of chosen options that do not exist, also those of a file that holds a single word.
+
+    Args:
+        own: The groups that are the user's own, whose fields may have any names.
+        folders: The folders with the options of groups.
+        script: "train", "generate", "evaluate" or "serve".
+    """
+    problems, schema = [], schema_of(script)
+    for option, file, content in _chosen_contents(overrides, folders):
+        group = option.partition("/")[0]
+        if not is_declared(schema, group) or PACKAGE in file.read_text(encoding="utf-8"):
+            continue
+        keys = [key for key, _ in _settings_of({name: part for name, part in content.items() if name != "defaults"}, group)]
+        problems += [
+            f"{file}: {unknown_setting(key, schema)}"
+            for key in keys
+            if not is_custom_field(key, own) and not any(is_declared(schema, key, within_mapping=free) for free in (False, True))
         ]
     return problems
 
@@ -143,7 +167,8 @@ def _read_options(option: str, folders: Sequence[Path]) -> dict[Path, dict[str, 
     contents = {}
     for file in (folder / f"{option.removesuffix('.yaml')}.yaml" for folder in folders):
         with suppress(OSError, DamagedFileError, ValueError):
-            contents[file] = read_yaml(file)
+            content = parse_yaml_value(read_bytes(file, max_bytes=MAX_YAML_BYTES))
+            contents[file] = {content: None} if isinstance(content, str) else content  # as OmegaConf reads a word
     return {file: content for file, content in contents.items() if isinstance(content, dict)}
 
 
