@@ -6,10 +6,7 @@
    values, which are fp32 or bf16. A row's numbers do not depend on the other rows: each sum is added up in the same order however
    many rows there are. Vectors have 16 numbers, which the compiler divides where registers are shorter. */
 
-#include <math.h>
 #include <omp.h>
-#include <stdint.h>
-#include <string.h>
 
 #include "vectors.h"
 
@@ -185,16 +182,7 @@ static void rotate(const Model *m, float *head, int64_t position) {
 }
 
 static void write_cache(int type, char *cache, const float *numbers, int64_t n) {
-    if (type == FP32) {
-        memcpy(cache, numbers, n * sizeof(float));
-        return;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, numbers + i, sizeof bits);
-        uint16_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        ((uint16_t *)cache)[i] = numbers[i] != numbers[i] ? 0x7fc0 : rounded;
-    }
+    for (int64_t i = 0; i < n; i += LANES) store_as(type, cache, i, load(numbers + i));
 }
 
 /* Compute attention of one query over S keys and values of width K, with room for S scores rounded up to whole vectors. */
