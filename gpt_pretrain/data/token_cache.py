@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
     if (cached := _load(folder)) is not None:
         return cached
     if folder.exists():
-        log.warning("The token cache %s is damaged or outdated and will be rebuilt.", folder)
+        log.warning("The token cache %s %s and will be rebuilt.", folder, _problem(folder))
     build = partial(_build, folder, text, tokenizer, text_sha256, stamps, train_ratio=train_ratio)
     try:
         try:
@@ -147,10 +148,8 @@ def _spread(begin: int, end: int, most: int, parts: int) -> list[tuple[int, int]
 def _load(folder: Path) -> TokenSplit | None:
     """Return the token files in a folder, or None if they are missing, damaged or not written by this user."""
     try:
-        with open_own(folder / SPLIT) as stream:
-            fields = parse_json(stream.read(MAX_SPLIT_BYTES))
-        signed = bytes.fromhex(str(fields.pop(SIGNATURE, "")))
-        if not has_signature(_signed_text(folder.name, fields), signed, purpose=PURPOSE):
+        fields, is_signed = _read_fields(folder)
+        if not is_signed:
             return None
         if fields.get("markers") != 0 and not fields.get(WITHOUT_BLANKS):
             return None  # An earlier version kept blank documents between two markers.
@@ -159,6 +158,22 @@ def _load(folder: Path) -> TokenSplit | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return split if intact else None
+
+
+def _problem(folder: Path) -> str:
+    """Return why `_load` does not use a folder, as a part of a sentence."""
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        if not _read_fields(folder)[1]:
+            return "was changed, or made with another home folder or by another user,"
+    return "is damaged or outdated"
+
+
+def _read_fields(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Return the fields of a folder's split.json, and whether the user's key has signed them."""
+    with open_own(folder / SPLIT) as stream:
+        fields = parse_json(stream.read(MAX_SPLIT_BYTES))
+    signed = bytes.fromhex(str(fields.pop(SIGNATURE)))
+    return fields, has_signature(_signed_text(folder.name, fields), signed, purpose=PURPOSE)
 
 
 def _describe(folder: Path, fields: dict[str, Any]) -> TokenSplit:

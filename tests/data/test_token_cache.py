@@ -10,6 +10,7 @@ from gpt_pretrain.data import token_cache as module
 from gpt_pretrain.data.token_cache import sample_split, tokenize_text
 from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system import signing
 from gpt_pretrain.texts import text as text_module
 from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.base import decode
@@ -157,13 +158,25 @@ def damage_count(folder: Path) -> None:
     (folder / "split.json").write_text(json.dumps(fields))
 
 
+def test_a_cache_of_another_home_folder_is_not_called_damaged(
+    tmp_path: Path, story: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = text_of(tmp_path, story)
+    tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
+    monkeypatch.setattr(signing, "_key", lambda: b"k" * 32)
+    tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
+    assert "was changed, or made with another home folder or by another user, and will be rebuilt." in caplog.text
+    assert "damaged" not in caplog.text
+
+
 @pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_json, damage_path, damage_count])
 def test_a_damaged_cache_is_rebuilt(tmp_path: Path, story: str, damage: object, caplog: pytest.LogCaptureFixture) -> None:
     text = text_of(tmp_path, story)
     first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
     damage(path_of(first.train).parent)  # type: ignore[operator]
     again = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
-    assert caplog.text.count("is damaged or outdated and will be rebuilt") == 1
+    what = "was changed, or made" if damage in (damage_path, damage_count) else "is damaged or outdated and"
+    assert caplog.text.count(what) == caplog.text.count("will be rebuilt") == 1
     assert again == first
     assert np.array_equal(again.train.read(), np.fromfile(path_of(first.train), "<u2"))
     assert [path.name for path in entries(tmp_path)] == [path_of(first.train).parent.name]
