@@ -27,6 +27,7 @@ MAX_ROWS = 4096  # rows of a chunk
 MAX_COLUMNS = 100_000
 MOST_WORDS = 7  # of a column's name; "What do you think of it?" has six
 QUOTATION_MARK, ESCAPED_MARK = b'"', b'\\"'
+OTHER_DELIMITER = re.compile(r"\w[\w .-]*+([~^\xa6\xa7\x01-\x08\x0e-\x1f])\w.*")  # a name, and a mark before the next one
 QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # the rest of a quoted value; two quotation marks stand for one
 
 
@@ -67,7 +68,15 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
 
 
 def _advice_without_names(columns: list[str], text_field: str, delimiter: str) -> str:
-    """Return a sentence on columns whose names look like text: the table may lack the line of names."""
+    """Return a sentence on names of columns that look like text, so that their line may be missing, or hold another delimiter."""
+    if len(columns) == 1 and (found := OTHER_DELIMITER.fullmatch(columns[0])) is not None:
+        shown, typed = found[1], quote_word(found[1])
+        if not shown.isprintable():
+            shown, typed = f"the control character {ord(shown)}", rf"'\{ord(shown):03o}'"
+        return (
+            f" The columns seem to be separated by {shown}, which is not read. Replace it by tabs: "
+            rf"tr {typed} '\t' < FILE > new.tsv"
+        )
     texts = [len(column.split()) > MOST_WORDS for column in columns]
     if True not in texts or len(texts) > MAX_NAMED:
         return ""
