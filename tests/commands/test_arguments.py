@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.commands.command_line.arguments import parse_arguments
+from gpt_pretrain.commands.command_line.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.commands.command_line.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import CompareSettings, PrepareSettings, VocabularySettings
 from gpt_pretrain.errors import UserError
@@ -92,3 +93,10 @@ def test_a_place_without_a_value_is_not_the_current_folder() -> None:
     with pytest.raises(UserError) as caught:
         prepare_settings("a.txt", "out=", "tokenizer=")
     assert caught.value.problems == ["out= has no value. Type out=PATH", "tokenizer= has no value. Type tokenizer=NAME"]
+
+
+def test_hydra_s_help_needs_no_setting_of_this_program() -> None:
+    assert to_hydra_arguments(["--hydra-help", "seed=1", "model=tiny", "hydra.verbose=true"], script="train") == [
+        "--hydra-help",
+        "hydra.verbose=true",
+    ]

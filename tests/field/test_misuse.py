@@ -43,6 +43,7 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
     ("words", "message"),
     [
         (["-m", "run_dir=x", "seed=1,2"], "run_dir=x: all jobs of a sweep would share this folder. Type hydra.sweep.dir=x"),
+        (["hydra.run.dir=null"], "hydra.run.dir=null: this folder is needed. Give a path, or leave out hydra.run.dir=null"),
         (["data.path="], "data.path= has no value. Give a path, or leave out data.path="),
         (["init_from=''"], "init_from='' has no value."),
         (["resume="], "resume= has no value."),

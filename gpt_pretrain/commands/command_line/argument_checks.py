@@ -30,7 +30,7 @@ from gpt_pretrain.commands.command_line.flag_checks import flag_problems
 from gpt_pretrain.commands.command_line.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.commands.command_line.setting_messages import several_values, unknown_setting, wrong_type
 from gpt_pretrain.config.conversion import to_settings
-from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
+from gpt_pretrain.config.free_text import FREE_TEXTS, TEMPLATES, plain_value
 from gpt_pretrain.config.inference_rules import evaluate_problems, generate_problems, serve_problems
 from gpt_pretrain.config.inference_schema import EvaluateSettings, GenerateSettings, ServeSettings
 from gpt_pretrain.config.other_programs import OPTION_REMEDIES, counterpart, hydra_group_problem, other_value
@@ -203,6 +203,8 @@ def _text_problem(key: str, value: str, shown: str) -> str | None:
         return None
     if plain_value(value) == "":
         return f"{shown} has no value. Give a path, or leave out {shown}"
+    if key in TEMPLATES and value == "null":
+        return f"{shown}: this folder is needed. Give a path, or leave out {shown}"
     if (linux := wsl_path(value)) is not None and not Path(value).exists():
         return f"{shown}: this is a Windows path. In WSL, type {quote_word(f'{short_form(key + chr(61))}{linux}')}"
     if key not in WRITTEN or output_problem(key, value) is None:  # The name of a folder may have backslashes.

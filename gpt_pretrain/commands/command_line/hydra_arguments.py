@@ -51,6 +51,8 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
     rewritten = sort_arguments(quoted)
     if "--resolve" in rewritten.flags and script in ("train", "evaluate") and find_override(quoted, "run_dir") is None:
         rewritten.overrides.append("run_dir=${hydra:run.dir}")  # without a run, Hydra has no output folder
+    if "--hydra-help" in rewritten.flags:  # Hydra would set them in a config without the program's settings
+        rewritten.overrides = [one for one in rewritten.overrides if override_key(one).startswith("hydra")]
     return [*rewritten.flags, *rewritten.overrides]
 
 
