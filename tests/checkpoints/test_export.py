@@ -167,7 +167,11 @@ def test_a_failed_export_leaves_the_earlier_one_unchanged(tmp_path: Path, monkey
             huggingface, "to_hf_config", lambda *a, **k: layouts.to_hf_config(*a, **k) | {"activation_function": "relu"}
         )
     elif damage == "weights":  # safetensors raises its own error
-        monkeypatch.setattr(huggingface, "save_file", lambda *a, **k: fail(SafetensorError("I/O error: No space left on device")))
+        monkeypatch.setattr(
+            huggingface,
+            "save_file",
+            lambda *a, **k: fail(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
+        )
     elif damage == "disk":
         monkeypatch.setattr(huggingface, "model_card", lambda *a, **k: fail(OSError(28, "No space left on device")))
     else:
@@ -175,9 +179,9 @@ def test_a_failed_export_leaves_the_earlier_one_unchanged(tmp_path: Path, monkey
         monkeypatch.setattr(
             os, "rename", lambda a, b: fail(OSError(28, "No space left")) if str(a).endswith(".tmp") else real(a, b)
         )
-    with pytest.raises(
-        UserError, match="computes different logits" if damage == "logits" else "cannot be written: .*No space left"
-    ):
+    space = "cannot be written: No space left on device. model.safetensors needs about .*B, and .*B are free there.$"
+    message = {"logits": "computes different logits", "rename": "cannot be written: .*No space left"}.get(damage, space)
+    with pytest.raises(UserError, match=message):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.ckpt"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -19,10 +21,14 @@ from gpt_pretrain.checkpoints.formats.nanochat_layout import to_nanochat_config,
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import EXPORTED
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import replacing
+from gpt_pretrain.system.formatting import format_si
+from gpt_pretrain.system.resources import free_disk
 
 MAX_DIFFERENCE = 1e-4  # between logits
 MAX_COMPARED = 1 << 25  # logits; a model of a few bytes for each token may have millions of tokens
@@ -56,8 +62,17 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: s
             _write(weights, model, scratch, name=name if name is not None else out.name, tokenizer=tokenizer)
             difference = _compare(model, scratch)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+        raise UserError(f"{out} cannot be written: {_explain_error(error, weights.config, out)}.") from error
     return difference
+
+
+def _explain_error(error: OSError | SafetensorError, config: GPTConfig, out: Path) -> str:
+    """Return the reason why an export failed. If the disk is full, add the space that the weights need in fp32."""
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    if (no_space := os.strerror(errno.ENOSPC)) not in reason:
+        return reason
+    needed, free = (format_si(size, "B") for size in (4 * num_parameters(config), free_disk(out)))
+    return f"{no_space}. {SAFETENSORS_FILE} needs about {needed}, and {free} are free there"
 
 
 def export_run(run_dir: Path) -> None:
