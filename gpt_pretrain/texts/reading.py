@@ -41,8 +41,10 @@ from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.records.csv_rows import split_rows
 from gpt_pretrain.texts.records.json_values import split_values
 from gpt_pretrain.texts.records.tables import read_dataset, read_parquet
-from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.splitting import split_start, split_text
+
+ESCAPED = b"\\u00"  # how a character of a marker may begin in JSON
 
 
 def read_inputs(inputs: CorpusInputs, tokenizer: Tokenizer, *, start: ReadPosition) -> Iterator[Chunk]:
@@ -202,9 +204,7 @@ def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: Corp
             yielded first.
         UserError: If a table has no column with the name of the text field.
     """
-    chunks = _split_records(content, file, cursor, inputs)
-    # The reader of Parquet limits its rows itself.
-    yield from chunks if content.kind.form == PARQUET else _limit_records(chunks, cursor.record, content.limit)
+    yield from _limit_records(_split_records(content, file, cursor, inputs), cursor.record, content.limit)
 
 
 def _split_records(content: Content, file: InputFile, cursor: Cursor, inputs: CorpusInputs) -> Iterator[Chunk]:
@@ -235,11 +235,19 @@ def _limit_records(chunks: Iterable[Chunk], first: int, limit: ContentLimit) -> 
     """
     limit.take(RECORD * first, MANY_RECORDS)
     for chunk in chunks:
-        # A line of JSON may consist of many objects, each of which becomes a record.
-        n_objects = chunk.content.count(b"{") if isinstance(chunk.content, bytes) else 0
-        limit.take(RECORD * (chunk.end.record - first + n_objects), MANY_RECORDS)
+        limit.take(RECORD * (chunk.end.record - first + _count_within(chunk.content)), MANY_RECORDS)
         first = chunk.end.record
         yield chunk
+
+
+def _count_within(content: object) -> int:
+    """Count the further documents that there may be in the records of a chunk.
+
+    A line of JSON may consist of many objects, and documents end at the markers in a text, whose characters JSON may escape.
+    """
+    if isinstance(content, bytes):
+        return content.count(b"{") + content.count(MARKER) + content.count(ESCAPED)
+    return sum(text.count(END_OF_TEXT) for text in content if isinstance(text, str)) if isinstance(content, list) else 0
 
 
 def _end_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -25,7 +25,8 @@ from gpt_pretrain.texts import finding
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
 from gpt_pretrain.texts.containers import archives
 from gpt_pretrain.texts.datasets import small_tables
-from gpt_pretrain.texts.datasets.guard import _LimitedStream, _OwnFiles
+from gpt_pretrain.texts.datasets.guard import _OwnFiles
+from gpt_pretrain.texts.datasets.limited_stream import LimitedStream
 from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
 from gpt_pretrain.texts.parquet.rows import DATA, decompress_values
 from gpt_pretrain.texts.records import tables
@@ -115,7 +116,7 @@ TEXTS: dict[str, tuple[Make, str]] = {
         "an old form of LZ4 is not supported here; write the file anew with another compression",
     ),
     "end_of_a_compressed_file": (
-        lambda _: _LimitedStream(io.BytesIO(), 9).seek(0, io.SEEK_END),
+        lambda _: LimitedStream(io.BytesIO(), 9).seek(0, io.SEEK_END),
         "a compressed file has no known end",
     ),
     "shard_that_is_a_pipe": (pipe, "it is a pipe, not a regular file"),

@@ -168,6 +168,9 @@ def test_a_file_is_not_decompressed_further_to_recognize_it_than_to_read_it(
         ("a.json", b'["a"' + b',""' * 30_000 + b"]"),
         ("a.csv", b"text,n\n" + b"a,1\n" * 30_000),
         ("a.txt", b"a<|endoftext|>" * 30_000),
+        ("b.jsonl", b'{"text":"' + b"a<|endoftext|>" * 9_000 + b'"}\n'),
+        ("c.jsonl", b'{"text":"' + b"a\\u003c|endoftext|>" * 9_000 + b'"}\n'),
+        ("b.csv", b"text,n\n" + b"a<|endoftext|>" * 9_000 + b",1\n"),
     ],
 )
 def test_a_compressed_file_has_no_more_records_than_its_size_explains(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import json
 import os
 import re
@@ -47,6 +48,43 @@ def test_a_small_archive_does_not_expand_without_limit(tmp_path: Path, monkeypat
         else:
             with pytest.raises(UserError, match="expands to more than 250 times its size"):
                 read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.txt.gz", b"a\n" * 12_000),
+        ("x.jsonl.gz", b'{"text":"a"}\n' * 12_000),
+        ("x.json.gz", b"[" + b",".join([b'{"text":"a"}'] * 12_000) + b"]"),
+        ("x.csv.gz", b"text,n\n" + b"a,1\n" * 12_000),
+        ("x.csv.gz", b"text,n\n" + b"a<|endoftext|>" * 12_000 + b",1\n"),
+    ],
+)
+def test_a_small_archive_has_no_more_records_than_its_size_explains(
+    name: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 1 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(data))
+    with pytest.raises(UserError, match="more records than its size explains"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_rows", "problem"),
+    [
+        ("a" * 1000, 3000, "is more than 250 times as large"),
+        ("a", 30_000, "more records than its size explains"),
+        ("a<|endoftext|>" * 10, 2000, "more records than its size explains"),
+    ],
+)
+def test_the_rows_of_a_small_table_are_left_at_a_limit(
+    text: str, n_rows: int, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 1 << 20)
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * n_rows, pa.int8()), pa.array([text]))
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet", store_schema=False)
+    with pytest.raises(UserError, match=problem):
+        read(tmp_path)
 
 
 def test_the_members_of_an_archive_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_rows_without_text_are_left_at_a_limit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", pa.nulls(6_000_000, pa.string()))
     assert path.stat().st_size < 20_000
     with within(seconds=30, megabytes=50):
-        assert "250 times as large" in sizes_and_refusal(path)[1]
+        assert "more records than its size explains" in sizes_and_refusal(path)[1]
 
 
 LISTS = pa.array([["one"]])
@@ -226,3 +226,16 @@ def test_all_tables_in_an_archive_have_one_limit(tmp_path: Path, monkeypatch: py
             archive.add(tmp_path / "a.parquet", f"{number}.parquet")
     sizes, refusal = sizes_and_refusal(tmp_path / "a.tar")
     assert len(sizes) == 5 and "times as large as the file" in refusal
+
+
+@pytest.mark.parametrize("text", ["a", "a<|endoftext|>" * 10])
+def test_a_table_has_no_more_documents_than_its_size_explains(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompression, "ALWAYS_READ", 1 << 20)
+    few, many = (1000, 11_000) if text == "a" else (100, 1100)
+    for n_rows, fits in ((few, True), (many, False)):
+        path = write(tmp_path / "a.parquet", repeated(text, n_rows))
+        assert sizes_and_refusal(path)[1].startswith("it has far more records") is not fits
+    # When reading resumes, the rows before count too.
+    inputs = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], [])
+    end = next(reading.read_inputs(inputs, ByteTokenizer(), start=ReadPosition(offset=many, record=many)), None)
+    assert end is None or isinstance(end.content, RejectedRecord)

@@ -26,9 +26,10 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import MAX_NAMES, DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.yaml_files import parse_yaml_value
-from gpt_pretrain.texts.containers.decompression import MAX_EXPANSION, max_content
+from gpt_pretrain.texts.containers.decompression import max_content
 from gpt_pretrain.texts.containers.zip_members import check_no_overlap
 from gpt_pretrain.texts.datasets.field_limits import limit_fields, limit_fields_of_examples
+from gpt_pretrain.texts.datasets.limited_stream import LimitedStream
 from gpt_pretrain.texts.datasets.rows import read_text_column
 
 HUB = "hf://datasets/"
@@ -250,51 +251,11 @@ class _OwnFiles:
         )
 
 
-class _LimitedStream(io.RawIOBase):
-    """A decompressed file that cannot be read beyond a limit.
-
-    Args:
-        stream: The decompressed file.
-        limit: The largest size in bytes that its archive explains.
-    """
-
-    def __init__(self, stream: BinaryIO, limit: int) -> None:
-        self.stream, self.limit = stream, limit
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self.stream.read(len(buffer))
-        if self.stream.tell() > self.limit:
-            raise UserError(
-                f"A compressed file of this dataset expands to more than {MAX_EXPANSION} times its size. If that is expected, "
-                "decompress it first, and give the file as an input."
-            )
-        buffer[: len(content)] = content
-        return len(content)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END or offset > self.limit:  # All of it would be decompressed.
-            raise io.UnsupportedOperation("a compressed file has no known end")
-        return self.stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.stream.tell()
-
-    def close(self) -> None:
-        self.stream.close()
-        super().close()
-
-
 def _limit_content(open_file: Function) -> Function:
     def limited(system: Any, path: str, *arguments: Any, **options: Any) -> BinaryIO:
         stream = open_file(system, path, *arguments, **options)
         size = system.info(system.uncompressed_name)["size"]
-        return io.BufferedReader(_LimitedStream(stream, max_content(size or 0)))
+        return io.BufferedReader(LimitedStream(stream, max_content(size or 0)))
 
     return limited
 
@@ -313,7 +274,7 @@ def _limit_member(open_file: Function) -> Function:
     def limited(system: Any, path: str, *arguments: Any, **options: Any) -> BinaryIO:
         stream: BinaryIO = open_file(system, path, *arguments, **options)
         compressed = system.info(system._strip_protocol(path))["compress_size"]
-        return io.BufferedReader(_LimitedStream(stream, max_content(compressed)))
+        return io.BufferedReader(LimitedStream(stream, max_content(compressed)))
 
     return limited
 

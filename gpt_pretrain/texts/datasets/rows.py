@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from gpt_pretrain.texts.containers.decompression import ContentLimit
+from gpt_pretrain.texts.containers.decompression import MANY_RECORDS, RECORD, ContentLimit
 from gpt_pretrain.texts.parquet.footer import check_footer
 from gpt_pretrain.texts.parquet.pages import check_parts, column_range
-from gpt_pretrain.texts.parquet.rows import read_few_rows
+from gpt_pretrain.texts.parquet.rows import RowLimit, read_few_rows, text_values
 from gpt_pretrain.texts.records.columns import find_column, find_leaf
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 
 def read_text_column(_: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,13 +40,20 @@ def _read_column(stream: BinaryIO, row_groups: Any, text_field: str, name: str) 
     kept = _KeptRange(stream)
     unreadable = check_footer(kept)
     table = pq.ParquetFile(kept)
-    column = find_leaf(find_column(text_field, table.schema_arrow, name), table.schema, name)
+    fields = find_column(text_field, table.schema_arrow, name)
+    column = find_leaf(fields, table.schema, name)
     size = stream.seek(0, io.SEEK_END)
     check_parts(table.metadata, [column], size=size, unreadable=unreadable)
     limit = ContentLimit(size)
     for group in range(table.num_row_groups) if row_groups is None else row_groups:
         kept.keep(*column_range(table.metadata.row_group(group).column(column)))
-        yield from (batch for batch, _ in read_few_rows(table, kept, group=group, column=column, limit=limit))
+        row_limit = RowLimit(limit)
+        for batch, page_bytes in read_few_rows(table, kept, group=group, column=column, limit=limit):
+            values = text_values(batch, fields)
+            row_limit.take(values, page_bytes)
+            n_markers = sum(text.count(END_OF_TEXT) for text in values if isinstance(text, str))
+            limit.take(RECORD * (len(values) + n_markers), MANY_RECORDS)
+            yield batch
 
 
 class _KeptRange(io.RawIOBase):

@@ -48,6 +48,48 @@ def read_few_rows(
         yield batch, n_bytes
 
 
+def text_values(batch: Any, fields: list[str]) -> list[Any]:
+    """Return the values of the first column, or of the field in its structs that the other names lead to.
+
+    A null struct gives a null. If a value is not UTF-8, all are returned as bytes.
+    """
+    column = batch.column(0)
+    for field in fields[1:]:
+        column = column.flatten()[[part.name for part in column.type].index(field)]
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        import pyarrow as pa
+
+        values = column.cast(pa.large_binary()).to_pylist()
+    return values
+
+
+class RowLimit:
+    """Counts the texts in the rows of a row group as far as they are larger than its pages, which `read_few_rows` counts.
+
+    A page may name a long text again and again.
+    """
+
+    def __init__(self, limit: ContentLimit) -> None:
+        self._limit = limit
+        self._text_bytes = self._taken = 0
+
+    def take(self, values: list[Any], page_bytes: int) -> None:
+        """Count the values of the next rows.
+
+        Args:
+            page_bytes: Bytes of all pages of the row group.
+
+        Raises:
+            DamagedArchiveError: If the limit is exceeded.
+        """
+        self._text_bytes += sum(len(value) for value in values if isinstance(value, str | bytes))
+        beyond = max(self._text_bytes - page_bytes, 0)
+        self._limit.take(beyond - self._taken, EXPANDED)
+        self._taken = beyond
+
+
 def _rows_at_a_time(stream: BinaryIO | io.RawIOBase, column: Any, *, is_nullable: bool, limit: ContentLimit) -> tuple[int, int]:
     """Return the number of rows that fit into memory even if each is as long as the pages allow, and the bytes of all pages."""
     longest, n_bytes = 1, 0

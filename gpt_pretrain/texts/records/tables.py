@@ -18,10 +18,9 @@ from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.inputs import StreamedDataset
 from gpt_pretrain.texts.parquet.footer import check_footer
 from gpt_pretrain.texts.parquet.pages import check_parts
-from gpt_pretrain.texts.parquet.rows import EXPANDED, read_few_rows
+from gpt_pretrain.texts.parquet.rows import RowLimit, read_few_rows, text_values
 from gpt_pretrain.texts.records.columns import check_column, find_column, find_leaf
 
-ROW = 50  # bytes of memory that a row takes at least
 DATASET_MEMORY = 1 << 30  # bytes that datasets may take for the next records
 
 
@@ -68,35 +67,13 @@ def _read_row_groups(
         group_start += group.num_rows
         if skip >= group.num_rows:
             continue
-        text_bytes = taken = 0
+        row_limit = RowLimit(limit)
         for batch, page_bytes in read_few_rows(table, stream, group=number, column=column, limit=limit):
-            values = _values(_select(batch, fields).slice(skip))
+            values = text_values(batch.slice(skip), fields)
             skip = max(skip - len(batch), 0)
             cursor.bytes_of_file = size * (cursor.record + len(values)) // n_rows
-            text_bytes += sum(len(value) if isinstance(value, str | bytes) else 0 for value in values) + ROW * len(values)
-            beyond = max(text_bytes - page_bytes, 0)  # `read_few_rows` has counted the pages.
-            limit.take(beyond - taken, EXPANDED)
-            taken = beyond
+            row_limit.take(values, page_bytes)
             yield from _chunk_values(values, cursor)
-
-
-def _select(batch: Any, fields: list[str]) -> Any:
-    """Return the first column, or the field in its structs that the other names lead to. A null struct gives a null."""
-    column = batch.column(0)
-    for field in fields[1:]:
-        column = column.flatten()[[part.name for part in column.type].index(field)]
-    return column
-
-
-def _values(column: Any) -> list[Any]:
-    """Return the values of a column. If one of them is not UTF-8, all are returned as bytes."""
-    try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        import pyarrow as pa
-
-        values = column.cast(pa.large_binary()).to_pylist()
-    return values
 
 
 def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPosition) -> Iterator[Chunk]:
