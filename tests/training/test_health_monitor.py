@@ -309,10 +309,26 @@ def test_unknown_norms_are_ignored(make_monitor: Make) -> None:
         ),
         (["model.drop_rate=0.1"], "model.drop_rate=0.2 (as budget= chooses"),
         (["model.drop_rate=0.3"], "a higher model.drop_rate (0.3 now)"),
+        (
+            ["model.drop_rate=0.3", "optimizer=muon", "optimizer.head.weight_decay=1"],
+            "a smaller model or optimizer.matrices.weight_decay=0.2 (as budget= chooses where a model memorizes its text; "
+            "optimizer.matrices.weight_decay=0 now) narrows",
+        ),
+        (["model.drop_rate=0.1", "optimizer=muon_many_epochs"], "a smaller model or model.drop_rate=0.2 (as budget="),
+        (["model.drop_rate=0.2", "optimizer=muon_many_epochs"], "a higher model.drop_rate (0.2 now)"),
     ],
-    ids=range(4),
+    ids=range(7),
 )
 def test_the_advice_against_overfitting_is_what_a_budget_chooses(make_monitor: Make, overrides: list[str], advice: str) -> None:
     monitor = make_monitor("experiment=chapter5", *overrides)
     evaluate(monitor, train=CHAPTER5[0], val=CHAPTER5[1])
     assert any(advice in finding.text for finding in monitor.findings)
+
+
+@pytest.mark.parametrize(("optimizer", "named"), [("adamw", False), ("muon", True), ("muon_many_epochs", False)])
+def test_the_recipe_is_named_where_its_dropout_or_weight_decay_is_missing(
+    make_monitor: Make, optimizer: str, named: bool
+) -> None:
+    monitor = make_monitor("experiment=chapter5", "model.drop_rate=0.1", "data.shift_windows=true", f"optimizer={optimizer}")
+    evaluate(monitor, train=CHAPTER5[0], val=CHAPTER5[1])
+    assert any("experiment=small_text" in finding.text for finding in monitor.findings) == named

@@ -93,7 +93,7 @@ def detect_overfitting(
 
 def _recipe(run: TrainSettings) -> str:
     """Name the recipe for a text that is read many times, unless the run already has its settings."""
-    has_recipe = run.data.shift_windows and run.model.drop_rate > 0
+    has_recipe = run.data.shift_windows and all(value > 0 for value in _regularization(run).values())
     return "" if has_recipe else " experiment=small_text is a recipe for a text that is read many times."
 
 
@@ -104,14 +104,27 @@ def _rates(run: TrainSettings, factor: float) -> str:
 
 
 def _more_regularization(run: TrainSettings) -> str:
-    """Name the next higher dropout that a budget chooses, with its weight decay. If the run has the highest, say so."""
-    higher = [values for values in REGULARIZATION if values[0] > run.model.drop_rate]
+    """Name the settings of the next stronger regularization that a budget chooses, as far as the run does not have them yet."""
+    now = _regularization(run)
+    chosen = next((values for values in REGULARIZATION if values[0] > run.model.drop_rate), REGULARIZATION[-1])
+    higher = {name: value for name, value in zip(now, chosen, strict=False) if value > now[name]}
     if not higher:
         return f"a higher model.drop_rate ({run.model.drop_rate:g} now)"
-    dropout, decay, head_decay = higher[0]
-    decays = f" optimizer.matrices.weight_decay={decay:g} optimizer.head.weight_decay={head_decay:g}"
-    settings = f"model.drop_rate={dropout:g}{decays if run.optimizer.decay == 'roles' else ''}"
-    return f"{settings} (as budget= chooses where a model memorizes its text; model.drop_rate={run.model.drop_rate:g} now)"
+    settings, earlier = (
+        " ".join(f"{name}={value:g}" for name, value in higher.items()),
+        (f"{name}={now[name]:g}" for name in higher),
+    )
+    return f"{settings} (as budget= chooses where a model memorizes its text; {', '.join(earlier)} now)"
+
+
+def _regularization(run: TrainSettings) -> dict[str, float]:
+    """Return a run's values of the settings in `REGULARIZATION`. Weight decay by roles belongs to them where the run has it."""
+    optimizer, values = run.optimizer, {"model.drop_rate": run.model.drop_rate}
+    if optimizer.decay == "roles":
+        for name, role in (("matrices", optimizer.matrices), ("head", optimizer.head)):
+            decay = optimizer.weight_decay if role.weight_decay is None else role.weight_decay
+            values[f"optimizer.{name}.weight_decay"] = decay
+    return values
 
 
 def detect_gap(evaluations: Sequence[Evaluation], *, lasting: bool, run: TrainSettings, thresholds: DoctorSettings) -> str | None:
