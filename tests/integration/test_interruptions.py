@@ -94,7 +94,7 @@ def test_a_signal_ends_a_long_sample_and_the_run_resumes_exactly(
     assert caught.value.code == 128 + signal.SIGTERM
     assert len(generated) == (35 if grid else 3)
     assert checkpoint(parts)["global_step"] == 5
-    assert "The sample of epoch 1 is left out until the run resumes, because it was asked to stop." in printed()
+    assert "The sample of epoch 1 is left out until the run resumes, because the run was asked to stop." in printed()
     train(*overrides, f"resume='{parts}'", run_dir=parts)
     assert differences(tmp_path / "whole", parts) == []
     assert [sample.epoch for sample in read_samples(parts / "samples.txt") if sample.sampler is None] == [1, 2]

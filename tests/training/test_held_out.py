@@ -108,9 +108,25 @@ def test_an_evaluation_that_a_stop_cuts_short_is_made_up_for(
     monkeypatch.setattr(callback, "score_held_out", asked_to_stop)
     with machine_going_away(at_step=2):
         train(*common, run_dir=tmp_path / "parts")
-    assert "The evaluation after 2 steps is left out until the run resumes, because it was asked to stop." in printed()
+    assert "The evaluation after 2 steps is left out until the run resumes, because the run was asked to stop." in printed()
     train(f"resume='{tmp_path}/parts'", run_dir=tmp_path / "parts")
     assert evaluated(tmp_path / "whole") == evaluated(tmp_path / "parts")
+
+
+def test_the_last_evaluation_of_a_run_is_not_left_for_a_resumed_one(
+    train: Train, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed
+) -> None:
+    score, calls = callback.score_held_out, list[int]()
+
+    def asked_to_stop(*arguments: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise callback.StopAskedError
+        return score(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(callback, "score_held_out", asked_to_stop)
+    train(*settings, "evaluation.every_n_steps=6")
+    assert "The evaluation after 6 steps is left out, because the run was asked to stop." in printed()
 
 
 def test_what_cannot_be_used_is_found_before_the_training(train: Train, settings: list[str], tmp_path: Path) -> None:

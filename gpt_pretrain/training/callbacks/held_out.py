@@ -129,8 +129,8 @@ class HeldOutEvaluation(Callback):
             with scoring(model, batch_tokens=self.batch_tokens) as scorer:
                 return score_held_out(scorer, self.held_out, report=lambda _: watch.check(module.wants_stop))
         except StopAskedError:
-            steps = f"{self._step:,}"
-            log.info("The evaluation after %s steps is left out until the run resumes, because it was asked to stop.", steps)
+            until = "" if self._step >= self.total_steps else " until the run resumes"
+            log.info("The evaluation after %s steps is left out%s, because the run was asked to stop.", f"{self._step:,}", until)
             return None
         except UserError as error:
             if not self._failed:

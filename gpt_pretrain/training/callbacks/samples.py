@@ -106,7 +106,8 @@ class Samples(Callback):
                 sample = self._sample(decoder, module, self.start_context, self.sampler, epoch=epoch)
                 tried = self._try_grid(decoder, module, epoch=epoch)
             except StopAskedError:
-                log.info("The sample of epoch %d is left out until the run resumes, because it was asked to stop.", epoch)
+                until = "" if trainer.global_step >= module.total_steps else " until the run resumes"
+                log.info("The sample of epoch %d is left out%s, because the run was asked to stop.", epoch, until)
                 return
             finally:
                 del model, decoder
