@@ -67,6 +67,12 @@ def test_other_bytes_are_not_taken_for_wide_text_without_spaces() -> None:
         assert detect_encoding(text * 20) == TextEncoding("utf-8")
 
 
+def test_a_short_table_with_control_characters_between_columns_is_not_read_as_utf_16() -> None:
+    for rows in ("1\x01at shore was the it\n2\x01at moon shore two day\n", "1\x01day three it one\n2\x01two day a shore\n"):
+        for text in (rows, f"id\x01text\n{rows}"):
+            assert detect_encoding(text.encode()) in (None, TextEncoding("utf-8")), text
+
+
 @pytest.mark.parametrize("where", ["after", "before", "between", "after UTF-16"])
 def test_a_text_with_nuls_around_it_is_read_with_a_warning(tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture) -> None:
     data, nuls = PLAIN.encode(), b"\0" * 60_000

@@ -27,6 +27,7 @@ WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # In this order: UT
 CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r") + b"\x7f"
 MANY_CONTROLS = 0.05  # With a larger share in the first bytes, a text has another encoding, or is not a text.
 MANY_IN_TEXT = 0.001  # A larger share of them is worth a warning.
+FEW_BLOCK_BYTES = 0.4  # In UTF-16 of one block, whose number is a control character, half of the bytes are this one.
 # Ranges of characters that occur in a text of one script, besides ASCII, Latin-1 and punctuation.
 LATIN, CHINESE = ((0x0100, 0x02FF), (0x1E00, 0x1EFF)), ((0x3040, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
 SCRIPTS = (
@@ -119,6 +120,8 @@ def _is_text_in(head: bytes, encoding: str) -> bool:
     """
     if NARROW.search(head) is not None:
         return False
+    if head.isascii() and b"\0" not in head and control_share(head) < FEW_BLOCK_BYTES:
+        return False  # Without any 0 and high bit, text is of a block such as Thai's, whose number is every second byte.
     filled = head.rstrip(b"\0")
     head = filled if len(filled) >= LEAST_BEFORE_NULS else head
     try:
