@@ -192,8 +192,17 @@ def test_a_setting_that_does_not_exist_is_named_with_its_file(tmp_path: Path) ->
         assert argument_problems(arguments, script="train") == [
             f"{file}: optimizer.lrr: there is no such setting. Did you mean optimizer.lr?"
         ]
-    file.write_text("# @package _global_\noptimizer: {lr: 1}\nseed: 1\n", encoding="utf-8")
-    assert argument_problems(arguments, script="train") == []
+    for header in ("# @package _global_", "#@package _global_", "\n #  @package  _global_"):
+        file.write_text(f"{header}\noptimizer: {{lr: 1}}\nseed: 1\n", encoding="utf-8")
+        assert argument_problems(arguments, script="train") == []
+
+
+@pytest.mark.parametrize("name", ["1", "on", "2026-11-28"])
+def test_a_name_in_a_file_of_settings_may_look_like_another_value(tmp_path: Path, name: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\n{name}: 2\n", encoding="utf-8")
+    arguments = sort_arguments(["--config-dir", str(tmp_path), "experiment=own"])
+    assert argument_problems(arguments, script="train") == []  # Hydra refuses it, and its message is explained
 
 
 @pytest.mark.parametrize("text", ["'1e3'", "100", "1e", "2026-11-28", "e3", "${seed}"])

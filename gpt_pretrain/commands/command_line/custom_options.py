@@ -20,7 +20,8 @@ from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.yaml_files import MAX_YAML_BYTES, parse_yaml_value, read_yaml
 
-PACKAGE = "# @package "  # a file that begins with this line may be about another group than that of its folder
+# A file with this line at its beginning, as Hydra (1.3) reads it, may be about another group than that of its folder.
+PACKAGE = re.compile(rb"^\s*#\s*@package ", re.MULTILINE)
 OPTION = re.compile(r"[^\s,()\[\]{}'\"]+")  # a name in a value, also within choice(...) and quotes
 EXPONENT = re.compile(r"[-+]?[0-9_.]+[eE][-+]?[0-9]+")  # what OmegaConf (2.3) takes for a number, and PyYAML (6.0) for a text
 
@@ -93,7 +94,7 @@ def undeclared_settings(overrides: Sequence[str], own: Set[str], *, folders: Seq
     problems, schema = [], schema_of(script)
     for option, file, content in _chosen_contents(overrides, folders):
         group = option.partition("/")[0]
-        if not is_declared(schema, group) or PACKAGE in file.read_text(encoding="utf-8"):
+        if not is_declared(schema, group) or PACKAGE.search(file.read_bytes()):
             continue
         keys = [key for key, _ in _settings_of({name: part for name, part in content.items() if name != "defaults"}, group)]
         problems += [
@@ -168,8 +169,10 @@ def _read_options(option: str, folders: Sequence[Path]) -> dict[Path, dict[str, 
     for file in (folder / f"{option.removesuffix('.yaml')}.yaml" for folder in folders):
         with suppress(OSError, DamagedFileError, ValueError):
             content = parse_yaml_value(read_bytes(file, max_bytes=MAX_YAML_BYTES))
-            contents[file] = {content: None} if isinstance(content, str) else content  # as OmegaConf reads a word
-    return {file: content for file, content in contents.items() if isinstance(content, dict)}
+            content = {content: None} if isinstance(content, str) else content  # as OmegaConf reads a word
+            if isinstance(content, dict):
+                contents[file] = {str(name): value for name, value in content.items()}
+    return contents
 
 
 def _default_options(content: dict[str, Any], folder: str) -> list[str]:
