@@ -117,15 +117,22 @@ def test_a_later_volume_of_a_tar_archive_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mark", "shown", "typed"), [("~", "~", "'~'"), ("^", "^", "'^'"), ("\x01", "the control character 1", r"'\001'")]
+    ("mark", "shown", "begin"),
+    [
+        ("~", "~", r"tr '~' '\t' < FILE"),
+        ("^", "^", r"tr '^' '\t' < FILE"),
+        ("\x01", "the control character 1", r"tr '\001' '\t' < FILE"),
+        ("\xa7", "\xa7", "perl -pe 's/\xa7/\\t/g' FILE"),
+    ],
 )
-def test_another_delimiter_is_named_with_the_command_that_replaces_it(tmp_path: Path, mark: str, shown: str, typed: str) -> None:
-    rows = [["id", "text"], *([str(number), "One, two; three, and all the others"] for number in range(9))]
+def test_another_delimiter_is_named_with_the_command_that_replaces_it(tmp_path: Path, mark: str, shown: str, begin: str) -> None:
+    text = "One, two; three at 20 \xb0C, and all the others"  # \xb0 and \xa7 begin with the same byte in UTF-8
+    rows = [["id", "text"], *([str(number), text] for number in range(9))]
     file, new = tmp_path / "a.csv", tmp_path / "new.tsv"
     file.write_text("".join(f"{mark.join(row)}\n" for row in rows), encoding="utf-8")
     for message in refusals(file):
         advice, command = message.rsplit(": ", 1)
         assert advice.endswith(f" The columns seem to be separated by {shown}, which is not read. Replace it by tabs")
-        assert command == rf"tr {typed} '\t' < FILE > new.tsv"
+        assert command == f"{begin} > new.tsv"
     subprocess.run(["sh", "-c", command.replace("FILE", "a.csv")], cwd=tmp_path, check=True)
-    assert in_training(new) == ["One, two; three, and all the others"] * 9
+    assert in_training(new) == [text] * 9

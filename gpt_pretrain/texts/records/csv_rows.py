@@ -70,13 +70,12 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
 def _advice_without_names(columns: list[str], text_field: str, delimiter: str) -> str:
     """Return a sentence on names of columns that look like text, so that their line may be missing, or hold another delimiter."""
     if len(columns) == 1 and (found := OTHER_DELIMITER.fullmatch(columns[0])) is not None:
-        shown, typed = found[1], quote_word(found[1])
+        shown, command = found[1], rf"tr {quote_word(found[1])} '\t' < FILE"
         if not shown.isprintable():
-            shown, typed = f"the control character {ord(shown)}", rf"'\{ord(shown):03o}'"
-        return (
-            f" The columns seem to be separated by {shown}, which is not read. Replace it by tabs: "
-            rf"tr {typed} '\t' < FILE > new.tsv"
-        )
+            shown, command = f"the control character {ord(shown)}", rf"tr '\{ord(shown):03o}' '\t' < FILE"
+        elif not shown.isascii():  # tr would replace each of its bytes, which other characters have too
+            command = rf"perl -pe 's/{shown}/\t/g' FILE"
+        return f" The columns seem to be separated by {shown}, which is not read. Replace it by tabs: {command} > new.tsv"
     texts = [len(column.split()) > MOST_WORDS for column in columns]
     if True not in texts or len(texts) > MAX_NAMED:
         return ""
