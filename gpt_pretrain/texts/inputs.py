@@ -27,6 +27,8 @@ BACKUP_NAME = re.compile(r"(.+?)(?:\.~\d+~|~|\.save|\.bak|\.orig)|#(.+)#", re.DO
 BACKUP = "is an editor's backup of a file that is read as well, so the model sees this text twice. Move it out of the folder"
 DESCRIPTION = FileKind("description of a repository of data")
 DESCRIPTION_NAME = re.compile(r"(?:readme|licen[sc]e|citation)(?:\.(?:md|txt|rst|cff|bib))?", re.IGNORECASE)
+# Git LFS may also keep the pictures of a repository of code or of documents, whose README is read.
+DATA_IN_LFS = re.compile(rb"\.(?:arrow|parquet|jsonl|csv|tsv|zst)[ \t][^\n]*filter=lfs")
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # in the setting document_separator
 
 
@@ -193,7 +195,7 @@ def describes_repository(path: str) -> bool:
         return False
     try:
         with open_regular(Path(folder) / ".gitattributes") as stream:
-            return b"filter=lfs" in stream.read(HEAD)
+            return DATA_IN_LFS.search(stream.read(HEAD)) is not None
     except OSError:
         return False
 

@@ -290,7 +290,10 @@ def test_descriptions_of_a_cloned_repository_of_data_are_left_out(tmp_path: Path
     (tmp_path / "data" / "train.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n', encoding="utf-8")
     texts = [str(file.relative_to(tmp_path)) for file in find_text_files(str(tmp_path))]
     assert texts == ["LICENSE", "README.md", "data/README.md", "data/train.jsonl"]
-    (tmp_path / ".gitattributes").write_text("*.parquet filter=lfs diff=lfs merge=lfs -text\n", encoding="utf-8")
+    lfs = "filter=lfs diff=lfs merge=lfs -text\n"
+    (tmp_path / ".gitattributes").write_text(f"*.csv text\n*.png {lfs}", encoding="utf-8")  # code, or a game
+    assert [str(file.relative_to(tmp_path)) for file in find_text_files(str(tmp_path))] == texts
+    (tmp_path / ".gitattributes").write_text(f"*.png {lfs}*.parquet {lfs}", encoding="utf-8")
     texts = [str(file.relative_to(tmp_path)) for file in find_text_files(str(tmp_path))]
     assert texts == ["data/README.md", "data/train.jsonl"]
     assert "2 files left out: 2 descriptions of a repository of data (LICENSE, ...)." in caplog.text
