@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from types import NoneType
 
 import torch
@@ -66,7 +67,7 @@ def generate(
     Raises:
         UserError: If an argument has the wrong type or is outside its range, or token_ids is empty or outside the vocabulary.
     """
-    check_type("eos_id", eos_id, (int, NoneType), "a token id, such as tokenizer.eos_id, or None")
+    check_type("eos_id", eos_id, (Integral, NoneType), "a token id, such as tokenizer.eos_id, or None")
     check_type("generator", generator, (torch.Generator, NoneType), "a torch.Generator, such as torch.Generator().manual_seed(1)")
     sampler = SamplerConfig(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty)
     new = generate_stream(

@@ -91,9 +91,11 @@ def decode(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
         # An element of a tensor is equal to no key of a vocabulary's table, whatever its number.
         ids = [index(token_id) for token_id in token_ids]
     except TypeError as error:
-        shown = f" has shape {tuple(token_ids.shape)}" if hasattr(token_ids, "shape") else f"={short_repr(token_ids)}"
+        shown = f"={short_repr(token_ids)}"
+        if hasattr(token_ids, "shape") and hasattr(token_ids, "dtype"):
+            shown = f" has shape {tuple(token_ids.shape)} and dtype {token_ids.dtype}"
         raise UserError(
-            f"token_ids{shown}: it must be token ids, (T,), such as tokenizer.encode(text) or generate(...)[0]."
+            f"token_ids{shown}: it must be whole numbers, (T,), such as tokenizer.encode(text) or generate(...)[0]."
         ) from error
     return "".join(decode_stream(tokenizer, ids))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,10 +51,11 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: generate(model(), ids(1), True), "max_new_tokens=True: must be a whole number."),
     (lambda: generate(model(), ids(1), 3, eos_id="x"), "eos_id='x': must be a token id, such as tokenizer.eos_id, or None."),
     (lambda: generate(model(), ids(1), 3, generator=5), "generator=5: must be a torch.Generator, such as"),
-    (lambda: decode(BYTES, ids(72, 105)), "token_ids has shape (1, 2): it must be token ids, (T,), such as"),
-    (lambda: decode(BYTES, "Hi"), "token_ids='Hi': it must be token ids"),
-    (lambda: decode(BYTES, [72.0]), "token_ids=[72.0]: it must be token ids"),
-    (lambda: decode(BYTES, None), "token_ids=None: it must be token ids"),
+    (lambda: decode(BYTES, ids(72, 105)), "token_ids has shape (1, 2) and dtype torch.int64: it must be whole numbers, (T,)"),
+    (lambda: decode(BYTES, torch.ones(3)), "token_ids has shape (3,) and dtype torch.float32: it must be whole numbers, (T,)"),
+    (lambda: decode(BYTES, "Hi"), "token_ids='Hi': it must be whole numbers"),
+    (lambda: decode(BYTES, [72.0]), "token_ids=[72.0]: it must be whole numbers"),
+    (lambda: decode(BYTES, None), "token_ids=None: it must be whole numbers"),
     (lambda: generate(model(), ids(1), 3, temperature=None), "temperature=None: must be a number."),
     (lambda: build_tokenizer(None), "tokenizer=None: must be a name such as 'gpt2' or 'byte', or a folder or file"),
     (
@@ -111,6 +113,12 @@ def test_a_tensor_or_an_array_of_ids_is_decoded_as_a_list_is(name: str) -> None:
     token_ids = tokenizer.encode("Hi there")
     for form in (torch.tensor(token_ids), torch.tensor([token_ids])[0].numpy(), tuple(token_ids), iter(token_ids)):
         assert decode(tokenizer, form) == "Hi there"
+
+
+def test_the_end_of_text_may_be_a_number_of_numpy() -> None:
+    first = generate(model(), ids(1), 1)[0, 1].item()
+    for eos_id in (first, np.int64(first)):
+        assert generate(model(), ids(1), 5, eos_id=eos_id).tolist() == [[1, first]]
 
 
 def test_a_model_says_which_shape_it_reads() -> None:
