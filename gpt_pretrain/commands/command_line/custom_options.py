@@ -84,7 +84,7 @@ def misread_texts(overrides: Sequence[str], own: Set[str], *, folders: Sequence[
 
 
 def undeclared_settings(overrides: Sequence[str], own: Set[str], *, folders: Sequence[Path], script: str) -> list[str]:
-    """List the settings in files of chosen options that do not exist, also those of a file that holds a single word.
+    """List the unknown settings in the files of chosen options. A file that holds a single word sets a setting of this name.
 
     Args:
         own: The groups that are the user's own, whose fields may have any names.

@@ -27,7 +27,7 @@ WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # In this order: UT
 CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r") + b"\x7f"
 MANY_CONTROLS = 0.05  # With a larger share in the first bytes, a text has another encoding, or is not a text.
 MANY_IN_TEXT = 0.001  # A larger share of them is worth a warning.
-FEW_BLOCK_BYTES = 0.4  # In UTF-16 of one block, whose number is a control character, half of the bytes are this one.
+LEAST_BLOCK_NUMBERS = 0.4  # With a smaller share of control characters, 7-bit bytes without 0 are not UTF-16.
 # Ranges of characters that occur in a text of one script, besides ASCII, Latin-1 and punctuation.
 LATIN, CHINESE = ((0x0100, 0x02FF), (0x1E00, 0x1EFF)), ((0x3040, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
 SCRIPTS = (
@@ -120,8 +120,9 @@ def _is_text_in(head: bytes, encoding: str) -> bool:
     """
     if NARROW.search(head) is not None:
         return False
-    if head.isascii() and b"\0" not in head and control_share(head) < FEW_BLOCK_BYTES:
-        return False  # Without any 0 and high bit, text is of a block such as Thai's, whose number is every second byte.
+    # If no byte of UTF-16 is 0 or above 127, every second one is the number of a script's block: for Thai the control byte 14.
+    if head.isascii() and b"\0" not in head and control_share(head) < LEAST_BLOCK_NUMBERS:
+        return False
     filled = head.rstrip(b"\0")
     head = filled if len(filled) >= LEAST_BEFORE_NULS else head
     try:

@@ -66,9 +66,9 @@ def text_values(batch: Any, fields: list[str]) -> list[Any]:
 
 
 class RowLimit:
-    """Counts the texts in the rows of a row group as far as they are larger than its pages, which `read_few_rows` counts.
+    """Counts the bytes of text in a row group beyond those of its pages, which `read_few_rows` has counted.
 
-    A page may name a long text again and again.
+    A page may refer to a long text many times.
     """
 
     def __init__(self, limit: ContentLimit) -> None:
@@ -79,7 +79,7 @@ class RowLimit:
         """Count the values of the next rows.
 
         Args:
-            page_bytes: Bytes of all pages of the row group.
+            page_bytes: Bytes in all pages of the row group.
 
         Raises:
             DamagedArchiveError: If the limit is exceeded.

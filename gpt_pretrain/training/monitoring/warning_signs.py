@@ -110,11 +110,9 @@ def _more_regularization(run: TrainSettings) -> str:
     higher = {name: value for name, value in zip(now, chosen, strict=False) if value > now[name]}
     if not higher:
         return f"a higher model.drop_rate ({run.model.drop_rate:g} now)"
-    settings, earlier = (
-        " ".join(f"{name}={value:g}" for name, value in higher.items()),
-        (f"{name}={now[name]:g}" for name in higher),
-    )
-    return f"{settings} (as budget= chooses where a model memorizes its text; {', '.join(earlier)} now)"
+    settings = " ".join(f"{name}={value:g}" for name, value in higher.items())
+    earlier = ", ".join(f"{name}={now[name]:g}" for name in higher)
+    return f"{settings} (as budget= chooses where a model memorizes its text; {earlier} now)"
 
 
 def _regularization(run: TrainSettings) -> dict[str, float]:
