@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
+import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -113,20 +116,30 @@ def test_an_evaluation_that_a_stop_cuts_short_is_made_up_for(
     assert evaluated(tmp_path / "whole") == evaluated(tmp_path / "parts")
 
 
-def test_the_last_evaluation_of_a_run_is_not_left_for_a_resumed_one(
-    train: Train, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed
+@pytest.mark.parametrize("limit", ["trainer.max_epochs=2", "trainer.max_steps=6"])
+def test_the_last_evaluation_is_left_for_a_resumed_run_if_there_is_one(
+    train: Train, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed, limit: str
 ) -> None:
+    common = [*settings, "evaluation.every_n_steps=6", limit]
+    train(*common, run_dir=tmp_path / "whole")
     score, calls = callback.score_held_out, list[int]()
 
     def asked_to_stop(*arguments: object, **named: object) -> object:
         calls.append(1)
         if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
             raise callback.StopAskedError
         return score(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(callback, "score_held_out", asked_to_stop)
-    train(*settings, "evaluation.every_n_steps=6")
-    assert "The evaluation after 6 steps is left out, because the run was asked to stop." in printed()
+    ends = limit == "trainer.max_steps=6"
+    with nullcontext() if ends else pytest.raises(SystemExit):
+        train(*common, run_dir=tmp_path / "parts")
+    until = "" if ends else " until the run resumes"
+    assert f"The evaluation after 6 steps is left out{until}, because the run was asked to stop." in printed()
+    with pytest.raises(UserError, match="is complete") if ends else nullcontext():
+        train(f"resume='{tmp_path}/parts'", run_dir=tmp_path / "parts")
+    assert (evaluated(tmp_path / "whole") == evaluated(tmp_path / "parts")) is not ends
 
 
 def test_what_cannot_be_used_is_found_before_the_training(train: Train, settings: list[str], tmp_path: Path) -> None:

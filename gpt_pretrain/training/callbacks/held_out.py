@@ -129,7 +129,7 @@ class HeldOutEvaluation(Callback):
             with scoring(model, batch_tokens=self.batch_tokens) as scorer:
                 return score_held_out(scorer, self.held_out, report=lambda _: watch.check(module.wants_stop))
         except StopAskedError:
-            until = "" if self._step >= self.total_steps else " until the run resumes"
+            until = "" if module.trainer.should_stop else " until the run resumes"  # a limit ends the run, not the stop
             log.info("The evaluation after %s steps is left out%s, because the run was asked to stop.", f"{self._step:,}", until)
             return None
         except UserError as error:
