@@ -17,7 +17,7 @@ from gpt_pretrain.commands.process.failures import report_failures
 from gpt_pretrain.commands.process.job import is_multirun, is_sweep_job, overridden_keys, typed_arguments
 from gpt_pretrain.commands.process.rank_processes import processes_to_start, train_in_processes, trainer_config
 from gpt_pretrain.commands.process.run_context import run_context
-from gpt_pretrain.runs.folder import list_checkpoints
+from gpt_pretrain.runs.folder import has_checkpoint
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import is_finite_number
@@ -47,7 +47,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
     began = time.monotonic() if overridden is not None or is_sweep_job() else _program_start()
     run_dir, overridden = user_path(config.run_dir), overridden_keys() if overridden is None else overridden
     config.run_dir = str(run_dir)
-    if is_multirun() and list_checkpoints(run_dir):  # the sweep is resumed
+    if is_multirun() and has_checkpoint(run_dir):  # the sweep is resumed
         config.resume = str(run_dir)
     with report_failures():
         n_processes = processes_to_start(config, overridden)
