@@ -140,9 +140,11 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     Raises:
         OSError: If the folder cannot be read. `glob` would take it for empty.
     """
-    if not checkpoint_dir(run_dir).is_dir():
+    try:
+        names = os.listdir(checkpoint_dir(run_dir))
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # no such folder, or a name that cannot be one
         return []
-    files = (checkpoint_dir(run_dir) / name for name in os.listdir(checkpoint_dir(run_dir)) if name.endswith(".ckpt"))
+    files = (checkpoint_dir(run_dir) / name for name in names if name.endswith(".ckpt"))
     found = [file for file in files if file.is_file()]
     return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)
 

@@ -195,6 +195,6 @@ def test_a_drive_that_does_not_answer_is_left_to_the_save(
     monkeypatch.setattr(Path, "exists", mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
     save._check_folder()
     assert caplog.messages == []
-    monkeypatch.setattr(Path, "glob", mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+    monkeypatch.setattr(os, "listdir", mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
     save._warn_not_written(2, "Stale file handle")
     assert "(Stale file handle). The previous one is kept, and training continues." in caplog.text
