@@ -121,6 +121,34 @@ def test_words_with_latin_letters_are_in_latin_script(text: str) -> None:
     assert next(likely_encodings(text.encode("cp1252"))) == "cp1252"
 
 
+# Texts in which letters beyond ASCII are few, or stand between words of another script.
+SPARSE = {
+    "quotes": (["cp1252", "mac_roman"], "“Who’s there?” she said. “It’s only me,” he answered, “the cat – or the ‘dog’.”\n"),
+    "apostrophes": (
+        ["cp1252", "mac_roman"],
+        "I don’t know, and they don't either. It’s late, isn’t it? The dogs’ food is old.\n",
+    ),
+    "dashes": (["cp1252", "mac_roman"], "It rained – as always – and the river rose.\n"),
+    "pounds": (["cp1252", "cp850"], "It cost £5 or £6, and it was 30° in the shade.\n"),
+    "bullets": (["cp1252", "mac_roman"], "A list:\n• bread\n• milk\nAnd so on…\n"),
+    "spaces": (["cp1252", "mac_roman", "cp850"], "It is 5\u00a0km to the old\u00a0mill, and 10\u00a0km back.\n"),
+    "guillemets": (["cp1252"], "Las opciones «uno» y «dos» están aquí, también el año y la opción «tres».\n"),
+    "german quotes": (["cp1252", "mac_roman"], "„Guten Tag“, sagte er, „wie geht’s?“ – ‚Gut‘, sagte sie.\n"),
+    "tildes": (["cp1252"], "As opções não são lidas. A seção padrão têm três versões.\n"),
+    "russian": (["cp1251", "koi8_r"], "The link http://example.org/news/today is called Новости дня, then Дорогие друзья.\n"),
+    "hebrew": (["cp1255"], "The link http://example.org/news/today is in Hebrew: שלום עולם, זה טקסט בעברית לבדיקה.\n"),
+    "greek": (["cp1253"], "Η ΕΦΗΜΕΡΙΔΑ : ΝΕΑ\nhttp://example.org/news/today\nΤρία νέα στην αγορά\n"),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_punctuation_and_words_of_another_script_tell_the_encoding(name: str) -> None:
+    encodings, text = SPARSE[name]
+    for encoding in encodings:
+        data = (text * 20).encode(encoding)
+        assert unicodedata.normalize("NFC", data.decode(next(likely_encodings(data)))) == text * 20
+
+
 @pytest.mark.parametrize("repeated", [1, 100])
 def test_the_shapes_of_arabic_letters_in_dos_become_letters(
     tmp_path: Path, repeated: int, monkeypatch: pytest.MonkeyPatch

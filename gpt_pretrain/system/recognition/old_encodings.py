@@ -35,6 +35,9 @@ PUNCTUATION = frozenset("«»¿¡°§€£©®™·•ªº½¼…\u00a0–—‘
 SEVERAL_BYTES = ("euc_jp", "cp932", "gb18030", "cp950", "big5hkscs", "cp949")
 # Encodings with characters of several bytes. A text is rarely valid in one by chance, and their scripts have many letters.
 BONUS, OTHER_IDEOGRAPH = 0.3, 0.3
+# Western encodings are the most usual ones, and decide if others suit a text no better than this. Portuguese has as many letters
+# in common with Hungarian and Romanian.
+WESTERN_BONUS = 0.01
 SURE = 0.65  # The least score for a guess without charset-normalizer.
 # Encodings that charset-normalizer reports, and the encodings nearly always meant instead, if the text is valid in them.
 USUAL = {
@@ -53,11 +56,28 @@ ICONV: dict[str, str | None] = {
 # Encodings of the shapes of letters within words. Unicode's form NFKC turns these shapes into letters.
 OF_SHAPES = ("cp864",)
 # The deduction from such an encoding's score: nearly all letters of ISO-8859-6 are also letters of CP864.
-SHAPES_PENALTY = 0.05
+SHAPES_PENALTY = 0.12
 # In one of the two Greek encodings, capital alpha with an accent has the code of the other's apostrophe or pilcrow.
 SYMBOL_BEFORE_WORD = re.compile("(?<!\\S)[\u2019\u00b6](?=[\u03ac-\u03ce])")
 # A letter of Greek, Cyrillic, Hebrew or Arabic script in a word with Latin letters. Texts in these scripts have few.
 AMONG_LATIN = re.compile("(?<=[A-Za-z])[\u0370-\u06ff]|[\u0370-\u06ff](?=[A-Za-z])")
+# Punctuation of Western typesetting where it belongs: around or after words, between sentences, beside numbers. In another
+# encoding, the same bytes are often letters, so such punctuation shows the encoding as letters do.
+WELL_PLACED = re.compile(
+    r"(?<!\w)[“„‘‚«‹](?=\w)|(?<=[\w.,!?;:…)])[”’»›](?!\w)|«(?=\s)|(?<=\s)»|(?<=[^\W\d])’(?=[^\W\d])|(?<!\S)[–—•](?!\S)"  # noqa: RUF001
+    r"|(?<=[^\W\d])—(?=[^\W\d])|(?<=\d)[–°](?=\d)|(?<=\d)[°€£](?!\w)|(?<!\w)[€£](?=\d)|(?<=\w)…(?!\w)"  # noqa: RUF001
+    r"|(?<!\w)[©§](?=\s?[\dA-Z])|(?<=\w)[®™](?!\w)|(?<=[\w!-~«»])\u00a0(?=[\w!-~«»])"
+)
+# Punctuation that may follow a letter, and the part of it that another letter may follow.
+AFTER_LETTERS = frozenset("“”‘’»›–—…·•ªº®™°\u00a0\u00ad")  # noqa: RUF001
+IN_WORDS = frozenset("’—…·ªº®™°\u00a0\u00ad")  # noqa: RUF001
+# A letter beside a digit, alone behind a sentence, or before the ASCII capital of a word. Such a letter is punctuation in
+# another encoding.
+LIKE_A_SYMBOL = re.compile(
+    r"(?<=\d)[^\W\da-zA-Z_ªº](?!\w)|(?<!\w)[^\W\da-zA-Z_](?=\d)|(?<=[a-z][.,!?])[À-ɏ](?!\w)|(?<!\w)[ß-ɏ](?=[A-Z])"
+)
+# Letters in a row that are not ASCII letters. Words in Latin script have few.
+IN_A_ROW = re.compile(r"[^\W\da-zA-Z_]{3,}")
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
 LATIN_END = "\u0250"  # The first character after the letters of Latin script.
 SAMPLE = 1 << 14  # Bytes to examine.
@@ -102,13 +122,16 @@ def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
     counts = Counter(character for character in text if character > "\x7f" and character not in PUNCTUATION)
     if frequent < LATIN_END and counts.total() > sum(character.isascii() and character.isalpha() for character in text):
         return 0  # In Latin script, most letters are ASCII letters.
+    in_a_row = IN_A_ROW.findall(text)
+    if frequent < LATIN_END and len(set(in_a_row)) > 2 and 2 * sum(map(len, in_a_row)) > counts.total():
+        return 0
     total = sum(
         count * weights.get(character, several if "\u3400" <= character <= "\ud7a3" else 0.0)
         for character, count in counts.items()
     )
-    mistakes = 0 if several else _mistakes(text)
-    score = (total - mistakes) / max(counts.total(), 1) + (BONUS if several and counts else 0.0)
-    return score - (SHAPES_PENALTY if encoding in OF_SHAPES else 0.0)
+    mistakes, placed = (0, 0) if several else (_mistakes(text), len(WELL_PLACED.findall(text)))
+    score = (total + placed - mistakes) / max(counts.total() + placed, 1) + (BONUS if several and counts else 0.0)
+    return score - (SHAPES_PENALTY if encoding in OF_SHAPES else 0.0) + (WESTERN_BONUS if group == ALPHABETS[0][0] else 0.0)
 
 
 def _decode(sample: bytes, encoding: str) -> str | None:
@@ -166,9 +189,9 @@ def decodes(blocks: Iterable[bytes], encoding: str) -> bool:
 def _mistakes(text: str) -> int:
     """Return the number of implausible characters.
 
-    They are capitals and symbols within words, apostrophes and symbols before words, and letters of two scripts in one word.
+    They are capitals and symbols within words, apostrophes and symbols before words, letters in place of symbols, and letters of
+    two scripts in one word.
     """
-    inside = [text[at] for at in range(1, len(text) - 1) if text[at - 1].islower() and text[at] > "\x7f"]
-    return sum(not character.islower() for character in inside) + sum(
-        len(pattern.findall(text)) for pattern in (SYMBOL_BEFORE_WORD, AMONG_LATIN)
-    )
+    inside = [text[at : at + 2] for at in range(1, len(text) - 1) if text[at - 1].islower() and text[at] > "\x7f"]
+    allowed = [pair[0].islower() or pair[0] in (IN_WORDS if pair[1].isalpha() else AFTER_LETTERS) for pair in inside]
+    return allowed.count(False) + sum(len(pattern.findall(text)) for pattern in (SYMBOL_BEFORE_WORD, AMONG_LATIN, LIKE_A_SYMBOL))
