@@ -164,7 +164,7 @@ def load_step_code(model: LanguageModel, *, dtype: torch.dtype) -> ctypes.CDLL |
         return None
     library = load_native_code(SOURCE)
     if library is not None:
-        library.work_numbers.restype = library.padded_rows.restype = ctypes.c_int64
+        library.work_numbers.restype = library.apply_numbers.restype = library.padded_rows.restype = ctypes.c_int64
         library.step.restype = library.apply.restype = None
     return library
 

@@ -11,9 +11,11 @@ from gpt_pretrain.generation.sampling import generate
 from gpt_pretrain.model import native_step
 from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.kernels.int8_linear import has_int8_products
+from gpt_pretrain.model.kernels.int8_linear import Int8Linear, has_int8_products
+from gpt_pretrain.model.kernels.native_linear import NativeLinear
 from gpt_pretrain.model.kv_cache import RowCaches
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.model.native_step import load_step_code
 from gpt_pretrain.system.native_code import load_native_code
 from tests.conftest import tiny_model
 from tests.helpers.resource_limits import within
@@ -111,6 +113,47 @@ def test_a_layer_equals_the_one_for_more_rows(dtype: torch.dtype, n_rows: int) -
         assert few.dtype == many.dtype
         assert few.shape == many.shape
         assert (few - many).norm() <= TOLERANCES[dtype] * many.norm()
+
+
+def layer_of_8_bits(weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLinear:
+    if not has_int8_products():
+        pytest.skip("this PyTorch has no products of 8-bit integers")
+    library = load_step_code(random_model(GPT2), dtype=torch.int8)
+    assert library is not None
+    return NativeLinear(library, Int8Linear(weight, bias, n_rows=1))
+
+
+@pytest.mark.parametrize(("n_outputs", "n_inputs"), [(1, 64), (23, 1024), (97, 1088), (40, 4096)])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 8])
+def test_a_layer_of_8_bits_equals_the_plain_layer_with_rounded_weights(n_rows: int, n_outputs: int, n_inputs: int) -> None:
+    torch.manual_seed(n_inputs)
+    plain = torch.nn.Linear(n_inputs, n_outputs)
+    x = torch.randn(n_rows, n_inputs) * torch.logspace(-6, 6, n_rows)[:, None] * torch.rand(n_inputs) ** 8
+    with torch.inference_mode():
+        layer = layer_of_8_bits(plain.weight, plain.bias)
+        rounded = layer.layer.rounded.double() * layer.layer.scale[:, None]
+        expected = torch.nn.functional.linear(x.double(), rounded, plain.bias.double())
+        # Half of a step of 1 in 32,767 of the row's largest input, at most, for each input.
+        error = rounded.abs().sum(dim=1) * x.abs().amax(dim=1, keepdim=True) / 32767 / 2 + 1e-5 * expected.abs() + 1e-6
+    assert bool(((layer(x) - expected).abs() <= error).all())
+
+
+@pytest.mark.parametrize("n_rows", [2, 4, 8])
+@pytest.mark.parametrize("largest", [0.0, 1e-44, 1e-38, 1e30, torch.inf, -torch.inf, torch.nan])
+def test_a_layer_of_8_bits_takes_any_number(n_rows: int, largest: float) -> None:
+    torch.manual_seed(n_rows)
+    x = torch.randn(n_rows, 64).clamp(-1, 1)
+    x[1] *= min(abs(largest), 1e30) if largest == largest else 1.0
+    x[1, 3] = largest
+    weight = torch.randn(6, 64)
+    with torch.inference_mode():
+        out, expected = layer_of_8_bits(weight, None)(x), x.double() @ weight.double().T
+    others = [row for row in range(n_rows) if row != 1]
+    assert (out[others] - expected[others]).norm() <= 0.02 * expected[others].norm()
+    if abs(largest) < torch.inf:
+        assert bool(((out[1] - expected[1]).abs() <= 0.02 * expected[1].norm() + 1e-36).all())
+    else:
+        assert not bool(out[1].isfinite().any())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

@@ -6,24 +6,9 @@
    values, which are fp32 or bf16. A row's numbers do not depend on the other rows: each sum is added up in the same order however
    many rows there are. Vectors have 16 numbers, which the compiler divides where registers are shorter. */
 
-#include <omp.h>
-
-#include "vectors.h"
-
-#define CHAINS 4            /* sums of a dot product that are added up independently */
-#define INPUT_BLOCK 1024    /* inputs of a layer that are read at a time: eight rows of them stay in the first cache */
-#define PREFETCH_BYTES 8192 /* how far ahead weights are requested */
-#define MAX_ROWS 8          /* rows that are multiplied by a weight at a time */
-#define UNROLL _Pragma("GCC unroll 16")
+#include "linear.h"
 
 enum { GELU_TANH, GELU_ERF, SQUARED_RELU };
-
-typedef struct {
-    const void *weight; /* (O, I) */
-    const float *bias;  /* (O,), or NULL */
-    const float *scale; /* (O,), or NULL */
-    int64_t outputs, inputs;
-} Linear;
 
 typedef struct {
     const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias; /* (D,), or NULL for an RMS norm */
@@ -61,93 +46,6 @@ INLINE floats activated(int activation, floats x) {
     floats p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
     floats tail = p * exp_of(-size * size);
     return 0.5f * x * choose(x < 0.0f, tail, 2.0f - tail);
-}
-
-static int group_size(int64_t n_rows) { return n_rows > 4 ? 8 : n_rows > 2 ? 4 : (int)n_rows; }
-
-/* Return the number of rows with those that fill up the last group. */
-int64_t padded_rows(int64_t n_rows) {
-    int64_t group = group_size(n_rows);
-    return (n_rows + group - 1) / group * group;
-}
-
-/* Inputs of a layer are stored in groups of rows, so that the 16 numbers of all rows of a group are side by side. */
-typedef struct {
-    int64_t n_rows, n_inputs;
-    int group; /* rows of a group: 1, 2, 4 or 8; the last group is filled up with zeros */
-    float *numbers;
-} Inputs;
-
-INLINE float *input_at(const Inputs *x, int64_t row, int64_t index) {
-    int64_t start = row / x->group * x->group * x->n_inputs;
-    return x->numbers + start + (index / LANES * x->group + row % x->group) * LANES;
-}
-
-/* Add to out the products of a block of inputs of one group of rows with one output's weights. */
-INLINE void dot(int type, int group, int chains, const void *weight, const float *x, int64_t n_inputs, int64_t ahead, float *out,
-                int64_t out_stride) {
-    floats total[MAX_ROWS];
-    UNROLL for (int first = 0; first < CHAINS; first += chains) {
-        floats sums[MAX_ROWS][CHAINS];
-        UNROLL for (int r = 0; r < group; r++) UNROLL for (int c = 0; c < chains; c++) sums[r][c] = (floats){0};
-        for (int64_t i = first * LANES; i < n_inputs; i += CHAINS * LANES) {
-            UNROLL for (int c = 0; c < chains; c++) {
-                floats w = load_as(type, weight, i + c * LANES);
-                UNROLL for (int r = 0; r < group; r++) sums[r][c] += w * load(x + (i + c * LANES) * group + r * LANES);
-            }
-            if (first == 0)
-                for (int line = 0; line < CHAINS * LANES * (type == FP32 ? 4 : type == BF16 ? 2 : 1); line += 64)
-                    __builtin_prefetch((const char *)weight + i * (type == FP32 ? 4 : type == BF16 ? 2 : 1) + ahead + line);
-        }
-        UNROLL for (int r = 0; r < group; r++) {
-            UNROLL for (int c = 0; c < chains; c += 2) {
-                floats pair = sums[r][c] + sums[r][c + 1];
-                total[r] = first == 0 && c == 0 ? pair : total[r] + pair;
-            }
-        }
-    }
-    UNROLL for (int r = 0; r < group; r++) out[r * out_stride] += sum(total[r]);
-}
-
-/* The inputs of one or two rows stay in the first cache as a whole, so each weight is read from its beginning to its end. With more
-   rows, a block of inputs is used for all outputs before the next block. Both add up in the same order. */
-INLINE void multiply_group(int type, int group, int chains, const Linear *layer, const Inputs *x, int64_t from, int64_t to, float *out) {
-    int64_t size = type == FP32 ? 4 : type == BF16 ? 2 : 1, I = layer->inputs, O = layer->outputs;
-    int64_t n_blocks = (I + INPUT_BLOCK - 1) / INPUT_BLOCK, together = group <= 2 ? n_blocks : 1;
-    for (int64_t first = 0; first < n_blocks; first += together)
-        for (int64_t o = from; o < to; o++)
-            for (int64_t block = first; block < first + together; block++) {
-                int64_t start = block * INPUT_BLOCK, n = I - start < INPUT_BLOCK ? I - start : INPUT_BLOCK;
-                int64_t rows_ahead = (PREFETCH_BYTES + n * size - 1) / (n * size);
-                int64_t ahead = together == n_blocks ? PREFETCH_BYTES : rows_ahead * I * size;
-                for (int64_t row = 0; row < x->n_rows; row += group)
-                    dot(type, group, chains, (const char *)layer->weight + (o * I + start) * size, input_at(x, row, start), n, ahead,
-                        out + row * O + o, O);
-            }
-}
-
-INLINE void multiply_as(int type, const Linear *layer, const Inputs *x, int64_t from, int64_t to, float *out) {
-    if (x->group == 1) multiply_group(type, 1, 4, layer, x, from, to, out);
-    else if (x->group == 2) multiply_group(type, 2, 4, layer, x, from, to, out);
-    else if (x->group == 4) multiply_group(type, 4, 4, layer, x, from, to, out);
-    else multiply_group(type, 8, 2, layer, x, from, to, out);
-}
-
-/* Multiply by a layer's weights and add its bias, for the outputs of this thread, which are returned in from and to. */
-static void multiply(int type, const Linear *layer, const Inputs *x, float *out, int64_t *from, int64_t *to) {
-    int64_t O = layer->outputs, n = omp_get_num_threads(), units = (O + LANES - 1) / LANES;
-    *from = units * omp_get_thread_num() / n * LANES;
-    *to = units * (omp_get_thread_num() + 1) / n * LANES;
-    if (*to > O) *to = O;
-    for (int64_t row = 0; row < padded_rows(x->n_rows); row++) memset(out + row * O + *from, 0, (*to - *from) * sizeof(float));
-    if (type == FP32) multiply_as(FP32, layer, x, *from, *to, out);
-    else if (type == BF16) multiply_as(BF16, layer, x, *from, *to, out);
-    else multiply_as(INT8, layer, x, *from, *to, out);
-    for (int64_t row = 0; row < x->n_rows; row++) {
-        float *numbers = out + row * O;
-        if (layer->scale) for (int64_t o = *from; o < *to; o++) numbers[o] *= layer->scale[o];
-        if (layer->bias) for (int64_t o = *from; o < *to; o++) numbers[o] += layer->bias[o];
-    }
 }
 
 /* Normalize n numbers; stride is the distance between the vectors that are written. */
@@ -250,8 +148,9 @@ static int64_t scores_room(int64_t longest, int64_t head_dim) {
 
 /* Return how many numbers `step` needs to work with. */
 int64_t work_numbers(const Model *m, int64_t n_rows, int64_t longest, int64_t n_threads) {
-    int64_t rows = padded_rows(n_rows), wide = m->blocks[0].up.outputs;
-    return rows * (3 * m->emb_dim + m->blocks[0].qkv.outputs + 2 * wide) + n_threads * scores_room(longest, m->head_dim);
+    int64_t rows = padded_rows(n_rows), D = m->emb_dim, wide = m->blocks[0].up.outputs;
+    int64_t rounded = rounded_room(m->weight_type, rows, wide > D ? wide : D);
+    return rows * (3 * D + m->blocks[0].qkv.outputs + 2 * wide) + n_threads * (rounded + scores_room(longest, m->head_dim));
 }
 
 /* Normalize the rows of the residual stream, (B, D), as the inputs of a layer. The threads divide the rows. */
@@ -276,9 +175,10 @@ void step(const Model *m, const Row *rows, int64_t n_rows, int64_t longest, int6
     int group = group_size(n_rows), type = m->weight_type;
     int64_t n_padded = padded_rows(n_rows);
     float *hidden = work, *qkv = hidden + n_padded * D, *sums = qkv + n_padded * qkv_size;
-    Inputs normed = {n_rows, D, group, sums + n_padded * wide};
-    Inputs context = {n_rows, D, group, normed.numbers + n_padded * D};
-    Inputs middle = {n_rows, wide, group, context.numbers + n_padded * D};
+    float *rounded = sums + n_padded * wide, *inputs = rounded + n_threads * rounded_room(type, n_padded, wide > D ? wide : D);
+    Inputs normed = {n_rows, D, group, inputs, rounded};
+    Inputs context = {n_rows, D, group, normed.numbers + n_padded * D, rounded};
+    Inputs middle = {n_rows, wide, group, context.numbers + n_padded * D, rounded};
     float *scores = middle.numbers + n_padded * wide;
 
 #pragma omp parallel num_threads(n_threads)
@@ -325,9 +225,15 @@ void step(const Model *m, const Row *rows, int64_t n_rows, int64_t longest, int6
     }
 }
 
-/* Apply a layer to rows, (B, I) -> (B or more, O). work has room for the inputs of whole groups of rows. */
+/* Return how many numbers `apply` needs to work with. */
+int64_t apply_numbers(int32_t type, int64_t n_rows, int64_t n_inputs, int64_t n_threads) {
+    int64_t n_padded = padded_rows(n_rows);
+    return n_padded * n_inputs + n_threads * rounded_room(type, n_padded, n_inputs);
+}
+
+/* Apply a layer to rows, (B, I) -> (B or more, O). work has room for `apply_numbers`, and out for whole groups of rows. */
 void apply(int32_t type, const Linear *layer, int64_t n_rows, int64_t n_threads, const float *rows, float *work, float *out) {
-    Inputs x = {n_rows, layer->inputs, group_size(n_rows), work};
+    Inputs x = {n_rows, layer->inputs, group_size(n_rows), work, work + padded_rows(n_rows) * layer->inputs};
     for (int64_t b = 0; b < n_rows; b++)
         for (int64_t i = 0; i < layer->inputs; i += LANES) store(input_at(&x, b, i), load(rows + b * layer->inputs + i));
 #pragma omp parallel num_threads(n_threads)
