@@ -18,7 +18,7 @@ from gpt_pretrain.serving.bodies import CompletionBody, ContinueBody, SampledBod
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.requests import CompletionRequest, Update
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.tokenizers.base import Tokenizer, decode, decode_stream
+from gpt_pretrain.tokenizers.base import Tokenizer, decode_stream
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
@@ -83,7 +83,8 @@ def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> R
             f"{context + 1} tokens. Shorten the prompt, or lower max_tokens.",
             param="max_tokens",
         )
-    return ReadPrompt(prompt if isinstance(prompt, str) else decode(model.tokenizer, ids), tuple(ids), warning)
+    text = prompt if isinstance(prompt, str) else "".join(decode_stream(model.tokenizer, ids))
+    return ReadPrompt(text, tuple(ids), warning)
 
 
 def encode_text(text: str, tokenizer: Tokenizer, *, param: str) -> tuple[list[int], str | None]:

@@ -65,11 +65,22 @@ class Tokenizer(Protocol):
         ...
 
 
+def check_one_text(text: object) -> None:
+    """Check that what is to be encoded is a single text.
+
+    Raises:
+        UserError: If it is something else, such as None, bytes or a list of texts.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"text={short_repr(text)}: must be a text (str). Decode bytes first, and encode each text by itself.")
+
+
 def encode_with_end_of_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of text, with `<|endoftext|>` encoded as eos_id, for a tokenizer that only has `encode_ordinary`.
 
     Without an eos_id, the marker is left out.
     """
+    check_one_text(text)
     first, *rest = text.split(END_OF_TEXT)
     token_ids: list[int] = tokenizer.encode_ordinary(first).tolist()
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
@@ -85,7 +96,8 @@ def decode(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
         token_ids: A list of ids, or an array or a tensor of whole numbers, (T,).
 
     Raises:
-        UserError: If it is something else, such as the two dimensions that `generate` returns.
+        UserError: If it is something else, such as the two dimensions that `generate` returns, or if an id is outside of the
+            vocabulary.
     """
     try:
         # An element of a tensor is equal to no key of a vocabulary's table, whatever its number.
@@ -95,13 +107,22 @@ def decode(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
         if hasattr(token_ids, "shape") and hasattr(token_ids, "dtype"):
             shown = f" has shape {tuple(token_ids.shape)} and dtype {token_ids.dtype}"
         raise UserError(
-            f"token_ids{shown}: it must be whole numbers, (T,), such as tokenizer.encode(text) or generate(...)[0]."
+            f"token_ids{shown}: they must be whole numbers, (T,), such as tokenizer.encode(text) or generate(...)[0]."
         ) from error
+    if (unknown := next((one for one in ids if not 0 <= one < tokenizer.vocab_size), None)) is not None:
+        raise UserError(
+            f"token_ids has the id {unknown}, and those of the tokenizer {tokenizer.name[:100]} are 0 to "
+            f"{tokenizer.vocab_size - 1}. Use the tokenizer that made the ids. If the model has more rows, give generate "
+            f"banned_ids=range({tokenizer.vocab_size}, model.config.vocab_size)."
+        )
     return "".join(decode_stream(tokenizer, ids))
 
 
 def decode_stream(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of token ids piece by piece. An incomplete character is held back until its last byte arrives."""
+    """Yield the text of token ids piece by piece. An incomplete character is held back until its last byte arrives.
+
+    Ids outside of the vocabulary are left out: a model may have more rows than its tokenizer has tokens.
+    """
     decoder = getincrementaldecoder("utf-8")(errors="replace")
     for token_id in token_ids:
         yield decoder.decode(tokenizer.token_bytes(token_id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpt_pretrain.tokenizers.base import END_OF_TEXT, encode_with_end_of_text
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, check_one_text, encode_with_end_of_text
 
 
 class ByteTokenizer:
@@ -23,6 +23,7 @@ class ByteTokenizer:
 
     def encode_ordinary(self, text: str) -> np.ndarray:
         """Return the token ids of text as uint32, with `<|endoftext|>` treated as ordinary text."""
+        check_one_text(text)
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.shown_values import short_repr
-from gpt_pretrain.tokenizers.base import END_OF_TEXT, encode_with_end_of_text
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, check_one_text, encode_with_end_of_text
 
 # The name of a character tokenizer is one of these prefixes and its percent-encoded alphabet. The second prefix means that there
 # is no end of text.
@@ -62,6 +62,7 @@ class CharacterTokenizer:
         Raises:
             UserError: If the alphabet lacks a character of text.
         """
+        check_one_text(text)
         try:
             return np.array([self._ids[character] for character in text], np.uint32)
         except KeyError as error:

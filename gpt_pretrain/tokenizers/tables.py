@@ -12,6 +12,7 @@ import numpy as np
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
+from gpt_pretrain.tokenizers.base import check_one_text
 from gpt_pretrain.tokenizers.formats.definition import to_text
 from gpt_pretrain.tokenizers.vocabulary import DIGEST_DIGITS, tokenizer_label
 
@@ -63,6 +64,7 @@ class TableTokenizer:
         Raises:
             UserError: If the table lacks a part of text.
         """
+        check_one_text(text)
         pieces = text.split() if self._separated else self._longest_tokens(text)
         missing = next((piece for piece in pieces if piece not in self._ids), None)
         if missing is not None:
@@ -131,6 +133,7 @@ class IdTokenizer:
         Raises:
             UserError: If it holds anything else.
         """
+        check_one_text(text)
         for word in text.split():
             if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) < self.vocab_size):
                 raise UserError(

@@ -14,7 +14,7 @@ import tiktoken
 from tiktoken_ext import openai_public
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, check_one_text
 from gpt_pretrain.tokenizers.byte_letters import from_letters
 
 # Source: gpt2() in tiktoken_ext/openai_public.py. It pins the same hashes of GPT-2's two files.
@@ -53,10 +53,12 @@ class TiktokenTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of text, with `<|endoftext|>` encoded as eos_id."""
+        check_one_text(text)
         return self._encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
 
     def encode_ordinary(self, text: str) -> np.ndarray:
         """Return the token ids of text as uint32, with `<|endoftext|>` treated as ordinary text."""
+        check_one_text(text)
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from gpt_pretrain.errors import UserError, first_line
 from gpt_pretrain.system.native_errors import without_panic_messages
 from gpt_pretrain.system.reading import DamagedFileError
-from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, check_one_text
 from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
 from gpt_pretrain.tokenizers.formats.definition import STEPS, canonical_fields, largest_part, may_rescan, to_text, vocabulary_of
 from gpt_pretrain.tokenizers.formats.kept_bytes import keeps_bytes
@@ -89,6 +89,7 @@ class VocabularyTokenizer:
         Raises:
             UserError: If the vocabulary cannot write text.
         """
+        check_one_text(text)
         if END_OF_TEXT in self._ids and self._is_added[self._ids[END_OF_TEXT]]:
             return self._encode(text, ordinary=False).ids
         token_ids: list[int] = []
@@ -103,6 +104,7 @@ class VocabularyTokenizer:
         Raises:
             UserError: If the vocabulary cannot write text.
         """
+        check_one_text(text)
         return np.array(self._encode(text, ordinary=True).ids, np.uint32)
 
     @cached_property

@@ -22,6 +22,7 @@ from gpt_pretrain import (
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import new_model
 from gpt_pretrain.tokenizers.base import decode
+from gpt_pretrain.tokenizers.tables import IdTokenizer
 from tests.conftest import tiny_model
 
 ANY: Any = None
@@ -51,11 +52,18 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: generate(model(), ids(1), True), "max_new_tokens=True: must be a whole number."),
     (lambda: generate(model(), ids(1), 3, eos_id="x"), "eos_id='x': must be a token id, such as tokenizer.eos_id, or None."),
     (lambda: generate(model(), ids(1), 3, generator=5), "generator=5: must be a torch.Generator, such as"),
-    (lambda: decode(BYTES, ids(72, 105)), "token_ids has shape (1, 2) and dtype torch.int64: it must be whole numbers, (T,)"),
-    (lambda: decode(BYTES, torch.ones(3)), "token_ids has shape (3,) and dtype torch.float32: it must be whole numbers, (T,)"),
-    (lambda: decode(BYTES, "Hi"), "token_ids='Hi': it must be whole numbers"),
-    (lambda: decode(BYTES, [72.0]), "token_ids=[72.0]: it must be whole numbers"),
-    (lambda: decode(BYTES, None), "token_ids=None: it must be whole numbers"),
+    (lambda: decode(BYTES, ids(72, 105)), "token_ids has shape (1, 2) and dtype torch.int64: they must be whole numbers, (T,)"),
+    (lambda: decode(BYTES, torch.ones(3)), "token_ids has shape (3,) and dtype torch.float32: they must be whole numbers, (T,)"),
+    (lambda: decode(BYTES, "Hi"), "token_ids='Hi': they must be whole numbers"),
+    (lambda: decode(BYTES, [72.0]), "token_ids=[72.0]: they must be whole numbers"),
+    (lambda: decode(BYTES, None), "token_ids=None: they must be whole numbers"),
+    (lambda: decode(BYTES, [72, 257]), "token_ids has the id 257, and those of the tokenizer byte are 0 to 256. Use"),
+    (lambda: decode(BYTES, [-1]), "token_ids has the id -1, and those of the tokenizer byte are 0 to 256. Use"),
+    (lambda: BYTES.encode(None), "text=None: must be a text (str). Decode bytes first"),
+    (lambda: BYTES.encode_ordinary(b"Hi"), "text=b'Hi': must be a text (str)."),
+    (lambda: build_tokenizer("gpt2").encode(["Hi", "Ho"]), "text=['Hi', 'Ho']: must be a text (str)."),
+    (lambda: build_tokenizer("characters:ab").encode(5), "text=5: must be a text (str)."),
+    (lambda: IdTokenizer(9).encode(None), "text=None: must be a text (str)."),
     (lambda: generate(model(), ids(1), 3, temperature=None), "temperature=None: must be a number."),
     (lambda: build_tokenizer(None), "tokenizer=None: must be a name such as 'gpt2' or 'byte', or a folder or file"),
     (

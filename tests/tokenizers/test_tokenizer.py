@@ -90,4 +90,9 @@ def test_a_bad_alphabet_is_shown_in_a_few_characters(alphabet: str) -> None:
 @pytest.mark.parametrize("name", ["byte", "gpt2", "characters:ab"])
 def test_ids_outside_a_vocabulary_have_no_text(name: str) -> None:
     tokenizer = build_tokenizer(name)
-    assert decode(tokenizer, [*tokenizer.encode("ab"), tokenizer.vocab_size, -1]) == "ab"
+    ids = [*tokenizer.encode("ab"), tokenizer.vocab_size, -1]
+    assert "".join(decode_stream(tokenizer, ids)) == "ab"
+    with pytest.raises(
+        UserError, match=f"has the id {tokenizer.vocab_size}, and those of the tokenizer {tokenizer.name} are 0 to"
+    ):
+        decode(tokenizer, ids)
