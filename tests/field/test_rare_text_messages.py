@@ -170,7 +170,7 @@ def test_a_saved_dataset_lacks_a_split(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"]})}).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(tables.UserError, match=r"has no split test\. Set dataset_split= to one of its splits: train\."):
-        tables._open_dataset(tables.StreamedDataset(str(tmp_path / "saved"), None, "test"), "text")
+        tables._open_dataset(tables.StreamedDataset(str(tmp_path / "saved"), None, "test"), "text", tables.ArrowLimit())
 
 
 def test_a_model_of_the_hub_without_a_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from fsspec.implementations.zip import ZipFileSystem
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.datasets import guard
+from gpt_pretrain.texts.datasets.arrow_tables import ArrowLimit
 from gpt_pretrain.texts.datasets.guard import own_files_only
 from gpt_pretrain.texts.inputs import StreamedDataset
 from gpt_pretrain.texts.records.tables import _open_dataset
@@ -204,7 +205,7 @@ def test_a_small_parquet_file_does_not_fill_the_memory(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": rows, "n": list(range(1000))}), tmp_path / "train.parquet", store_schema=False)
     pool = pa.default_memory_pool()
     with own_files_only(str(tmp_path)):
-        records = _open_dataset(StreamedDataset(str(tmp_path), None, "train"), "text")
+        records = _open_dataset(StreamedDataset(str(tmp_path), None, "train"), "text", ArrowLimit())
         before = pool.bytes_allocated()
         table = next(iter(records.with_format("arrow").iter(batch_size=1)))
         assert len(table["text"][0].as_py()) == 300_000 and pool.bytes_allocated() - before < 100e6
@@ -305,4 +306,5 @@ def test_objects_with_any_names_in_a_field_are_read(tmp_path: Path) -> None:
 def test_other_columns_of_csv_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("n,text\n1,one\n2,two\n", encoding="utf-8")
     with own_files_only(str(tmp_path)):
-        assert list(_open_dataset(StreamedDataset(str(tmp_path), None, "train"), "text")) == [{"text": "one"}, {"text": "two"}]
+        records = _open_dataset(StreamedDataset(str(tmp_path), None, "train"), "text", ArrowLimit())
+        assert list(records) == [{"text": "one"}, {"text": "two"}]

@@ -78,6 +78,10 @@ class ContentLimit:
         self._left, self._exceeded_by = max_content(size), ""
         self.window = min(max(ALWAYS_KEPT, MAX_KEPT * size), MAX_WINDOW)
 
+    def extend(self, size: int) -> None:
+        """Allow as much more as another file of this size explains."""
+        self._left += MAX_EXPANSION * size
+
     def apply(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield blocks as long as the limit allows.
 

@@ -7,6 +7,7 @@ of the corpus.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,13 +24,13 @@ SAVED = (STATE, SPLITS)  # A folder written by save_to_disk contains one of thes
 SAVED_NAME = re.compile(r"\w[\w.+=@ -]*")  # A plain name of a split's folder or of a file, never a path or a URL.
 
 
-def check_saved_dataset(folder: Path) -> None:
-    """Check that a folder written by save_to_disk lists only regular files of its own.
+def check_saved_dataset(folder: Path) -> int:
+    """Check that a folder written by save_to_disk lists only regular files of its own, and return their size in bytes.
 
     Raises:
         UserError: If it lists anything else, or a list cannot be read.
     """
-    folders = [folder]
+    folders, size = [folder], 0
     try:
         # datasets looks for these in the same order.
         if not (folder / STATE).is_file() or not (folder / INFO).is_file():
@@ -38,7 +39,8 @@ def check_saved_dataset(folder: Path) -> None:
             read_json(part / INFO, within=folder)
             files = _list(read_json(part / STATE, within=folder), "_data_files")
             for name in _saved_names(file.get("filename") if isinstance(file, dict) else None for file in files):
-                open_regular(part / name, within=folder).close()
+                with open_regular(part / name, within=folder) as stream:
+                    size += stream.seek(0, os.SEEK_END)
     except (OSError, DamagedFileError) as error:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -46,6 +48,7 @@ def check_saved_dataset(folder: Path) -> None:
             f"dataset={folder} is not read: {where}{reason}. A dataset that save_to_disk wrote consists of regular files in its "
             "own folder. If you trust it, copy it with `cp -rL`, which copies what its links lead to, and give the copy."
         ) from error
+    return size
 
 
 def check_is_text(text_field: str, features: Mapping[str, Any], name: str) -> None:

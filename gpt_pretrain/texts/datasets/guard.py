@@ -28,6 +28,7 @@ from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.containers.decompression import max_content
 from gpt_pretrain.texts.containers.zip_members import check_no_overlap
+from gpt_pretrain.texts.datasets.arrow_tables import ArrowLimit
 from gpt_pretrain.texts.datasets.field_limits import limit_fields, limit_fields_of_examples
 from gpt_pretrain.texts.datasets.limited_stream import LimitedStream
 from gpt_pretrain.texts.datasets.rows import read_text_column
@@ -63,7 +64,9 @@ Function = Callable[..., Any]
 
 
 @contextmanager
-def own_files_only(name: str, *, read_tables: Function = read_text_column) -> Iterator[None]:
+def own_files_only(
+    name: str, *, read_tables: Function = read_text_column, arrow_limit: ArrowLimit | None = None
+) -> Iterator[None]:
     """Make the package datasets refuse, during the block, to list or open anything but the dataset's own files.
 
     Functions of datasets and fsspec are replaced meanwhile, so only one such block can be active at a time.
@@ -71,6 +74,7 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
     Args:
         name: The dataset's name on the hub, or its folder or file on this machine.
         read_tables: Replaces the method of datasets that reads Parquet files.
+        arrow_limit: Is told of the Arrow files that are read.
     """
     own = _OwnFiles(name)
     with ExitStack() as stack:
@@ -88,6 +92,7 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
             ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
             ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
             ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_tables),
+            ("datasets.packaged_modules.arrow.arrow:Arrow", "_generate_tables", (arrow_limit or ArrowLimit()).count_files),
             ("datasets.packaged_modules.json.json", "find_mixed_struct_types_field_paths", limit_fields_of_examples),
             ("pyarrow.json", "read_json", limit_fields),
             ("pandas", "read_json", limit_fields),

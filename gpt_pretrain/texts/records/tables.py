@@ -12,6 +12,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.resources import bounded_memory
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
 from gpt_pretrain.texts.containers.decompression import ContentLimit, DamagedArchiveError
+from gpt_pretrain.texts.datasets.arrow_tables import ArrowLimit
 from gpt_pretrain.texts.datasets.files import SAVED, check_is_text, check_saved_dataset
 from gpt_pretrain.texts.datasets.guard import check_reader, own_files_only
 from gpt_pretrain.texts.extras import missing_extra
@@ -84,10 +85,11 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
     """
     cursor = Cursor(f"{dataset.name} ({dataset.split})", start, bytes_read=lambda: 0)
     os.environ.setdefault("USE_TORCH", "0")  # datasets would import torch (200 MB of memory) to be able to create tensors.
+    arrow_limit = ArrowLimit()
     try:
-        with own_files_only(dataset.name):
+        with own_files_only(dataset.name, arrow_limit=arrow_limit):
             with bounded_memory(DATASET_MEMORY):  # For some kinds of files, datasets reads the first records to find columns.
-                records = _open_dataset(dataset, text_field)
+                records = _open_dataset(dataset, text_field, arrow_limit)
             # If the features are unknown, datasets decodes nothing, so there is nothing to check.
             if records.features is not None:
                 check_column(text_field, list(records.features), f"dataset={dataset.name}")
@@ -99,6 +101,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
                     batch = next(batches, None)
                 if batch is None:
                     return
+                arrow_limit.take(batch[text_field])
                 yield from _chunk_values(batch[text_field], cursor)
     except (UserError, GeneratorExit):
         raise
@@ -115,7 +118,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
         ) from error
 
 
-def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
+def _open_dataset(dataset: StreamedDataset, text_field: str, arrow_limit: ArrowLimit) -> Any:
     """Return the records of a dataset. From Parquet files, only the column of text is read."""
     import datasets
 
@@ -132,7 +135,7 @@ def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
         elif hasattr(builder.config, "usecols") and records.features is None:
             builder.config.usecols = [text_field]  # pandas is slow with thousands of columns
         return records
-    check_saved_dataset(folder)
+    arrow_limit.add_file(check_saved_dataset(folder))
     saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.DatasetDict):
         if dataset.split not in saved:
@@ -141,6 +144,10 @@ def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
                 f"{', '.join(saved)}."
             )
         saved = saved[dataset.split]
+    if (
+        text_field in saved.column_names
+    ):  # A text could lie outside of its file. datasets 5.2 checks this in other Arrow files only.
+        saved.data.table.column(text_field).validate(full=True)
     return saved.with_format(None).to_iterable_dataset()  # A saved format may turn text into tensors.
 
 

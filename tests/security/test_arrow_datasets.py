@@ -1,0 +1,85 @@
+"""Arrow files of strangers, in a folder and as save_to_disk writes them: what they cost, and that texts lie within them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from gpt_pretrain.errors import UserError
+from tests.helpers.read_datasets import read
+
+datasets = pytest.importorskip("datasets")
+
+
+def write(file: Path, column: pa.Array, *, batches: int = 1) -> None:
+    table = pa.table({"text": column})
+    with pa.OSFile(str(file), "wb") as stream:
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_stream(stream, table.schema, options=options) as writer:
+            for _ in range(batches):
+                writer.write_table(table)
+
+
+def save(folder: Path, texts: list[str]) -> Path:
+    """Save a dataset, and return its only file."""
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder)
+    (file,) = folder.glob("*.arrow")
+    return file
+
+
+def shared_text(text: str, count: int) -> pa.Array:
+    """Return texts that all lie in the same bytes."""
+    _, views, data = pa.array([text], pa.string_view()).buffers()
+    views = pa.py_buffer(views.to_pybytes()[:16] * count)
+    return pa.Array.from_buffers(pa.string_view(), count, [None, views, data])
+
+
+@pytest.mark.parametrize(
+    ("column", "batches"),
+    [
+        (pa.array(["a" * 10_000] * 10), 20),
+        (pa.array([b"a" * 10_000] * 10), 20),
+        (pa.array([""] * 10_000), 2),
+        (pa.array(["a<|endoftext|>" * 100]), 200),
+        (shared_text("a" * 10_000, 200), 1),
+    ],
+    ids=["long texts", "bytes", "empty texts", "markers", "one text many times"],
+)
+def test_a_small_arrow_file_does_not_expand_without_limit(
+    column: pa.Array, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 1 << 20)
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.MAX_EXPANSION", 5)
+    monkeypatch.setattr("gpt_pretrain.texts.datasets.arrow_tables.MAX_EXPANSION", 5)
+    write(tmp_path / "x.arrow", column, batches=batches)
+    with pytest.raises(UserError, match="Arrow files of this dataset expand to more than 5 times their size"):
+        read(tmp_path)
+
+
+def test_each_arrow_file_explains_its_own_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 0)
+    texts = [f"text {number}" for number in range(300)]
+    for number in range(3):
+        write(tmp_path / f"{number}.arrow", pa.array(texts))
+    assert read(tmp_path) == texts * 3
+
+
+def test_a_saved_dataset_does_not_expand_without_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 1 << 20)
+    file = save(tmp_path / "saved", ["one", "two"])
+    assert read(tmp_path / "saved") == ["one", "two"]
+    write(file, pa.array([""] * 20_000))
+    with pytest.raises(UserError, match="or have far more records than it explains"):
+        read(tmp_path / "saved")
+
+
+def test_a_text_of_a_saved_dataset_lies_within_its_file(tmp_path: Path) -> None:
+    file = save(tmp_path / "saved", ["hello"] * 2)
+    ends = b"".join(end.to_bytes(4, "little") for end in (0, 5, 10))
+    content = file.read_bytes()
+    assert content.count(ends) == 1
+    file.write_bytes(content.replace(ends, ends[:8] + (200).to_bytes(4, "little")))
+    with pytest.raises(UserError, match=r"out of bounds|larger than values"):
+        read(tmp_path / "saved")
