@@ -13,6 +13,7 @@ from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.sweeps.folder import STUDY
 from gpt_pretrain.sweeps.journal_check import check_journal
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.reading_cost import add_opened, explained_by_size
 
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage
@@ -41,14 +42,17 @@ def open_journal(folder: Path) -> Iterator[JournalStorage]:
 
 @contextmanager
 def explain_damage(journal: Path) -> Iterator[None]:
-    """Replace the exceptions that a damaged journal causes in Optuna by a message.
+    """Replace the exceptions that a damaged journal causes in Optuna by a message, and end a block that takes far too long.
 
     Raises:
         UserError: If the block fails, and the journal existed before.
     """
     exists = journal.exists()
     try:
-        yield
+        with explained_by_size(journal):
+            if exists:
+                add_opened(journal.stat())  # Optuna opens it.
+            yield
     except (UserError, OSError):
         raise
     except Exception as error:  # Optuna replays the journal. It can raise anything if the journal makes no sense.

@@ -22,8 +22,10 @@ from optuna.trial import TrialState, create_trial
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import read_metadata, stored_overrides
+from gpt_pretrain.sweeps.folder import STUDY
 from gpt_pretrain.sweeps.journal import open_journal
 from gpt_pretrain.sweeps.search import NumberRange, Search, ValueList
+from gpt_pretrain.system import reading_cost
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
 
 
@@ -63,6 +65,20 @@ SPACES = {"optimizer.lr": NumberRange(1e-4, 1e-2, log=True)}
 def open_search(folder: Path) -> Search:
     """Open a search over the learning rate."""
     return Search.open(folder, dict(SPACES), sampler="random", seed=1, pruning=False, pruning_after=1)
+
+
+def test_waiting_trials_out_of_range_are_not_passed_over_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_study(tmp_path)
+    trial = {"op_code": 4, "worker_id": "w", "study_id": 0, "datetime_start": "2026-01-01T00:00:00", "state": 4}
+    line = json.dumps(trial | {"system_attrs": {"fixed_params": {"optimizer.lr": 1.0}}})
+    with open(tmp_path / STUDY, "a") as journal:
+        journal.write(f"{line}\n" * 500)
+    search = open_search(tmp_path)
+    monkeypatch.setattr(reading_cost, "SECONDS", 0.05)
+    monkeypatch.setattr(reading_cost, "SECONDS_PER_MB", 0.0)
+    monkeypatch.setattr(reading_cost, "TICK", 0.01)
+    with pytest.raises(UserError, match=r"study\.journal: reading it took .* seconds of processor time"):
+        search.ask(1)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"fixed_params": []}, {"fixed_params": "x"}, {"fixed_params": {"optimizer.lr": "x"}}])
