@@ -21,7 +21,7 @@ from huggingface_hub.utils import http_backoff
 
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.private_cache import TAG
-from gpt_pretrain.data.remote import remote_files, web
+from gpt_pretrain.data.remote import hub_session, remote_files, web
 from gpt_pretrain.data.remote.download import download, download_name, find_download
 from gpt_pretrain.data.remote.http_session import BoundedResponse
 from gpt_pretrain.data.remote.remote_files import RemoteFiles
@@ -323,6 +323,21 @@ def test_an_answer_of_the_hub_s_file_system_without_end_is_cut_off(
         == b"234"
     )
     assert len(get_session().get(f"{stranger.url}/x.bin").content) > 2_000_000, "elsewhere, the client stays as it is"
+
+
+def test_a_list_of_the_hub_without_a_last_page_is_cut_off(stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_session, "MAX_LIST_BYTES", 250_000)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    stranger.files["/page"] = bytes(100_000)
+    files = RemoteFiles("hf://datasets/some/corpus", remote_settings())
+
+    def read_pages(count: int, headers: dict[str, str]) -> int:
+        return sum(len(http_backoff("GET", f"{stranger.url}/page", headers=headers).content) for _ in range(count))
+
+    assert files._retry(lambda: read_pages(2, {}), "") == 200_000
+    assert files._retry(lambda: read_pages(5, {"range": "bytes=0-99999"}), "") == 500_000, "parts of a shard are no list"
+    with pytest.raises(UserError, match="the hub's list of files has more than 250,000 bytes"):
+        files._retry(lambda: read_pages(5, {}), "")
 
 
 def test_google_s_file_system_gets_a_client_with_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,11 @@ from typing import Any, TypeVar
 from huggingface_hub import set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from gpt_pretrain.data.remote.web import AnswerLimit
+from gpt_pretrain.data.remote.web import MAX_ANSWER_BYTES, AnswerLimit
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.urls import without_secrets
+
+MAX_LIST_BYTES = 2 * MAX_ANSWER_BYTES  # bytes of all answers to a job, such as the pages of a list of files
 
 Result = TypeVar("Result")
 
@@ -25,10 +29,10 @@ def receive_bounded(job: Callable[[], Result]) -> Result:
     """Run a job in which no answer of the hub may be longer than its request asked for, and return the result.
 
     Raises:
-        UserError: If an answer is longer.
+        UserError: If an answer is longer, or there are answers without end.
     """
     _install()
-    _this_thread.is_bounded = True
+    _this_thread.is_bounded, _this_thread.received = True, 0
     try:
         return job()
     finally:
@@ -53,4 +57,9 @@ def _limit(answer: Any) -> None:
         for piece in answer.iter_bytes():
             limit.add(piece)
             pieces.append(piece)
+            _this_thread.received += len(piece)
+        if not limit.has_range and _this_thread.received > MAX_LIST_BYTES:
+            raise UserError(
+                f"{without_secrets(str(answer.url))}: the hub's list of files has more than {MAX_LIST_BYTES:,} bytes."
+            )
         answer._content = b"".join(pieces)  # The library's own `read` keeps the body here (httpx2 2.16).

@@ -95,11 +95,14 @@ class AnswerLimit:
     Args:
         url: The URL of the request.
         asked: The request's header Range; empty if it names no range.
+
+    Attributes:
+        has_range: Whether the request names a range.
     """
 
     def __init__(self, url: str, asked: str) -> None:
         span = RANGE.fullmatch(asked)
-        self._url, self._has_range = url, span is not None
+        self._url, self.has_range = url, span is not None
         self._limit = MAX_ANSWER_BYTES if span is None else int(span[2]) - int(span[1]) + 1
         self._length = 0
 
@@ -112,7 +115,7 @@ class AnswerLimit:
         self._length += len(piece)
         if self._length <= self._limit:
             return
-        if self._has_range:
+        if self.has_range:
             raise UserError(
                 f"{without_secrets(self._url)}: the server ignores the Range header and sends whole files, so shards cannot be "
                 "read from it. Copy them to a local disk, or use another server."
