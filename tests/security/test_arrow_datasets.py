@@ -13,8 +13,8 @@ from tests.helpers.read_datasets import read
 datasets = pytest.importorskip("datasets")
 
 
-def write(file: Path, column: pa.Array, *, batches: int = 1) -> None:
-    table = pa.table({"text": column})
+def write(file: Path, column: pa.Array, *, other: pa.Array | None = None, batches: int = 1) -> None:
+    table = pa.table({"text": column} if other is None else {"text": column, "other": other})
     with pa.OSFile(str(file), "wb") as stream:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.ipc.new_stream(stream, table.schema, options=options) as writer:
@@ -55,6 +55,13 @@ def test_a_small_arrow_file_does_not_expand_without_limit(
     monkeypatch.setattr("gpt_pretrain.texts.datasets.arrow_tables.MAX_EXPANSION", 5)
     write(tmp_path / "x.arrow", column, batches=batches)
     with pytest.raises(UserError, match="Arrow files of this dataset expand to more than 5 times their size"):
+        read(tmp_path)
+
+
+def test_other_columns_of_an_arrow_file_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 1 << 20)
+    write(tmp_path / "x.arrow", pa.array(["a"]), other=pa.array([[0] * 100_000]), batches=20)
+    with pytest.raises(UserError, match="expand to more than 250 times their size"):
         read(tmp_path)
 
 

@@ -34,8 +34,11 @@ class ArrowLimit:
             self._limit = ContentLimit(0)
         self._limit.extend(size)
 
-    def take(self, values: list[Any]) -> None:
+    def take(self, values: list[Any], *, n_bytes: int = 0) -> None:
         """Count texts.
+
+        Args:
+            n_bytes: Further bytes, such as those of all columns of a table.
 
         Raises:
             UserError: If the files do not explain them.
@@ -45,7 +48,7 @@ class ArrowLimit:
         n_documents = len(values) + sum(value.count(END_OF_TEXT) for value in values if isinstance(value, str))
         n_documents += sum(value.count(MARKER) for value in values if isinstance(value, bytes))
         try:
-            self._limit.take(sum(len(value) for value in values if isinstance(value, str | bytes)), EXPANDED)
+            self._limit.take(n_bytes + sum(len(value) for value in values if isinstance(value, str | bytes)), EXPANDED)
             self._limit.take(RECORD * n_documents, MANY_RECORDS)
         except DamagedArchiveError as error:
             raise UserError(
@@ -64,6 +67,7 @@ class ArrowLimit:
                 with opened(file, "rb") as stream:
                     self.add_file(stream.seek(0, io.SEEK_END))
                 for index, (_, table) in enumerate(generate(builder, [file])):
+                    self.take([], n_bytes=table.get_total_buffer_size())  # It takes time even if no row has a text.
                     yield Key(number, index), table
 
         return generate_tables
