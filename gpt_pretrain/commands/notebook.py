@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 
 from gpt_pretrain.commands.command_line.argument_checks import argument_problems, with_prefix
 from gpt_pretrain.commands.command_line.command_words import clean_word, sort_arguments
@@ -18,7 +24,22 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.argument_types import check_type
 from gpt_pretrain.system.checkout import CONF
 
+_COMPOSING = Lock()
 
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Set aside the Hydra of the caller, which may be a program with `hydra.main`, in one thread at a time."""
+    with _COMPOSING:
+        backup = get_gh_backup()
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            restore_gh_from_backup(backup)
+
+
+@_own_hydra()
 def load_settings(*overrides: str | list[str]) -> TrainSettings:
     """Return the settings of train.py with overrides such as "model=tiny" or "optimizer.lr=1e-3". Lists of them are allowed.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -67,14 +68,14 @@ class TextDataModule(L.LightningDataModule):
     ) -> None:
         check_type("settings", settings, DataSettings, "settings, such as load_settings('data.path=FILE').data")
         check_type("tokenizer", tokenizer, Tokenizer, "a tokenizer, such as build_tokenizer('gpt2')")
-        check_type("context_length", context_length, int, "a whole number, such as settings.model.context_length")
+        check_type("context_length", context_length, Integral, "a whole number, such as settings.model.context_length")
         if context_length < 1:
             raise UserError(f"The context_length of a TextDataModule must be at least 1, not {context_length}.")
         super().__init__()
         self.settings = settings
         self.custom = custom
         self.tokenizer = tokenizer
-        self.context_length = context_length
+        self.context_length = int(context_length)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from gpt_pretrain.errors import UserError
@@ -67,6 +68,10 @@ class GPTConfig:
     bigram_rows: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Integral) and not isinstance(value, int):  # a number of NumPy, which is no plain data
+                object.__setattr__(self, field.name, int(value))
         problems = [
             f"{name}={short_repr(getattr(self, name))}: must be a whole number of at least 1."
             for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")

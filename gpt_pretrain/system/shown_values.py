@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from numbers import Number
 from typing import Any
 
 
@@ -18,7 +19,14 @@ def short_repr(value: object) -> str:
     """Return a `repr` of at most a few hundred characters for a value of any size, for a message."""
     if value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | dict | set | frozenset):
         return _SHORT.repr(value)
-    return f"<a {type(value).__name__}>"
+    return _named(value)
+
+
+def _named(value: object) -> str:
+    if isinstance(value, Number):  # such as np.int64(5)
+        return repr(value)
+    name = type(value).__name__
+    return f"<{'an' if name[0] in 'AEIOUaeio' else 'a'} {name}>"
 
 
 class _ShortRepr(reprlib.Repr):
@@ -34,7 +42,7 @@ class _ShortRepr(reprlib.Repr):
     def repr_instance(self, x: object, level: int) -> str:
         if isinstance(x, bytes):
             return repr(x[: self.maxother])
-        return repr(x) if x is None or isinstance(x, bool | float) else f"<a {type(x).__name__}>"
+        return repr(x) if x is None or isinstance(x, bool | float) else _named(x)
 
 
 _SHORT = _ShortRepr()

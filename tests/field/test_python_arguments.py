@@ -1,13 +1,17 @@
 """The public names of the package, called with what a newcomer passes to them in a notebook."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from gpt_pretrain import (
     GPTConfig,
@@ -21,6 +25,7 @@ from gpt_pretrain import (
 )
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import new_model
+from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.tokenizers.base import decode
 from gpt_pretrain.tokenizers.tables import IdTokenizer
 from tests.conftest import tiny_model
@@ -87,6 +92,8 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: load_settings("-m"), "-m: load_settings takes settings only"),
     (lambda: load_pretrained(None), "source=None: must be a path, a model on the hub such as 'gpt2', or 'latest'."),
     (lambda: GPTModel({"emb_dim": 8}), "config={'emb_dim': 8}: must be a GPTConfig, such as GPTConfig("),
+    (lambda: load_pretrained(OrderedDict()), "source=<an OrderedDict>: must be a path"),
+    (lambda: load_pretrained(np.int64(3)), "source=np.int64(3): must be a path"),
     (lambda: GPTModel(SETTINGS.model), "config=<a ModelSettings>: must be a GPTConfig"),
     (lambda: GPTLitModule(ANY, optimizer=ANY, scheduler=ANY, total_steps=1), "model=None: must be a model, such as"),
     (
@@ -156,3 +163,20 @@ def test_paths_and_lists_are_taken_where_they_are_natural(tmp_path: Path) -> Non
         build_tokenizer(tmp_path / "nothing")
     assert build_tokenizer(Path("byte")).name == "byte"
     assert isinstance(GPTModel(GPTConfig(vocab_size=300, **vars(SETTINGS.model))), GPTModel)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    size = np.int64(8)
+    config = GPTConfig(vocab_size=np.uint8(9), context_length=size, emb_dim=size, n_heads=np.int32(2), n_layers=1)
+    assert config == GPTConfig(vocab_size=9, context_length=8, emb_dim=8, n_heads=2, n_layers=1)
+    assert all(type(value) is not np.int64 for value in vars(config).values())
+    assert TextDataModule(SETTINGS.data, BYTES, context_length=size, seed=np.int64(1)).context_length == 8
+
+
+def test_settings_are_loaded_in_threads_and_in_a_program_with_hydra() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda seed: load_settings("model=tiny", f"seed={seed}").seed, range(4))) == [0, 1, 2, 3]
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        assert load_settings("seed=5").seed == 5
+        assert GlobalHydra.instance().is_initialized()
+    assert not GlobalHydra.instance().is_initialized()
