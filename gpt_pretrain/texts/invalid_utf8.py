@@ -87,6 +87,7 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     guess = best_of_alphabet(guesses, block)
     name = guess.upper().replace("_", "-")
     if valid_share > SOME and guess in HARDLY_UTF8:
+        name = next(likely_encodings(_without_utf8(sample)), guess).upper().replace("_", "-")
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
     told_by = sum(character > "\x7f" for character in sample.decode(guess, errors="ignore"))
     is_guess = told_by < FEW and guess not in EBCDIC  # EBCDIC shows in each letter.
@@ -115,6 +116,12 @@ def _valid_share(block: bytes) -> float:
     text = block.decode(errors="replace")
     invalid = text.count("\ufffd")
     return (sum(character > "\x7f" for character in text) - invalid) / max(invalid, 1)
+
+
+def _without_utf8(block: bytes) -> bytes:
+    """Return a text without its characters of several bytes that are valid UTF-8."""
+    text = block.decode(errors="surrogateescape")
+    return "".join(one for one in text if one < "\x80" or "\udc80" <= one <= "\udcff").encode(errors="surrogateescape")
 
 
 def _ends_in_character(rest: bytes) -> bool:

@@ -197,6 +197,7 @@ def test_no_command_is_advised_that_would_make_garbage(tmp_path: Path) -> None:
     french = "la fenêtre de l'été très chaud, sa sœur\n"
     for content, message in (
         ((french.encode() + french.encode("iso8859_15") * 8) * 40, "Some of it is UTF-8, and some looks like ISO8859-15"),
+        ("Grüße aus München\n".encode() + "Grüße aus München\n".encode("cp1252"), "and some looks like CP1252"),
         (mixed, "Some of it is UTF-8, and some looks like CP1252"),
         (b"a\xff\xfe\x81\n" * 9, "another encoding"),
     ):
