@@ -145,6 +145,18 @@ def available_memory() -> int | None:
     return max(0, min(available, limit - use))
 
 
+def swap_space() -> int | None:
+    """Return the bytes of this machine's swap space; None if unknown.
+
+    Source: proc_meminfo(5), SwapTotal.
+    """
+    try:
+        found = re.search(r"^SwapTotal:\s*(\d+) kB$", MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else int(found[1]) * 1024
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Restart the measurement of `peak_memory`, if the system allows it.
 

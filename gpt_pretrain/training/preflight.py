@@ -39,6 +39,7 @@ from gpt_pretrain.training.budget.plan import BudgetPlan, plan_budget
 from gpt_pretrain.training.budget.typed import check_budget, check_lengths
 from gpt_pretrain.training.custom_checks import check_custom_model, check_custom_optimizer, check_custom_scheduler
 from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.planning.memory import check_memory
 from gpt_pretrain.training.run_length import total_steps
 from gpt_pretrain.training.run_tokenizer import choose_start_context, find_tokenizer, may_train_vocabulary, tokenizer_problems
 from gpt_pretrain.training.start.restored_settings import state_change_problems
@@ -122,6 +123,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
             _check_text(settings)
         else:
             data = _load_data(settings, tokenizer)
+            check_memory(settings, vocab_size=tokenizer.vocab_size, n_windows=settings.data.batch_windows)
             if "start_context" not in overridden:
                 choose_start_context(settings, tokenizer, data.split)
     with found.collect():
@@ -148,6 +150,8 @@ def _check_settings(settings: TrainSettings) -> ProblemCollector:
             check(settings)
     with found.collect():
         accelerator_device(settings.trainer.accelerator)
+        if not found.problems:
+            check_memory(settings, vocab_size=1, n_windows=1)  # before a vocabulary is tried with this model
     return found
 
 

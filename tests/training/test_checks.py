@@ -10,7 +10,7 @@ from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.system import resources
-from gpt_pretrain.training.planning import checks
+from gpt_pretrain.training.planning import checks, memory
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.time_checks import costly_orthogonalization
 from tests.helpers.plans import plan_run
@@ -168,10 +168,10 @@ def test_the_optimizer_that_is_advised_in_place_of_muon_suits_the_model(
 def test_too_little_memory_and_disk_give_warnings(
     warnings_for: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, overrides: list[str], remedy: str, limit: int
 ) -> None:
-    monkeypatch.setattr(checks, "memory_limit", lambda device: limit)
+    monkeypatch.setattr(memory, "memory_limit", lambda device: limit)
     monkeypatch.setattr(checks, "free_disk", lambda path: 10**5)
-    memory, disk = warnings_for(*overrides)
-    assert remedy in memory
+    too_large, disk = warnings_for(*overrides)
+    assert remedy in too_large
     assert "the checkpoints need up to 706 kB there" in disk
     assert "but only 100 kB are free" in disk
 
@@ -194,7 +194,7 @@ def test_fsdp_is_recommended_where_it_is_needed_and_nowhere_else(
         == warnings_for(*overrides, "trainer.strategy=fsdp", "doubts.max_ddp_memory=0")
         == []
     )
-    monkeypatch.setattr(checks, "memory_limit", lambda device: 8 * 6_000_000)  # 8 processes share the CPU's memory
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 8 * 6_000_000)  # 8 processes share the CPU's memory
     assert warnings_for(*overrides, "trainer.strategy=fsdp", "trainer.activation_checkpointing=true") == []
     (tight,) = warnings_for(*overrides, "trainer.strategy=ddp")
     assert "of memory per step on each of 8 devices, but only 6.0 MB are available. trainer=fsdp, which splits the" in tight

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.token_stream import sample_tokens
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model import costs
@@ -21,9 +20,10 @@ from gpt_pretrain.model.cluster_costs import step_traffic
 from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_count, format_rounded, format_short, format_si
-from gpt_pretrain.system.resources import free_disk, memory_limit
+from gpt_pretrain.system.resources import free_disk
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.planning.check_context import CheckContext
+from gpt_pretrain.training.planning.memory import memory_per_device
 from gpt_pretrain.training.planning.plan import disk_needed, per_device_note
 from gpt_pretrain.training.planning.schedule_checks import (
     learning_rate_jumps,
@@ -89,7 +89,7 @@ def _unused_sampler_settings(context: CheckContext) -> str | None:
 
 def _memory_too_small(context: CheckContext) -> str | None:
     settings, plan = context.settings, context.plan
-    limit = _memory_per_device(settings)
+    limit = memory_per_device(settings)
     if limit is None or plan.memory.peak <= limit:
         return None
     size = settings.data.batch_windows
@@ -109,7 +109,7 @@ def _memory_too_small(context: CheckContext) -> str | None:
 
 def _needless_fsdp(context: CheckContext) -> str | None:
     settings, plan = context.settings, context.plan
-    limit, with_ddp = _memory_per_device(settings), replace(plan.parallelism, fsdp=False)
+    limit, with_ddp = memory_per_device(settings), replace(plan.parallelism, fsdp=False)
     needed = _peak_memory(context, with_ddp)
     if limit is None or not plan.parallelism.fsdp or needed > settings.doubts.max_ddp_memory * limit:
         return None
@@ -119,14 +119,6 @@ def _needless_fsdp(context: CheckContext) -> str | None:
         f"{format_si(needed, 'B')} of their {format_si(limit, 'B')}. trainer.strategy=ddp sends {format_si(sent, 'B')} per step "
         f"instead of {format_si(plan.traffic.total, 'B')}."
     )
-
-
-def _memory_per_device(settings: TrainSettings) -> int | None:
-    """Return the bytes available to each device. Processes on a CPU share its memory."""
-    device, trainer = accelerator_device(settings.trainer.accelerator), settings.trainer
-    limit = memory_limit(device)
-    processes = int(trainer.devices) if device.type == "cpu" and trainer.devices != "auto" else 1
-    return None if limit is None else limit // processes
 
 
 def _peak_memory(context: CheckContext, parallelism: costs.Parallelism) -> int:

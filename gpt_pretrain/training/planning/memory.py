@@ -1,0 +1,56 @@
+"""The memory that a run may use. A run on a CPU that needs more would stop the whole machine, or be killed by the system."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.costs import Parallelism, training_memory
+from gpt_pretrain.system.devices import accelerator_device
+from gpt_pretrain.system.formatting import format_si
+from gpt_pretrain.system.resources import memory_limit, swap_space
+
+
+def memory_per_device(settings: TrainSettings) -> int | None:
+    """Return the bytes available to each device, None if unknown. Processes on a CPU share its memory."""
+    device, trainer = accelerator_device(settings.trainer.accelerator), settings.trainer
+    limit = memory_limit(device)
+    processes = int(trainer.devices) if device.type == "cpu" and trainer.devices != "auto" else 1
+    return None if limit is None else limit // processes
+
+
+def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) -> None:
+    """Check that the memory and the swap space of this machine can hold a training step on a CPU.
+
+    Args:
+        n_windows: Windows of a batch on each device.
+
+    Raises:
+        UserError: If they cannot.
+    """
+    limit, swap, trainer = memory_per_device(settings), swap_space(), settings.trainer
+    if "model" in settings.custom or limit is None or swap is None or accelerator_device(trainer.accelerator).type != "cpu":
+        return
+    devices = trainer.num_nodes * (1 if trainer.devices == "auto" else int(trainer.devices))
+    needed = training_memory(
+        GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model)),
+        batch_size=n_windows,
+        precision="32-true" if trainer.precision == "auto" else trainer.precision,
+        device="cpu",
+        parallelism=Parallelism(
+            devices,
+            fsdp=trainer.strategy == "fsdp" and devices > 1,
+            activation_checkpointing=trainer.activation_checkpointing,
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
+        ),
+        optimizer=settings.optimizer.name,
+        averages=settings.ema_decay is not None,
+    ).peak
+    if needed > limit + swap:
+        each = " for each process" if devices > trainer.num_nodes else ""
+        raise UserError(
+            f"A step of this model needs {format_si(needed, 'B')} of memory, but this machine has {format_si(limit, 'B')}{each}. "
+            "A smaller model, a shorter model.context_length or a smaller data.batch_size needs less."
+        )

@@ -1,0 +1,73 @@
+"""A run that this machine's memory cannot hold is refused before its model exists, whoever has chosen its size."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system import resources
+from gpt_pretrain.training import preflight
+from gpt_pretrain.training.planning import memory
+
+SMALL = ("model=tiny", "tokenizer=byte", "model.n_layers=1", "model.emb_dim=32", "trainer.accelerator=cpu", "trainer.max_steps=1")
+ENORMOUS = ("model.emb_dim=8192", "model.n_heads=128", "model.n_layers=128")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int | None], None]:
+    """Return a function that sets the bytes of this machine's memory and swap space."""
+
+    def set_bytes(limit: int, swap: int | None) -> None:
+        monkeypatch.setattr(memory, "memory_limit", lambda device: limit)
+        monkeypatch.setattr(memory, "swap_space", lambda: swap)
+
+    return set_bytes
+
+
+def test_an_enormous_model_is_refused_before_it_or_its_vocabulary_is_made(
+    compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "find_tokenizer", lambda *arguments: pytest.fail("a vocabulary is looked for"))
+    config = compose_train(*SMALL, *ENORMOUS, "tokenizer=bpe", "run_dir=unused")
+    with pytest.raises(UserError, match=r"^A step of this model needs 1\.6 TB of memory, but this machine has"):
+        preflight.prepare_training(config, overridden=set())
+
+
+@pytest.mark.parametrize(
+    ("limit", "swap", "fits"), [(10**6, 0, False), (10**6, 10**7, True), (10**6, None, True), (10**7, 0, True)]
+)
+def test_memory_and_swap_space_count(
+    compose_train: Callable[..., DictConfig],
+    machine: Callable[[int, int | None], None],
+    limit: int,
+    swap: int | None,
+    fits: bool,
+) -> None:
+    machine(limit, swap)
+    config = compose_train(*SMALL, "run_dir=unused", "data.batch_size=8")
+    if fits:
+        preflight.prepare_training(config, overridden=set())
+    else:
+        with pytest.raises(
+            UserError, match=r"but this machine has 1\.0 MB\. A smaller model, a shorter model\.context_length or"
+        ):
+            preflight.prepare_training(config, overridden=set())
+
+
+def test_processes_share_the_memory(compose_train: Callable[..., DictConfig], machine: Callable[[int, int | None], None]) -> None:
+    machine(4 * 10**6, 0)
+    config = compose_train(*SMALL, "run_dir=unused", "data.batch_size=4", "trainer.devices=4", "trainer.strategy=ddp")
+    with pytest.raises(UserError, match=r"this machine has 1\.0 MB for each process"):
+        preflight.prepare_training(config, overridden=set())
+
+
+def test_the_swap_space_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    description = tmp_path / "meminfo"
+    monkeypatch.setattr(resources, "MEMINFO", description)
+    assert resources.swap_space() is None
+    description.write_text(
+        "MemTotal:       24000000 kB\nSwapCached:            1 kB\nSwapTotal:       2097152 kB\nSwapFree:              0 kB\n"
+    )
+    assert resources.swap_space() == 2**31
