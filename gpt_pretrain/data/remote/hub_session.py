@@ -18,7 +18,7 @@ from gpt_pretrain.data.remote.web import MAX_ANSWER_BYTES, AnswerLimit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.urls import without_secrets
 
-MAX_LIST_BYTES = 2 * MAX_ANSWER_BYTES  # bytes of all answers to a job, such as the pages of a list of files
+MAX_LIST_BYTES = 2 * MAX_ANSWER_BYTES  # bytes of a job's answers whose requests name no range, such as the pages of a list
 
 Result = TypeVar("Result")
 
@@ -32,7 +32,7 @@ def receive_bounded(job: Callable[[], Result]) -> Result:
         UserError: If an answer is longer, or there are answers without end.
     """
     _install()
-    _this_thread.is_bounded, _this_thread.received = True, 0
+    _this_thread.is_bounded, _this_thread.listed = True, 0
     try:
         return job()
     finally:
@@ -57,8 +57,8 @@ def _limit(answer: Any) -> None:
         for piece in answer.iter_bytes():
             limit.add(piece)
             pieces.append(piece)
-            _this_thread.received += len(piece)
-        if not limit.has_range and _this_thread.received > MAX_LIST_BYTES:
+        _this_thread.listed += 0 if limit.has_range else sum(map(len, pieces))
+        if _this_thread.listed > MAX_LIST_BYTES:
             raise UserError(
                 f"{without_secrets(str(answer.url))}: the hub's list of files has more than {MAX_LIST_BYTES:,} bytes."
             )
