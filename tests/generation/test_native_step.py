@@ -139,7 +139,7 @@ def test_a_layer_of_8_bits_equals_the_plain_layer_with_rounded_weights(n_rows: i
 
 
 @pytest.mark.parametrize("n_rows", [2, 4, 8])
-@pytest.mark.parametrize("largest", [0.0, 1e-44, 1e-38, 1e30, torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("largest", [0.0, 1e-44, 1e-38, 3.99e-34, 1e30, torch.inf, -torch.inf, torch.nan])
 def test_a_layer_of_8_bits_takes_any_number(n_rows: int, largest: float) -> None:
     torch.manual_seed(n_rows)
     x = torch.randn(n_rows, 64).clamp(-1, 1)

@@ -71,7 +71,7 @@ static uint8_t *round_inputs(const Inputs *x, float *steps) {
         int32_t bits = _mm512_reduce_max_epi32(largest);
         float size;
         memcpy(&size, &bits, sizeof size);
-        float step = size > 4e-34f ? size / 32767.0f : 1.2e-38f, factor = 1.0f / step;
+        float step = size > 3.9e-34f ? size / 32767.0f : 1.2e-38f, factor = 1.0f / step; /* never a subnormal number */
         steps[row] = isfinite(size) ? step : NAN;
         for (int64_t i = 0; i < I; i += LANES) {
             int64_t chunk = row / group * group * I + i / CHUNK * CHUNK * group;
