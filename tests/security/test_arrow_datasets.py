@@ -9,6 +9,7 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from tests.helpers.read_datasets import read
+from tests.helpers.resource_limits import within
 
 datasets = pytest.importorskip("datasets")
 
@@ -58,6 +59,23 @@ def test_a_small_arrow_file_does_not_expand_without_limit(
         read(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["text", "list", "struct", "dictionary"])
+def test_texts_that_share_their_bytes_count_before_each_is_checked(kind: str, tmp_path: Path) -> None:
+    shared, indices = shared_text("ü" * 1_000_000, 200_000), pa.array([0])
+    other = {
+        "text": None,
+        "list": pa.ListArray.from_arrays([0, len(shared)], shared),
+        "struct": pa.ListArray.from_arrays([0, len(shared)], pa.StructArray.from_arrays([shared], ["inner"])),
+        "dictionary": pa.DictionaryArray.from_arrays(indices, shared),
+    }[kind]
+    write(tmp_path / "x.arrow", shared if other is None else pa.array(["a"]), other=other)
+    with (
+        within(60, megabytes=1000),
+        pytest.raises(UserError, match="Arrow files of this dataset expand to more than 250 times their size"),
+    ):
+        read(tmp_path)
+
+
 def test_other_columns_of_an_arrow_file_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt_pretrain.texts.containers.decompression.ALWAYS_READ", 1 << 20)
     write(tmp_path / "x.arrow", pa.array(["a"]), other=pa.array([[0] * 100_000]), batches=20)
@@ -90,3 +108,20 @@ def test_a_text_of_a_saved_dataset_lies_within_its_file(tmp_path: Path) -> None:
     file.write_bytes(content.replace(ends, ends[:8] + (200).to_bytes(4, "little")))
     with pytest.raises(UserError, match=r"out of bounds|larger than values"):
         read(tmp_path / "saved")
+
+
+def test_a_text_of_another_type_than_stated_lies_within_its_file(tmp_path: Path) -> None:
+    file = save(tmp_path / "saved", ["hello"] * 2)
+    view = b"".join(number.to_bytes(4, "little") for number in (20, 0, 0, 1_000_000))  # length, beginning, buffer, offset
+    views = pa.Array.from_buffers(pa.string_view(), 2, [None, pa.py_buffer(view * 2), pa.py_buffer(b"x" * 20)])
+    write(file, views)
+    with pytest.raises(UserError, match="references range"):
+        read(tmp_path / "saved")
+
+
+def test_a_file_of_either_kind_is_read(tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array(["one", "two"], pa.string_view()), "other": [[1], [2, 3]]})
+    for name, new_file in (("a", pa.ipc.new_stream), ("b", pa.ipc.new_file)):
+        with new_file(str(tmp_path / f"{name}.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    assert read(tmp_path) == ["one", "two"] * 2

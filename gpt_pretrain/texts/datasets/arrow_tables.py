@@ -1,4 +1,7 @@
-"""Limit what the Arrow files of a dataset expand to: they may be compressed, and many texts may share the same bytes."""
+"""Read the Arrow files of a dataset, with a limit for what they expand to.
+
+They may be compressed, many texts may share the same bytes, and a text may be stated to lie outside of its file.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.containers.decompression import (
@@ -20,6 +25,7 @@ from gpt_pretrain.texts.documents import MARKER
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 Function = Callable[..., Any]
+LISTED = b"ARROW1"  # the beginning of a listed file: one with a list of its batches
 
 
 class ArrowLimit:
@@ -56,18 +62,77 @@ class ArrowLimit:
                 "than it explains. If that is expected, save the dataset as JSON lines, and give that file as an input."
             ) from error
 
-    def count_files(self, generate: Function) -> Function:
-        """Wrap the method of datasets that reads Arrow files, so that their sizes are known."""
+    def read_tables(self, _original: Function) -> Function:
+        """Replace the method of datasets that reads Arrow files. Each table is counted, and then checked by Arrow."""
 
         def generate_tables(builder: Any, files: Any) -> Iterator[Any]:
+            import pyarrow as pa
             from datasets.builder import Key
 
             opened = vars(sys.modules[type(builder).__module__]).get("open", open)  # datasets has its own, for URLs and archives
             for number, file in enumerate(files):
                 with opened(file, "rb") as stream:
                     self.add_file(stream.seek(0, io.SEEK_END))
-                for index, (_, table) in enumerate(generate(builder, [file])):
-                    self.take([], n_bytes=table.get_total_buffer_size())  # It takes time even if no row has a text.
-                    yield Key(number, index), table
+                    stream.seek(0)
+                    for index, batch in enumerate(_batches(stream)):
+                        table = pa.Table.from_batches([batch])
+                        self._check(table)
+                        yield Key(number, index), builder._cast_table(table)
 
         return generate_tables
+
+    def check_before_cast(self, cast: Function) -> Function:
+        """Wrap the function of datasets that casts a saved table to its stated types. It could read beyond the file."""
+
+        def checked(table: Any, *arguments: Any, **options: Any) -> Any:
+            self._check(table)
+            return cast(table, *arguments, **options)
+
+        return checked
+
+    def _check(self, table: Any) -> None:
+        """Count a table, and check that all of its values lie within it. Both take time even if no row has a text."""
+        table.validate()  # the sizes of its buffers
+        shared = sum(_shared_bytes(part) for column in table.columns for part in column.chunks)
+        self.take([], n_bytes=table.get_total_buffer_size() + shared)
+        table.validate(full=True)
+
+
+def _batches(stream: Any) -> Iterator[Any]:
+    """Return the batches of rows of an Arrow file, which is a stream or a listed file."""
+    import pyarrow as pa
+
+    try:
+        return iter(pa.ipc.open_stream(stream))
+    except (OSError, pa.ArrowInvalid):
+        reader = pa.ipc.open_file(stream)
+        return (reader.get_batch(number) for number in range(reader.num_record_batches))
+
+
+def _shared_bytes(values: Any) -> int:
+    """Return the bytes of an array's texts that may lie in the same place. Arrow reads each of them to check it."""
+    import pyarrow as pa
+
+    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
+        views = np.frombuffer(values.buffers()[1], np.int32) if len(values) else np.zeros(0, np.int32)
+        lengths = views[4 * values.offset : 4 * (values.offset + len(values)) : 4]
+        return int(np.maximum(lengths, 0).sum(dtype=np.int64))
+    if isinstance(values, pa.StructArray | pa.UnionArray):
+        return sum(_shared_bytes(values.field(number)) for number in range(values.type.num_fields))
+    inner = (getattr(values, name) for name in ("values", "dictionary", "storage") if hasattr(values, name))
+    return sum(map(_shared_bytes, inner))
+
+
+def refuse_listed(open_stream: Function) -> Function:
+    """Wrap the function of Arrow that opens a stream. It would take the beginning of a listed file for a length of 1.3 GB."""
+
+    def checked(source: Any, *arguments: Any, **options: Any) -> Any:
+        if hasattr(source, "seek"):
+            position = source.tell()
+            beginning = source.read(len(LISTED))
+            source.seek(position)
+            if beginning == LISTED:
+                raise OSError("a listed file is no stream")
+        return open_stream(source, *arguments, **options)
+
+    return checked

@@ -28,7 +28,7 @@ from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.containers.decompression import max_content
 from gpt_pretrain.texts.containers.zip_members import check_no_overlap
-from gpt_pretrain.texts.datasets.arrow_tables import ArrowLimit
+from gpt_pretrain.texts.datasets.arrow_tables import ArrowLimit, refuse_listed
 from gpt_pretrain.texts.datasets.field_limits import limit_fields, limit_fields_of_examples
 from gpt_pretrain.texts.datasets.limited_stream import LimitedStream
 from gpt_pretrain.texts.datasets.rows import read_text_column
@@ -76,7 +76,7 @@ def own_files_only(
         read_tables: Replaces the method of datasets that reads Parquet files.
         arrow_limit: Is told of the Arrow files that are read.
     """
-    own = _OwnFiles(name)
+    own, arrow_limit = _OwnFiles(name), arrow_limit or ArrowLimit()
     with ExitStack() as stack:
         for owner_name, function, wrap in (
             ("datasets.data_files", "resolve_pattern", own.check_pattern),
@@ -92,8 +92,10 @@ def own_files_only(
             ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
             ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
             ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_tables),
-            ("datasets.packaged_modules.arrow.arrow:Arrow", "_generate_tables", (arrow_limit or ArrowLimit()).count_files),
+            ("datasets.packaged_modules.arrow.arrow:Arrow", "_generate_tables", arrow_limit.read_tables),
+            ("datasets.table", "table_cast", arrow_limit.check_before_cast),
             ("datasets.packaged_modules.json.json", "find_mixed_struct_types_field_paths", limit_fields_of_examples),
+            ("pyarrow.ipc", "open_stream", refuse_listed),
             ("pyarrow.json", "read_json", limit_fields),
             ("pandas", "read_json", limit_fields),
         ):

@@ -99,10 +99,11 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
             while True:
                 with bounded_memory(DATASET_MEMORY):
                     batch = next(batches, None)
-                if batch is None:
-                    return
-                arrow_limit.take(batch[text_field])
-                yield from _chunk_values(batch[text_field], cursor)
+                    if batch is None:
+                        return
+                    texts = _texts(batch[text_field])
+                arrow_limit.take(texts)
+                yield from _chunk_values(texts, cursor)
     except (UserError, GeneratorExit):
         raise
     except Exception as error:  # The reader of the dataset, and the network, may raise anything.
@@ -144,11 +145,20 @@ def _open_dataset(dataset: StreamedDataset, text_field: str, arrow_limit: ArrowL
                 f"{', '.join(saved)}."
             )
         saved = saved[dataset.split]
-    if (
-        text_field in saved.column_names
-    ):  # A text could lie outside of its file. datasets 5.2 checks this in other Arrow files only.
-        saved.data.table.column(text_field).validate(full=True)
-    return saved.with_format(None).to_iterable_dataset()  # A saved format may turn text into tensors.
+    return saved.with_format("arrow").to_iterable_dataset()  # A saved format may turn text into tensors.
+
+
+def _texts(column: Any) -> list[Any]:
+    """Return the texts of a batch, which is a table if the dataset is a saved one.
+
+    Raises:
+        pyarrow.ArrowInvalid: If a text lies outside of its file. datasets 5.2 checks this in other Arrow files only.
+    """
+    if isinstance(column, list):
+        return column
+    column.validate(full=True)
+    texts: list[Any] = column.to_pylist()
+    return texts
 
 
 def _chunk_values(values: list[Any], cursor: Cursor) -> Iterator[Chunk]:
