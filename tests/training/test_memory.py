@@ -56,6 +56,16 @@ def test_memory_and_swap_space_count(
             preflight.prepare_training(config, overridden=set())
 
 
+def test_the_user_s_own_optimizer_may_keep_no_moments(
+    compose_train: Callable[..., DictConfig], machine: Callable[[int, int | None], None]
+) -> None:
+    machine(3_250_000, 0)  # Without the two moments, a step needs 3.15 MB.
+    custom = ("optimizer=custom", "++optimizer._target_=torch.optim.SGD", "++optimizer.lr=0.1")
+    preflight.prepare_training(compose_train(*SMALL, *custom, "run_dir=unused", "data.batch_size=8"), overridden=set())
+    with pytest.raises(UserError, match=r"^A step of this model needs 3\.3 MB of memory"):
+        preflight.prepare_training(compose_train(*SMALL, "run_dir=unused", "data.batch_size=8"), overridden=set())
+
+
 def test_processes_share_the_memory(compose_train: Callable[..., DictConfig], machine: Callable[[int, int | None], None]) -> None:
     machine(4 * 10**6, 0)
     config = compose_train(*SMALL, "run_dir=unused", "data.batch_size=4", "trainer.devices=4", "trainer.strategy=ddp")

@@ -34,7 +34,7 @@ def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) ->
     if "model" in settings.custom or limit is None or swap is None or accelerator_device(trainer.accelerator).type != "cpu":
         return
     devices = trainer.num_nodes * (1 if trainer.devices == "auto" else int(trainer.devices))
-    needed = training_memory(
+    memory = training_memory(
         GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model)),
         batch_size=n_windows,
         precision="32-true" if trainer.precision == "auto" else trainer.precision,
@@ -47,7 +47,9 @@ def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) ->
         ),
         optimizer=settings.optimizer.name,
         averages=settings.ema_decay is not None,
-    ).peak
+    )
+    # The user's own optimizer may keep no moments.
+    needed = (dataclasses.replace(memory, moments=0) if "optimizer" in settings.custom else memory).peak
     if needed > limit + swap:
         each = " for each process" if devices > trainer.num_nodes else ""
         raise UserError(
