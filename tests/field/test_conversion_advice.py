@@ -134,6 +134,8 @@ SPARSE = {
     "spaces": (["cp1252", "mac_roman", "cp850"], "It is 5\u00a0km to the old\u00a0mill, and 10\u00a0km back.\n"),
     "guillemets": (["cp1252"], "Las opciones «uno» y «dos» están aquí, también el año y la opción «tres».\n"),
     "german quotes": (["cp1252", "mac_roman"], "„Guten Tag“, sagte er, „wie geht’s?“ – ‚Gut‘, sagte sie.\n"),
+    "french capitals": (["cp1252", "mac_roman", "cp850"], "L'ÉTÉ DERNIER, NOUS ÉTIONS À LA MER. LA FORÊT ÉTAIT BELLE.\n"),
+    "italian capitals": (["cp1252"], "PERCHÉ LA CITTÀ È COSÌ BELLA? LA LIBERTÀ È GIÀ LÀ.\n"),
     "tildes": (["cp1252"], "As opções não são lidas. A seção padrão têm três versões.\n"),
     "russian": (["cp1251", "koi8_r"], "The link http://example.org/news/today is called Новости дня, then Дорогие друзья.\n"),
     "hebrew": (["cp1255"], "The link http://example.org/news/today is in Hebrew: שלום עולם, זה טקסט בעברית לבדיקה.\n"),

@@ -116,20 +116,24 @@ def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
     if encoding in OF_SHAPES:
         text = unicodedata.normalize("NFKC", text)
     frequent, others = next((frequent, others) for names, frequent, others in ALPHABETS if names == group)
+    is_latin = frequent < LATIN_END
+    # In a text of capitals, punctuation shows nothing: É in one encoding is … in another.
+    if in_capitals := 2 * sum(map(str.isupper, text)) > sum(map(str.isalpha, text)):
+        text = text.lower() if is_latin else text
     weights = dict.fromkeys(others.upper(), 0.3) | dict.fromkeys(frequent.upper(), 0.6)
     weights |= dict.fromkeys(others, 0.5) | dict.fromkeys(frequent, 1.0)
     several = OTHER_IDEOGRAPH if encoding in SEVERAL_BYTES else 0.0
     counts = Counter(character for character in text if character > "\x7f" and character not in PUNCTUATION)
-    if frequent < LATIN_END and counts.total() > sum(character.isascii() and character.isalpha() for character in text):
+    if is_latin and counts.total() > sum(character.isascii() and character.isalpha() for character in text):
         return 0  # In Latin script, most letters are ASCII letters.
     in_a_row = IN_A_ROW.findall(text)
-    if frequent < LATIN_END and len(set(in_a_row)) > 2 and 2 * sum(map(len, in_a_row)) > counts.total():
+    if is_latin and len(set(in_a_row)) > 2 and 2 * sum(map(len, in_a_row)) > counts.total():
         return 0
     total = sum(
         count * weights.get(character, several if "\u3400" <= character <= "\ud7a3" else 0.0)
         for character, count in counts.items()
     )
-    mistakes, placed = (0, 0) if several else (_mistakes(text), len(WELL_PLACED.findall(text)))
+    mistakes, placed = (0, 0) if several else (_mistakes(text), 0 if in_capitals else len(WELL_PLACED.findall(text)))
     score = (total + placed - mistakes) / max(counts.total() + placed, 1) + (BONUS if several and counts else 0.0)
     return score - (SHAPES_PENALTY if encoding in OF_SHAPES else 0.0) + (WESTERN_BONUS if group == ALPHABETS[0][0] else 0.0)
 
