@@ -23,7 +23,7 @@ def short_repr(value: object) -> str:
 
 
 def _named(value: object) -> str:
-    if isinstance(value, Number):  # such as np.int64(5)
+    if isinstance(value, Number) and type(value).__module__ == "numpy":  # Other numbers may have any number of digits.
         return repr(value)
     name = type(value).__name__
     return f"<{'an' if name[0] in 'AEIOUaeio' else 'a'} {name}>"

@@ -4,6 +4,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: GPTModel({"emb_dim": 8}), "config={'emb_dim': 8}: must be a GPTConfig, such as GPTConfig("),
     (lambda: load_pretrained(OrderedDict()), "source=<an OrderedDict>: must be a path"),
     (lambda: load_pretrained(np.int64(3)), "source=np.int64(3): must be a path"),
+    (lambda: load_pretrained(Fraction(10**9000)), "source=<a Fraction>: must be a path"),
     (lambda: GPTModel(SETTINGS.model), "config=<a ModelSettings>: must be a GPTConfig"),
     (lambda: GPTLitModule(ANY, optimizer=ANY, scheduler=ANY, total_steps=1), "model=None: must be a model, such as"),
     (
