@@ -2,9 +2,10 @@
 
    Shapes: B rows, D emb_dim, H heads, G heads of keys and values, K head_dim, S positions, I inputs, O outputs of a layer.
 
-   All numbers are fp32 except weights, which are fp32, bf16 or 8-bit integers with a scale for each output, and cached keys and
-   values, which are fp32 or bf16. A row's numbers do not depend on the other rows: each sum is added up in the same order however
-   many rows there are. Vectors have 16 numbers, which the compiler divides where registers are shorter. */
+   All numbers are fp32 except weights, which are fp32, bf16 or 8-bit integers with a scale for each output, inputs of 8-bit weights,
+   which are rounded on some processors, and cached keys and values, which are fp32 or bf16. A row's numbers do not depend on the other
+   rows: each sum is added up in the same order however many rows there are. Vectors have 16 numbers, which the compiler divides where
+   registers are shorter. */
 
 #include "linear.h"
 
