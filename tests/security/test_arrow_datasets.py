@@ -61,7 +61,7 @@ def test_a_small_arrow_file_does_not_expand_without_limit(
 
 @pytest.mark.parametrize("kind", ["text", "list", "struct", "dictionary"])
 def test_texts_that_share_their_bytes_count_before_each_is_checked(kind: str, tmp_path: Path) -> None:
-    shared, indices = shared_text("ü" * 1_000_000, 200_000), pa.array([0])
+    shared, indices = shared_text("ü" * 1_000_000, 30_000), pa.array([0])
     other = {
         "text": None,
         "list": pa.ListArray.from_arrays([0, len(shared)], shared),
@@ -70,7 +70,7 @@ def test_texts_that_share_their_bytes_count_before_each_is_checked(kind: str, tm
     }[kind]
     write(tmp_path / "x.arrow", shared if other is None else pa.array(["a"]), other=other)
     with (
-        within(60, megabytes=1000),
+        within(15, megabytes=1000),
         pytest.raises(UserError, match="Arrow files of this dataset expand to more than 250 times their size"),
     ):
         read(tmp_path)
