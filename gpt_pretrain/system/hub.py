@@ -41,6 +41,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 from gpt_pretrain.errors import UserError, first_line
 from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.files import write_text
+from gpt_pretrain.system.hub_telemetry import disable_telemetry
 from gpt_pretrain.system.hub_transfer import ANSWER_SECONDS, receive_file
 
 GPT2_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -199,6 +200,7 @@ def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
         UserError: If the hub's answer cannot be right.
     """
     url = hf_hub_url(repo_id, file)
+    disable_telemetry()
     try:
         headers = build_hf_headers(headers={"Accept-Encoding": "identity"})
         stated = run_with_timeout(lambda: get_hf_file_metadata(url, headers=headers), seconds=ANSWER_SECONDS)

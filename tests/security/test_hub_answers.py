@@ -184,6 +184,36 @@ def test_a_file_of_which_nothing_arrives_is_given_up(hostile_hub: Stranger) -> N
         fetch("some/model", "model.safetensors")
 
 
+PROGRAMS = "/api/agent-harnesses"
+
+
+@pytest.fixture
+def fresh_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Give huggingface_hub the state that it has at the start of a process, with an empty cache."""
+    detection = pytest.importorskip("huggingface_hub.utils._detect_agent")
+    monkeypatch.setattr(detection, "_registry", None)
+    monkeypatch.setattr(hub_module.constants, "AGENT_HARNESSES_PATH", str(tmp_path / "programs.json"))
+    monkeypatch.setattr(hub_module.constants, "HF_HUB_DISABLE_TELEMETRY", False)
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_a_hub_is_asked_for_nothing_but_the_file(hostile_hub: Stranger, tmp_path: Path) -> None:
+    """The library would read an answer of any length for any time, and tell the hub which environment variables are set."""
+    hostile_hub.files[PROGRAMS] = json.dumps({"standardEnvVars": ["HOME"], "harnesses": {}}).encode()
+    agents = []
+
+    def answer(request: Answer) -> None:
+        agents.append(request.headers["User-Agent"])
+        request.reply(200, CONFIG, headers=GOOD)
+
+    hostile_hub.answers["/some/model/resolve/main/config.json"] = answer
+    fetch("some/model", "config.json")
+    assert len(agents) == 2
+    assert not any("agent/" in agent for agent in agents)
+    assert not any(PROGRAMS in path for path in hostile_hub.asked)
+    assert not (tmp_path / "programs.json").exists()
+
+
 # Datasets
 
 
@@ -225,6 +255,14 @@ def test_what_a_hub_states_of_a_dataset_is_checked(
     with pytest.raises(UserError, match=rf"^dataset=some/texts: .*{message}"):
         list(read_dataset(StreamedDataset("some/texts", None, "train"), "text", start=ReadPosition()))
     assert list(tmp_path.rglob("*PWNED*")) == []
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_the_hub_of_a_dataset_is_asked_for_nothing_but_the_dataset(dataset_hub: Stranger) -> None:
+    with pytest.raises(UserError, match=r"^dataset=some/texts"):
+        list(read_dataset(StreamedDataset("some/texts", None, "train"), "text", start=ReadPosition()))
+    assert dataset_hub.asked
+    assert not any(PROGRAMS in path for path in dataset_hub.asked)
 
 
 @pytest.mark.parametrize("slow", ["HEAD", "GET"])

@@ -16,6 +16,7 @@ from huggingface_hub.utils._http import default_client_factory
 
 from gpt_pretrain.data.remote.web import MAX_ANSWER_BYTES, AnswerLimit
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.hub_telemetry import disable_telemetry
 from gpt_pretrain.system.urls import without_secrets
 
 MAX_LIST_BYTES = 2 * MAX_ANSWER_BYTES  # bytes of a job's answers whose requests name no range, such as the pages of a list
@@ -42,6 +43,7 @@ def receive_bounded(job: Callable[[], Result]) -> Result:
 @cache
 def _install() -> None:
     set_client_factory(_client)
+    disable_telemetry()
 
 
 def _client() -> Any:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.hub_telemetry import disable_telemetry
 from gpt_pretrain.system.reading import MAX_NAMES, DamagedFileError
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.yaml_files import parse_yaml_value
@@ -77,6 +78,7 @@ def own_files_only(
         arrow_limit: Is told of the Arrow files that are read.
     """
     own, arrow_limit = _OwnFiles(name), arrow_limit or ArrowLimit()
+    disable_telemetry()
     with ExitStack() as stack:
         for owner_name, function, wrap in (
             ("datasets.data_files", "resolve_pattern", own.check_pattern),
