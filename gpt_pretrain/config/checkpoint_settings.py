@@ -31,6 +31,7 @@ MAX_TEXT, MAX_TEXTS = 10_000, 50_000  # characters of one text, and of all texts
 MAX_INTEGER = 2**63
 PURPOSE = "settings of a checkpoint"
 ADDED_GROUP = "evaluation"  # a group that earlier versions did not have, and so did not sign
+ADDED = "trainer.profiler"  # a setting that earlier versions did not sign, and that is null in nearly all runs
 # A resumed run has its own devices. It opens no weights but those of its checkpoint, so init_from is only recorded.
 OF_THIS_START, RECORDED = ("trainer.devices", "trainer.num_nodes"), ("init_from",)
 
@@ -237,6 +238,8 @@ def _check_plain(config: Any, *, own: bool, origin: str) -> None:
 def _signed_content(config: Mapping[str, Any]) -> bytes:
     kinds = {key: kind for key, kind in TRAIN_KINDS.items() if not key.startswith(f"{ADDED_GROUP}.")}
     covered = {key: _find_value(config, key) for key, kind in kinds.items() if kind in (BOUNDED, ASKED, LOCAL)}
+    if covered[ADDED] in ([], [None]):
+        del covered[ADDED]
     for added in (CUSTOM, ADDED_GROUP):
         if config.get(added):  # earlier versions had no such parts
             covered[added] = [config[added]]

@@ -52,10 +52,11 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("scheduler.", TAKEN, "name warmup_steps decay_steps decay_fraction min_lr"),
     **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty window_step"),
     "sampler.max_new_tokens": BOUNDED,
-    **_group("trainer.", TAKEN, "max_epochs max_steps max_tokens max_time precision accelerator strategy profiler"),
+    **_group("trainer.", TAKEN, "max_epochs max_steps max_tokens max_time precision accelerator strategy"),
     **_group("trainer.", TAKEN, "activation_checkpointing accumulate_grad_batches gradient_clip_val log_every_n_steps"),
     **_group("trainer.", TAKEN, "limit_train_batches limit_val_batches deterministic detect_anomaly"),
     **_group("trainer.", BOUNDED, "devices num_nodes"),
+    "trainer.profiler": LOCAL,  # PyTorch's profiler keeps each operation of a run in memory, gigabytes within minutes.
     **_group("checkpoint.", TAKEN, "every_n_steps every_n_minutes"),
     "checkpoint.keep": BOUNDED,
     **_group("evaluation.", ASKED, "texts tasks"),

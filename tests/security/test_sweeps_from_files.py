@@ -246,6 +246,16 @@ def test_a_sweep_without_the_settings_of_its_search_is_resumed(script: Script, t
     assert "hydra.sweeper.params=null" in kept
 
 
+@pytest.mark.parametrize("text", ["trainer.profiler=pytorch", "trainer={profiler:pytorch}", "trainer.profiler=simple,pytorch"])
+def test_a_stranger_s_sweep_is_resumed_without_its_profiler(tmp_path: Path, text: str) -> None:
+    sweep = hostile_sweep(tmp_path / "sweep", task=["seed=1,2", text])
+    admitted = admit_overrides(sweep, script="train", typed=set())
+    assert not any("profiler" in kept for kept in admitted.kept)
+    assert len(admitted.notices) == 1 and "is not used. To use it, add: " in admitted.notices[0]
+    sign_sweep(sweep, {"hydra": [], "task": ["seed=1,2", text]}, script="train")
+    assert text in admit_overrides(sweep, script="train", typed=set()).kept
+
+
 def test_a_sweep_of_texts_asks_for_its_model(script: Script, finished_run: Path, tmp_path: Path) -> None:
     task = [f"checkpoint={finished_run}", "sampler.temperature=0.5,1.0", "sampler.max_new_tokens=2"]
     sweep = hostile_sweep(tmp_path / "sweep", task=task, script="generate")

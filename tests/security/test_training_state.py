@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
+from gpt_pretrain.config.checkpoint_settings import has_signed_settings, sign_settings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.start.checkpoint import newest_checkpoint, read_resumable
 from tests.helpers.hostile_files import hostile_run
@@ -166,11 +168,23 @@ def test_a_wrong_setting_in_a_checkpoint_ends_with_a_message(
     assert f"trainer.{name}=" in done.stderr and "Traceback" not in done.stderr and "\x1b" not in done.stderr
 
 
-def test_a_checkpoint_that_asks_for_a_profile_is_resumed(script: Script, finished_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_asks_for_a_profile_is_resumed_without_it(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    """PyTorch's profiler keeps each operation in memory, also those of the samples, which takes gigabytes."""
     run = hostile_run(finished_run, tmp_path / "run", changed(("config", "trainer", "profiler"), "pytorch"))
     done = script("train.py", f"resume={run}", timeout=120)
     assert done.returncode == 0, done.stderr
-    assert list(run.glob("*.pt.trace.json"))
+    assert "trainer.profiler=pytorch comes from" in done.stdout + done.stderr
+    assert not list(run.glob("*.pt.trace.json"))
+
+
+def test_a_profile_is_signed(finished_run: Path) -> None:
+    content = read_checkpoint(finished_run / "checkpoints" / "last.ckpt")
+    config = content["config"]
+    profiled = config | {"trainer": config["trainer"] | {"profiler": "pytorch"}}
+    older = config | {"trainer": {name: value for name, value in config["trainer"].items() if name != "profiler"}}
+    assert sign_settings(older) == sign_settings(config), "as earlier versions have signed it"
+    assert not has_signed_settings({"config": profiled, "settings_signature": sign_settings(config)})
+    assert has_signed_settings({"config": profiled, "settings_signature": sign_settings(profiled)})
 
 
 def test_a_checkpoint_that_leaves_out_most_batches_is_refused(script: Script, finished_run: Path, tmp_path: Path) -> None:
