@@ -66,8 +66,11 @@ def test_the_user_s_own_optimizer_may_keep_no_moments(
         preflight.prepare_training(compose_train(*SMALL, "run_dir=unused", "data.batch_size=8"), overridden=set())
 
 
-def test_processes_share_the_memory(compose_train: Callable[..., DictConfig], machine: Callable[[int, int | None], None]) -> None:
-    machine(4 * 10**6, 0)
+@pytest.mark.parametrize("swap", [0, 2 * 10**6])
+def test_processes_share_the_memory(
+    compose_train: Callable[..., DictConfig], machine: Callable[[int, int | None], None], swap: int
+) -> None:
+    machine(4 * 10**6, swap)
     config = compose_train(*SMALL, "run_dir=unused", "data.batch_size=4", "trainer.devices=4", "trainer.strategy=ddp")
     with pytest.raises(UserError, match=r"this machine has 1\.0 MB for each process"):
         preflight.prepare_training(config, overridden=set())

@@ -15,10 +15,13 @@ from gpt_pretrain.system.resources import memory_limit, swap_space
 
 def memory_per_device(settings: TrainSettings) -> int | None:
     """Return the bytes available to each device, None if unknown. Processes on a CPU share its memory."""
-    device, trainer = accelerator_device(settings.trainer.accelerator), settings.trainer
+    device = accelerator_device(settings.trainer.accelerator)
     limit = memory_limit(device)
-    processes = int(trainer.devices) if device.type == "cpu" and trainer.devices != "auto" else 1
-    return None if limit is None else limit // processes
+    return None if limit is None else limit // (_processes(settings) if device.type == "cpu" else 1)
+
+
+def _processes(settings: TrainSettings) -> int:
+    return 1 if settings.trainer.devices == "auto" else int(settings.trainer.devices)
 
 
 def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) -> None:
@@ -33,7 +36,7 @@ def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) ->
     limit, swap, trainer = memory_per_device(settings), swap_space(), settings.trainer
     if "model" in settings.custom or limit is None or swap is None or accelerator_device(trainer.accelerator).type != "cpu":
         return
-    devices = trainer.num_nodes * (1 if trainer.devices == "auto" else int(trainer.devices))
+    devices = trainer.num_nodes * _processes(settings)
     memory = training_memory(
         GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model)),
         batch_size=n_windows,
@@ -50,7 +53,7 @@ def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) ->
     )
     # The user's own optimizer may keep no moments.
     needed = (dataclasses.replace(memory, moments=0) if "optimizer" in settings.custom else memory).peak
-    if needed > limit + swap:
+    if needed > limit + swap // _processes(settings):
         each = " for each process" if devices > trainer.num_nodes else ""
         raise UserError(
             f"A step of this model needs {format_si(needed, 'B')} of memory, but this machine has {format_si(limit, 'B')}{each}. "
