@@ -151,7 +151,7 @@ def test_an_older_checkpoint_replaces_one_with_a_wrong_state(finished_run: Path,
     assert path.name == "best.ckpt"
 
 
-WRONG_SETTINGS = {"accelerator": "../x", "profiler": "x", "precision": "x", "max_time": "\x1b[2J", "strategy": "x.y"}
+WRONG_SETTINGS = {"accelerator": "../x", "precision": "x", "max_time": "\x1b[2J", "strategy": "x.y"}
 
 
 @pytest.mark.parametrize("name", WRONG_SETTINGS)
