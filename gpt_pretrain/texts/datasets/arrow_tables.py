@@ -29,7 +29,7 @@ LISTED = b"ARROW1"  # the beginning of a listed file: one with a list of its bat
 
 
 class ArrowLimit:
-    """Counts the texts of Arrow files that have been opened so far. Without such a file, nothing is counted."""
+    """A limit for the texts of the Arrow files that have been opened so far. Without such a file, nothing is counted."""
 
     def __init__(self) -> None:
         self._limit: ContentLimit | None = None

@@ -75,7 +75,7 @@ def own_files_only(
     Args:
         name: The dataset's name on the hub, or its folder or file on this machine.
         read_tables: Replaces the method of datasets that reads Parquet files.
-        arrow_limit: Is told of the Arrow files that are read.
+        arrow_limit: Counts the texts of the Arrow files that are read; None for a limit of this block alone.
     """
     own, arrow_limit = _OwnFiles(name), arrow_limit or ArrowLimit()
     disable_telemetry()
