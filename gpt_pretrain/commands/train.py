@@ -19,6 +19,7 @@ from gpt_pretrain.commands.process.rank_processes import processes_to_start, tra
 from gpt_pretrain.commands.process.run_context import run_context
 from gpt_pretrain.runs.folder import has_checkpoint
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
+from gpt_pretrain.sweeps.folder import has_foreign_overrides
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.loading import loading_libraries
@@ -66,8 +67,11 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         from gpt_pretrain.commands.custom_callbacks import build_custom_callbacks
         from gpt_pretrain.sweeps.pruning import pruning_callbacks
         from gpt_pretrain.training.fit import finish, fit
+        from gpt_pretrain.training.planning.disk import check_disk_of_foreign_job
         from gpt_pretrain.training.preflight import save_config
 
+        if is_sweep_job() and has_foreign_overrides(run_dir.parent, script="train"):
+            check_disk_of_foreign_job(setup)
         stored = save_config(setup.settings, setup.tokenizer, run_dir)
         # Only jobs of a sweep have a trial. Any files may lie beside a resumed run.
         pruning = pruning_callbacks(run_dir) if is_sweep_job() else []

@@ -58,7 +58,7 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("trainer.", BOUNDED, "devices num_nodes"),
     "trainer.profiler": LOCAL,  # PyTorch's profiler keeps each operation of a run in memory, gigabytes within minutes.
     **_group("checkpoint.", TAKEN, "every_n_steps every_n_minutes"),
-    "checkpoint.keep": BOUNDED,
+    "checkpoint.keep": LOCAL,  # Each copy takes as much disk as the checkpoint.
     **_group("evaluation.", ASKED, "texts tasks"),
     **_group("evaluation.", TAKEN, "every_n_steps max_bytes task_limit"),
     **_group("callbacks.", TAKEN, "progress_bar samples loss_curve"),
@@ -103,7 +103,6 @@ BOUNDS: dict[str, Callable[[], int]] = {
     "logprobs": lambda: 20,
     "stop": lambda: 16,
     "sampler.max_new_tokens": lambda: 10_000,
-    "checkpoint.keep": lambda: 100,
     "callbacks.grid.prompts": lambda: 10,
     "callbacks.grid.temperatures": lambda: 10,
     "callbacks.grid.top_ks": lambda: 10,

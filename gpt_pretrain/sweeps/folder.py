@@ -156,6 +156,15 @@ def own_overrides(folder: Path, *, script: str) -> list[str]:
     return [*overrides[0], *overrides[1]] if typed is None else typed
 
 
+def has_foreign_overrides(folder: Path, *, script: str) -> bool:
+    """Return whether a sweep has overrides that this user has not typed."""
+    try:
+        hydra, task = read_stored_overrides(folder)
+    except UserError:
+        return False
+    return not set(own_overrides(folder, script=script)).issuperset([*hydra, *task])
+
+
 def _signed_content(overrides: tuple[list[str], list[str]], *, script: str, typed: Any = None) -> bytes:
     return json.dumps([script, *overrides, *([] if typed is None else [typed])]).encode()
 

@@ -220,7 +220,7 @@ def test_stored_amounts_are_bounded(script: Script, finished_run: Path, tmp_path
     stored = yaml.safe_load((run / "config.yaml").read_text())
     grid = stored["callbacks"]["grid"]
     assert [len(grid[name]) for name in ("prompts", "temperatures", "top_ks")] == [10, 2, 10]
-    assert (stored["eval_iter"], stored["sampler"]["max_new_tokens"], stored["checkpoint"]["keep"]) == (1, 2, 100)
+    assert (stored["eval_iter"], stored["sampler"]["max_new_tokens"], stored["checkpoint"]["keep"]) == (1, 2, 0)
     assert stored["callbacks"]["doctor"]["window"] == 10_000
 
 
