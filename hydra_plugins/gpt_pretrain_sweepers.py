@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,8 @@ from gpt_pretrain.commands.command_line.stored_overrides import overrides_of_use
 from gpt_pretrain.commands.process.failures import SweepJobFailed, print_error
 from gpt_pretrain.commands.process.hydra_files import cut_sweep_settings
 from gpt_pretrain.config.custom_parts import TARGET
-from gpt_pretrain.config.overrides import full_form, override_key, short_form
+from gpt_pretrain.config.overrides import full_form, override_key, short_form, split_override
+from gpt_pretrain.config.stored_settings import GENERATE_KINDS, TRAIN_KINDS
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import (
     LADDER,
@@ -43,6 +44,8 @@ from gpt_pretrain.system.formatting import format_count
 if TYPE_CHECKING:
     from gpt_pretrain.sweeps.search import SearchSpace
 
+MAX_COMBINATIONS = 200  # of options and texts, all of which are composed before the first job
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # Other machines may have other files.
 CHOOSING_OPTIMIZER = {"optimizer", "optimizer.name", "model", "experiment"}  # groups and settings that may choose another one
 
@@ -158,7 +161,8 @@ class GridSweeper(RunSweeper):
                 raise UserError(f"{override.input_line}: this range has no values, so the sweep would have no job.")
             choices.append([f"{key}={value}" for value in values])
         batch = [list(combination) for combination in itertools.product(*choices)]
-        self.validate_batch_is_legal(batch)  # An invalid override must end the sweep before its first job.
+        # An invalid override must end the sweep before its first job.
+        self.validate_batch_is_legal(list(different_jobs(batch)))
         self.save_settings(runner.folder)
         runner.run([(job_overrides, self.folder_name(job_overrides)) for job_overrides in batch])
 
@@ -271,6 +275,28 @@ class LadderSweeper(RunSweeper):
             began=process_start(),
             save_settings=lambda: None if resumed else self.save_settings(runner.folder),
         )
+
+
+def different_jobs(batch: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
+    """Yield one job for each combination of options and texts. Hydra needs a fifth of a second to compose one.
+
+    All numbers of a setting are alike. After many combinations, yield only those with an override that is in none of them.
+    """
+    combinations, covered = set[tuple[str, ...]](), set[str]()
+    for overrides in batch:
+        alike = tuple(map(_without_number, overrides))
+        if alike not in combinations and (len(combinations) < MAX_COMBINATIONS or not covered.issuperset(alike)):
+            combinations.add(alike)
+            covered.update(alike)
+            yield overrides
+
+
+def _without_number(override: str) -> str:
+    """Return an override, without the digits of its value if this is a number and cannot be the name of an option."""
+    key, value = split_override(override)
+    if not NUMBER.fullmatch(value) or not ("." in key or key in TRAIN_KINDS or key in GENERATE_KINDS):
+        return override
+    return f"{key}={'whole number' if value.lstrip('+-').isdecimal() else 'number'}"
 
 
 @contextmanager
