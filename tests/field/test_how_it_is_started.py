@@ -135,6 +135,28 @@ def test_completion_is_for_the_scripts_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert completion_hint("train.py").startswith("Shell completion in the source folder, for python train.py: eval ")
 
 
+@pytest.mark.parametrize("script", ["train", "generate", "evaluate", "serve"])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--run", "--info", "all"], "--run and --info"),
+        (["-r", "--cfg", "job"], "-r and --cfg"),
+        (["--info", "-c", "job"], "-c and --info"),
+        (["-sc", "install=bash", "--run"], "--run and -sc"),
+    ],
+)
+def test_two_actions_at_once_are_refused(script: str, words: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=rf"^{named} cannot be combined\. Leave out one of them\.$"):
+        check_arguments(sort_arguments(words), script=script)
+
+
+def test_a_sweep_is_no_single_run() -> None:
+    with pytest.raises(UserError, match=r"^--run and --multirun cannot be combined\."):
+        check_arguments(sort_arguments(["--multirun", "--run", "seed=1,2"]), script="train")
+    for words in (["--run"], ["--run", "--help"], ["-m", "seed=1,2"], ["--config-dir", "-m"]):
+        check_arguments(sort_arguments(words), script="train")
+
+
 def test_a_program_that_was_updated_while_it_runs_is_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     error = ImportError("cannot import name 'new'", name="gpt_pretrain.errors", path=errors.__file__)
     monkeypatch.setattr(failures, "process_start", time.monotonic)

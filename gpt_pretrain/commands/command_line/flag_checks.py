@@ -9,13 +9,19 @@ from gpt_pretrain.commands.command_line.command_words import (
     COMPLETION,
     COMPLETION_STEPS,
     CONFIGS,
+    MULTIRUN_FLAGS,
     NO_RUN,
     SCHEMAS,
     SINGLE_FLAGS,
+    VALUE_FLAGS,
     Arguments,
 )
 from gpt_pretrain.config.other_programs import EXPERIMENTS
 from gpt_pretrain.system.checkout import IS_COMMAND
+
+# What Hydra does in place of a run. It does one of them, unless it shows a help text.
+ACTIONS = ({"-r", "--run"}, MULTIRUN_FLAGS, {"-c", "--cfg"}, {"-i", "--info"}, COMPLETION)
+HELP = {"-h", "--help", "--hydra-help"}
 
 
 def flag_problems(arguments: Arguments, *, script: str) -> list[str]:
@@ -23,6 +29,8 @@ def flag_problems(arguments: Arguments, *, script: str) -> list[str]:
     problems = list[str]()
     if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
+    elif len(actions := _typed_actions(arguments.flags)) > 1 and HELP.isdisjoint(arguments.flags):
+        problems.append(f"{actions[0]} and {actions[1]} cannot be combined. Leave out one of them.")
     problems += [
         f"{flag}: this option takes no value. Type {name}"
         for flag in arguments.flags
@@ -57,3 +65,10 @@ def flag_problems(arguments: Arguments, *, script: str) -> list[str]:
     elif COMPLETION & set(arguments.flags) and len([one for one in arguments.overrides if one.startswith(COMPLETION_STEPS)]) != 1:
         problems.append("-sc: name a shell, as in -sc install=bash, -sc install=zsh or -sc install=fish.")
     return problems
+
+
+def _typed_actions(flags: list[str]) -> list[str]:
+    """Return the flags that each ask Hydra for another action, as typed. The value of a flag is not one of them."""
+    typed = [flag for before, flag in pairwise(["", *flags]) if before not in VALUE_FLAGS]
+    found = (next((flag for flag in typed if flag in action), None) for action in ACTIONS)
+    return [flag for flag in found if flag is not None]
