@@ -48,6 +48,9 @@ MISTYPED = {
         "optimizer.lr=0.001"
     ),
     "budget=1,5h": "budget=1,5h: only a sweep tries several values. Add -m. A decimal fraction is typed with a point: budget=1.5h",
+    "budget=1,000 tokens": (
+        "budget=1,000 tokens: only a sweep tries several values. Add -m. A number is typed without commas: 'budget=1000 tokens'"
+    ),
     "trainer.max_steps=100,000": (
         "trainer.max_steps=100,000: only a sweep tries several values. Add -m. A number is typed without commas: "
         "trainer.max_steps=100000"
