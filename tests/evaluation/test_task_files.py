@@ -18,7 +18,8 @@ from gpt_pretrain.evaluation.tasks.task_items import TaskItem
         ('{"context": "a", "choices": ["b", "c"]}', '"label" is missing'),
         ('{"context": "a", "choices": ["b", "c"], "label": true}', '"label" is True'),
         ('{"context": "a", "choices": ["b"], "label": 0}', "at least two texts"),
-        ('{"context": "a", "choices": ["b", ""], "label": 0}', '"choices" is empty'),
+        ('{"context": "a", "choices": ["b", ""], "label": 0}', '"choices[1]" is empty'),
+        ('{"context": "a", "choices": ["b", 5], "label": 0}', '"choices[1]" is 5, but must be a text'),
         ('{"context": "a", "continuation": 5}', '"continuation" is 5, but must be a text'),
         ('{"story": "a"}', '"context" is missing'),
         ('{"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}', "has no _"),
@@ -93,7 +94,7 @@ def test_bytes_that_mark_the_encoding_are_skipped(tmp_path: Path) -> None:
 )
 def test_other_json_is_refused_with_the_remedy(tmp_path: Path, content: str, held: str) -> None:
     (tmp_path / "dev.json").write_text(content)
-    with pytest.raises(UserError, match=rf"^tasks.path=\S+ holds {held}.* jq -c .* dev.json > dev_lines.jsonl"):
+    with pytest.raises(UserError, match=rf"^tasks.path=\S+ holds {held}.* jq -c .* \S+/dev.json > dev_lines.jsonl"):
         find_tasks(str(tmp_path))
 
 

@@ -137,7 +137,7 @@ def _several_lines(file: Path, *, is_array: bool) -> str:
     held, query = ("a JSON array", "'.[]'") if is_array else ("JSON over several lines", ".")
     return (
         f"tasks.path={file} holds {held}, but a task has one item in each line. "
-        f"Convert it: jq -c {query} {quote_path(file.name)} > {quote_path(f'{file.stem}_lines.jsonl')}"
+        f"Convert it: jq -c {query} {quote_path(str(file))} > {quote_path(f'{file.stem}_lines.jsonl')}"
     )
 
 

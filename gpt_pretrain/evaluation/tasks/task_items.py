@@ -166,7 +166,8 @@ def read_texts_field(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
         raise ValueError(f'"{name}" must be a list of at least two texts')
     if len(values) > MAX_CHOICES:
         raise ValueError(f'"{name}" has {len(values):,} texts, but may have at most {MAX_CHOICES}')
-    return tuple(read_text_field({name: value}, name, may_be_empty=name == "contexts") for value in values)
+    named = ((f"{name}[{index}]", value) for index, value in enumerate(values))
+    return tuple(read_text_field({one: value}, one, may_be_empty=name == "contexts") for one, value in named)
 
 
 def read_label(fields: Mapping[str, Any], name: str, *, count: int, first: int = 0, is_text: bool = False) -> int:
