@@ -26,6 +26,7 @@ from gpt_pretrain.system.amounts import parse_duration
 
 OPTIONS_OF_KIND = {"gpt2": "model=tiny or model=gpt2_124m", "modern": "model=modern_tiny or model=modern_124m"}
 OPTIMIZER_ROLES = ("matrices", "embedding", "head", "vectors")
+ON_NONFINITE = ("stop", "skip", "rollback")
 
 
 def _role_rules(role: str) -> list[Rule]:
@@ -120,7 +121,7 @@ TRAIN_RULES: list[Rule] = [
     ("evaluation.task_limit", *at_least(1, "item", null="all items")),
     ("callbacks.early_stopping", lambda stop: stop is None or stop.patience >= 0, "patience must be at least 0 validations"),
     ("callbacks.early_stopping", lambda stop: stop is None or 0 <= stop.min_delta < INFINITY, "min_delta must be at least 0"),
-    ("on_nonfinite", *one_of("stop", "skip", "rollback")),
+    ("on_nonfinite", *one_of(*ON_NONFINITE)),
     ("rollback_lr_factor", lambda factor: 0 < factor <= 1, "must be above 0 and at most 1"),
     ("max_rollbacks", *at_least(0, "rollbacks")),
     ("doubts.min_tokens_per_parameter", *at_least(0, "tokens")),

@@ -71,6 +71,11 @@ class TextDataModule(L.LightningDataModule):
         check_type("context_length", context_length, Integral, "a whole number, such as settings.model.context_length")
         if context_length < 1:
             raise UserError(f"The context_length of a TextDataModule must be at least 1, not {context_length}.")
+        for name, number in {"seed": seed, "rank": rank, "world_size": world_size}.items():
+            check_type(name, number, Integral, "a whole number")
+        if seed < 0 or not 0 <= rank < world_size:
+            given = f"seed={seed}, rank={rank}, world_size={world_size}"
+            raise UserError(f"{given}: seed and rank must be at least 0, and rank below world_size.")
         super().__init__()
         self.settings = settings
         self.custom = custom

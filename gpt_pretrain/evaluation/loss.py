@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.data.dataset import Batch
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import IGNORED, linear_cross_entropy
-from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.model.language_model import LanguageModel, check_token_ids
 
 # Small batches are evaluated together up to this many tokens. Each forward pass casts all weights to the training's precision.
 MERGED_TOKENS = 4096
@@ -31,7 +32,17 @@ def next_token_loss(
         target_ids: int64, (B, T); IGNORED marks a position without a target.
         positions: int64, (B, T); the position of each token in its document; None if documents are not separated.
         compiled: Whether to compile the loss.
+
+    Raises:
+        UserError: If token_ids or target_ids are anything else.
     """
+    check_token_ids(token_ids)
+    if not isinstance(target_ids, Tensor) or target_ids.shape != token_ids.shape or target_ids.is_floating_point():
+        given = f"{tuple(target_ids.shape)}, {target_ids.dtype}" if isinstance(target_ids, Tensor) else type(target_ids).__name__
+        raise UserError(
+            f"target_ids ({given}) must be the next id at each position of token_ids: int64, {tuple(token_ids.shape)}. A window "
+            "of T + 1 ids gives both: window[:, :-1] and window[:, 1:]."
+        )
     if isinstance(model, CustomModel):
         assert positions is None
         return model.loss(token_ids, target_ids)

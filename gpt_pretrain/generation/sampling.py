@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import GRAPH_MIN_TOKENS, DecodingModel, capture_step, decoding_model
-from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.model.language_model import TOKEN_IDS, LanguageModel, unknown_ids
 from gpt_pretrain.system.argument_types import check_type
 
 SORTED_FIRST = 2048  # likeliest tokens that top_p tries before it sorts all
@@ -26,7 +26,6 @@ LEAST_TEMPERATURE = 1e-30  # A smaller one is nearly 0 in float32, so the most l
 
 log = logging.getLogger(__name__)
 
-TOKEN_IDS = "a tensor of int64, (B, T), such as torch.tensor([tokenizer.encode(text)])"
 MODEL = "a model, such as a GPTModel or what load_pretrained returns"
 
 
@@ -150,10 +149,7 @@ def _check_prompt(model: LanguageModel | DecodingModel, token_ids: Tensor) -> No
         return
     lowest, highest, vocab_size = int(token_ids.min()), int(token_ids.max()), model.config.vocab_size
     if lowest < 0 or highest >= vocab_size:
-        raise UserError(
-            f"token_ids has ids from {lowest} to {highest}, and the model's are 0 to {vocab_size - 1}. Encode the text with the "
-            "tokenizer that the model was trained with."
-        )
+        raise UserError(unknown_ids(token_ids, vocab_size=vocab_size))
 
 
 def check_logits(values: Tensor) -> None:

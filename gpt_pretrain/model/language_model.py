@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kernels.tied_weight import split_weight
 from gpt_pretrain.model.kv_cache import KVCache
 from gpt_pretrain.system.argument_types import check_type
+
+TOKEN_IDS = "a tensor of int64, (B, T), such as torch.tensor([tokenizer.encode(text)])"
 
 
 class LanguageModel(nn.Module):
@@ -46,7 +49,11 @@ class LanguageModel(nn.Module):
 
         Returns:
             (B, T, V).
+
+        Raises:
+            UserError: If they are anything else, or have an id that is not in the vocabulary. A GPU reports it later.
         """
+        check_token_ids(token_ids)
         return self.logits(self.hidden_states(token_ids))
 
     def hidden_states(
@@ -107,7 +114,10 @@ class LanguageModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _embed(self, token_ids: Tensor, embedding: Tensor | None) -> Tensor:
-        embedded: Tensor = self.tok_emb(token_ids) if embedding is None else F.embedding(token_ids, embedding, sparse=True)
+        try:
+            embedded: Tensor = self.tok_emb(token_ids) if embedding is None else F.embedding(token_ids, embedding, sparse=True)
+        except IndexError as error:
+            raise UserError(unknown_ids(token_ids, vocab_size=self.tok_emb.num_embeddings)) from error
         return embedded  # (B, T, D)
 
     def _positions_and_mask(
@@ -133,6 +143,25 @@ class LanguageModel(nn.Module):
         for block in self.trf_blocks:
             x = checkpoint(block, x, use_reentrant=False, **arguments) if recompute else block(x, cache=cache, **arguments)
         return x
+
+
+def check_token_ids(token_ids: Any) -> None:
+    """Check that a model's input is a tensor of whole numbers. This looks at no value, so that it costs a GPU nothing.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    check_type("token_ids", token_ids, Tensor, TOKEN_IDS)
+    if token_ids.dtype not in (torch.int64, torch.int32):
+        raise UserError(f"token_ids has the type {token_ids.dtype}: it must be {TOKEN_IDS}.")
+
+
+def unknown_ids(token_ids: Tensor, *, vocab_size: int) -> str:
+    """Return the message about token ids of which some are not in the vocabulary."""
+    return (
+        f"token_ids has ids from {int(token_ids.min())} to {int(token_ids.max())}, and the model's are 0 to {vocab_size - 1}. "
+        "Encode the text with the tokenizer that the model was trained with."
+    )
 
 
 def _document_mask(positions: Tensor) -> Tensor:

@@ -96,6 +96,7 @@ def build_tokenizer(name: str | Path) -> Tokenizer:
         return found
     known, near = _known_names(), _near_name(name)
     hint = "" if near is None else f" Did you mean {near}?"
+    hint = " Type the folder of the run, such as tokenizer=outputs/RUN." if name == "latest" else hint
     raise UserError(
         f"tokenizer={short_repr(name) if len(name) > 100 else name}: there is no such tokenizer.{hint} Choose "
         f"{', '.join(known)}, a folder or file with a vocabulary, or a model of the hub (owner/name)."
@@ -115,10 +116,18 @@ def _read_location(name: str) -> Tokenizer | None:
         raise UserError(
             f"tokenizer={short_repr(name)}: this path cannot be read. Check the name, and the permissions of its folder."
         ) from error
-    if is_file or (path.exists() and not is_folder):  # The reader refuses devices and pipes.
-        return read_tokenizer_file(path)
-    if is_folder:
-        return _read_folder(path, name)
+    try:
+        if is_file or (path.exists() and not is_folder):  # The reader refuses devices and pipes.
+            return read_tokenizer_file(path)
+        if is_folder:
+            return _read_folder(path, name)
+    except UserError as error:
+        if "tokenizer" in path.name or (run := _run_around(path)) is None:
+            raise
+        raise UserError(
+            f"tokenizer={name} belongs to a run. Give the folder of the run, whose vocabulary is used: "
+            + quote_word(f"tokenizer={run}")
+        ) from error
     if not HUB_NAME.fullmatch(name):
         return None
     if (fetched := fetch_tokenizer(name)) is None:
@@ -144,6 +153,11 @@ def _read_folder(path: Path, name: str) -> Tokenizer:
         f"tokenizer={name}: this folder has no vocabulary. It needs tokenizer.json, vocab.json with merges.txt, "
         "vocab.txt, *.tiktoken, nanoGPT's meta.pkl or nanochat's tokenizer.pkl."
     )
+
+
+def _run_around(path: Path) -> Path | None:
+    """Return the folder of the run that a file such as checkpoints/last.ckpt is in; None if it is in none."""
+    return next((one for one in (path.parent, path.parent.parent) if (one / "run.json").is_file()), None)
 
 
 def _name_in_run(folder: Path) -> str | None:

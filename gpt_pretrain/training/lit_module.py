@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import lightning as L
@@ -15,12 +16,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
+from gpt_pretrain.config.train_rules import ON_NONFINITE
 from gpt_pretrain.data.dataset import Batch
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import IGNORED
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.argument_types import check_type
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.training.budget.pace import Pace
 from gpt_pretrain.training.clock import TrainingClock
 from gpt_pretrain.training.distributed import ranks
@@ -88,6 +92,11 @@ class GPTLitModule(L.LightningModule):
         check_type("model", model, LanguageModel, "a model, such as a GPTModel or what load_pretrained returns")
         check_type("optimizer", optimizer, OptimizerSettings, "settings, such as load_settings().optimizer")
         check_type("scheduler", scheduler, SchedulerSettings, "settings, such as load_settings().scheduler")
+        check_type("total_steps", total_steps, Integral, "a whole number of optimizer steps")
+        if total_steps < 1:
+            raise UserError(f"total_steps={total_steps}: must be at least 1, the optimizer steps of the whole run.")
+        if on_nonfinite not in ON_NONFINITE:
+            raise UserError(f"on_nonfinite={short_repr(on_nonfinite)}: must be {', '.join(ON_NONFINITE)}.")
         super().__init__()
         self.model = model
         self.optimizer_settings = optimizer

@@ -25,6 +25,7 @@ from gpt_pretrain import (
     load_settings,
 )
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.loss import next_token_loss
 from gpt_pretrain.model.build import new_model
 from gpt_pretrain.system.checkout import CONF
 from gpt_pretrain.tokenizers.base import decode
@@ -42,6 +43,11 @@ def model() -> GPTModel:
 
 def ids(*values: Any) -> torch.Tensor:
     return torch.tensor([values])
+
+
+def module(**arguments: Any) -> GPTLitModule:
+    wrong = {"optimizer": SETTINGS.optimizer, "scheduler": SETTINGS.scheduler, "total_steps": 1, **arguments}
+    return GPTLitModule(model(), **wrong)
 
 
 WRONG: list[tuple[Callable[[], object], str]] = [
@@ -84,7 +90,22 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: load_settings(["model=tiny", 5]), "an override=5: must be a text"),
     (lambda: load_settings("model = tiny"), "model = tiny: there is no such setting. Did you mean model?"),
     (lambda: load_settings("model=tiny seed=3"), "these are 2 settings in one argument. Type model=tiny seed=3"),
-    (lambda: load_settings("optimizer.lr=1e-3,1e-4"), "optimizer.lr=1e-3,1e-4: "),
+    (
+        lambda: load_settings("optimizer.lr=1e-3,1e-4"),
+        "optimizer.lr=1e-3,1e-4: load_settings takes one value of each setting. To try several, call it once for each value.",
+    ),
+    (lambda: load_settings("optimizer.lr=[1e-3,1e-4]"), "must be a number, such as 0.1. load_settings takes one value of each"),
+    (lambda: model()(ids(1, 257)), "token_ids has ids from 1 to 257, and the model's are 0 to 256. Encode the text"),
+    (lambda: model()(ids(1.0)), "token_ids has the type torch.float32: it must be a tensor of int64"),
+    (lambda: model()("Hello"), "token_ids='Hello': must be a tensor of int64, (B, T)"),
+    (lambda: next_token_loss(model(), ids(1, 300), ids(1, 2)), "token_ids has ids from 1 to 300"),
+    (
+        lambda: next_token_loss(model(), ids(1, 2), ids(1)),
+        "target_ids ((1, 1), torch.int64) must be the next id at each position of token_ids: int64, (1, 2). A window of T + 1",
+    ),
+    (lambda: next_token_loss(model(), ids(1, 2), ids(1, 2).T), "target_ids ((2, 1), torch.int64) must be"),
+    (lambda: next_token_loss(model(), ids(1, 2), ids(1.0, 2.0)), "target_ids ((1, 2), torch.float32) must be"),
+    (lambda: next_token_loss(model(), ids(1, 2), ANY), "target_ids (NoneType) must be"),
     (
         lambda: load_settings("callbacks=minimal", "callbacks.doctor.window=5"),
         "is null here, so it has no settings. Choose callbacks=default",
@@ -114,6 +135,13 @@ WRONG: list[tuple[Callable[[], object], str]] = [
         lambda: TextDataModule(SETTINGS.data, build_tokenizer("byte"), context_length=0, seed=1),
         "The context_length of a TextDataModule must be at least 1, not 0.",
     ),
+    (lambda: TextDataModule(SETTINGS.data, BYTES, context_length=8, seed="a"), "seed='a': must be a whole number."),
+    (lambda: TextDataModule(SETTINGS.data, BYTES, context_length=8, seed=-1), "seed=-1, rank=0, world_size=1: seed and rank"),
+    (lambda: TextDataModule(SETTINGS.data, BYTES, context_length=8, seed=1, rank=2, world_size=2), "rank below world_size."),
+    (lambda: module(total_steps=0), "total_steps=0: must be at least 1, the optimizer steps of the whole run."),
+    (lambda: module(total_steps=2.5), "total_steps=2.5: must be a whole number of optimizer steps."),
+    (lambda: module(on_nonfinite="explode"), "on_nonfinite='explode': must be stop, skip, rollback."),
+    (lambda: build_tokenizer("latest"), "Type the folder of the run, such as tokenizer=outputs/RUN."),
     (lambda: TextDataModule(SETTINGS.data, "byte", context_length=8, seed=1), "tokenizer='byte': must be a tokenizer, such as"),
 ]
 
@@ -165,6 +193,22 @@ def test_paths_and_lists_are_taken_where_they_are_natural(tmp_path: Path) -> Non
         build_tokenizer(tmp_path / "nothing")
     assert build_tokenizer(Path("byte")).name == "byte"
     assert isinstance(GPTModel(GPTConfig(vocab_size=300, **vars(SETTINGS.model))), GPTModel)
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "checkpoints", "run.json"])
+def test_a_file_of_a_run_is_no_vocabulary_but_the_run_has_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"PK\3\4")
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("tokenizer: {name: byte}")
+    with pytest.raises(UserError, match=rf"{name} belongs to a run\. Give the folder of the run, .*: tokenizer={tmp_path}$"):
+        build_tokenizer(tmp_path / name)
+    assert build_tokenizer(tmp_path).name == "byte"
+
+
+def test_a_model_whose_input_is_checked_is_compiled_as_a_whole() -> None:
+    compiled = torch.compile(model(), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(ids(1, 2)), compiled._orig_mod(ids(1, 2)))
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
