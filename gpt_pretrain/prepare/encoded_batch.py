@@ -32,6 +32,7 @@ class EncodedBatch:
         markers: Number of documents that end at an end-of-text marker in the text.
         controls: Number of NUL and control characters in the text.
         nuls: Number of NUL characters in the text.
+        marks: Number of byte order marks in the text, without those that begin a file.
         unknown: Number of tokens for text that the vocabulary lacks.
         unknown_example: A part of such text.
     """
@@ -45,6 +46,7 @@ class EncodedBatch:
     markers: int = 0
     controls: int = 0
     nuls: int = 0
+    marks: int = 0
     unknown: int = 0
     unknown_example: str = ""
 

@@ -42,9 +42,8 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
         )
     if counts.markers:
         print(f"{format_count(counts.markers, 'document')} ended at {END_OF_TEXT} in the text.")
-    controls = ControlCount(counts.text_bytes, counts.controls, counts.nuls)
-    if controls.are_many:
-        print(f"Warning: {controls.described()}")
+    for warning in ControlCount(counts.text_bytes, counts.controls, counts.nuls, counts.marks).warnings():
+        print(f"Warning: {warning}")
     if counts.unknown:
         warning = "Warning: " * (counts.unknown > MANY_UNKNOWN * counts.tokens)
         print_escaped(f"{warning}{describe_unknown(counts.unknown, counts.tokens, counts.unknown_example)}")

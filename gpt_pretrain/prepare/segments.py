@@ -47,6 +47,7 @@ class RecordCounts:
         markers: Number of documents that end at an end-of-text marker in the text.
         controls: Number of NUL and control characters in the text.
         nuls: Number of NUL characters in the text.
+        marks: Number of byte order marks in the text, without those that begin a file.
         failed_files: Number of files that could not be read to their end.
         unknown: Number of tokens for text that the vocabulary lacks.
         unknown_example: A part of such text.
@@ -60,6 +61,7 @@ class RecordCounts:
     markers: int = 0
     controls: int = 0
     nuls: int = 0
+    marks: int = 0
     failed_files: int = 0
     unknown: int = 0
     unknown_example: str = ""
@@ -160,6 +162,7 @@ class SegmentWriter:
         counts.markers += batch.markers
         counts.controls += batch.controls
         counts.nuls += batch.nuls
+        counts.marks += batch.marks
         counts.unknown += batch.unknown
         counts.unknown_example = counts.unknown_example or batch.unknown_example
         counts.tokens += len(batch.tokens)
@@ -276,7 +279,8 @@ def total_counts(folders: Iterable[Path]) -> RecordCounts:
     total = RecordCounts()
     for folder in folders:
         counts = read_journal(folder)[1].counts
-        for name in ("records", "empty", "text_bytes", "tokens", "markers", "controls", "nuls", "failed_files", "unknown"):
+        amounts = ("records", "empty", "text_bytes", "tokens", "markers", "controls", "nuls", "marks", "failed_files", "unknown")
+        for name in amounts:
             setattr(total, name, getattr(total, name) + getattr(counts, name))
         total.unknown_example = total.unknown_example or counts.unknown_example
         total.by_reason = dict(Counter(total.by_reason) + Counter(counts.by_reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 
@@ -252,6 +253,7 @@ class _DocumentEncoder:
         if controls := count_controls(data):
             self._result.controls += controls
             self._result.nuls += data.count(b"\0")
+        self._result.marks += data.count(codecs.BOM_UTF8)
 
     def _close_rows(self) -> None:
         if self._row_tuples:

@@ -44,7 +44,7 @@ PIECE_CHARS = 1 << 20
 READING = 1
 
 log = logging.getLogger(__name__)
-_warned: set[tuple[Path, ...]] = set()  # files for which a warning about control characters has been logged
+_warned: set[tuple[Path, ...]] = set()  # files for which warnings about characters have been logged
 
 
 @dataclass
@@ -113,9 +113,10 @@ class Text:
                 if ends or document_open:
                     blank.seek(0)
                     blank.truncate()
-        if controls.are_many and self.files not in _warned:
+        warnings = [] if self.files in _warned else controls.warnings()
+        for warning in warnings:
             _warned.add(self.files)
-            log.warning("%s", escape_line(f"{self.files[0]}{' and other files' * (len(self.files) > 1)}: {controls.described()}"))
+            log.warning("%s", escape_line(f"{self.files[0]}{' and other files' * (len(self.files) > 1)}: {warning}"))
 
     def stamps(self) -> list[FileStamp]:
         """Return the stamps of the files, which show later whether the files have changed."""

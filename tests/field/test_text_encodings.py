@@ -85,6 +85,19 @@ def test_a_text_with_nuls_around_it_is_read_with_a_warning(tmp_path: Path, where
     assert recognize("a.txt", nuls).refusal("a.txt").startswith("a.txt is a file of NULs, not text. It was never filled.")
 
 
+def test_byte_order_marks_of_joined_files_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("\ufeff" + PLAIN)
+    check(tmp_path / "a.txt", [PLAIN])
+    assert "byte order mark" not in caplog.text + capsys.readouterr().out
+    (tmp_path / "b.txt").write_text(("\ufeff" + PLAIN) * 3)
+    check(tmp_path / "b.txt", [PLAIN + ("\ufeff" + PLAIN) * 2])
+    warning = "The text has 2 byte order marks (U+FEFF) after its beginning, as files have that were joined with cat."
+    assert f"b.txt: {warning}" in caplog.text
+    assert f"Warning: {warning}" in capsys.readouterr().out
+
+
 def test_many_control_characters_are_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,7 +75,7 @@ def test_documents_have_the_tokens_and_counts_of_single_ones(texts: list[str]) -
     alone = encode_batch(list(divide_documents(chunk)), "gpt2", "text")
     assert encoder.takes_documents
     assert together.tokens.tolist() == alone.tokens.tolist() and together.rows.tobytes() == alone.rows.tobytes()
-    counts = ("records", "empty", "markers", "controls", "nuls", "rejected")
+    counts = ("records", "empty", "markers", "controls", "nuls", "marks", "rejected")
     assert [getattr(together, name) for name in counts] == [getattr(alone, name) for name in counts]
 
 

@@ -184,7 +184,7 @@ def test_the_keys_of_the_journal_and_the_plan_stay_as_they_are(tmp_path: Path) -
     }
     assert set(entry["state"]["after"]) == {"file", "offset", "record", "in_document", "member"}
     assert set(entry["state"]["counts"]) == {
-        *("records", "empty", "by_reason", "text_bytes", "tokens", "markers", "controls", "nuls", "failed_files"),
+        *("records", "empty", "by_reason", "text_bytes", "tokens", "markers", "controls", "nuls", "marks", "failed_files"),
         *("unknown", "unknown_example"),
     }
     plan = json.loads((work / "plan.json").read_text())

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gpt_pretrain.system.formatting import format_rounded
+from gpt_pretrain.system.formatting import format_count, format_rounded
 from gpt_pretrain.system.recognition.old_encodings import ALPHABETS, SEVERAL_BYTES
 
 # UTF-32's mark begins with UTF-16's mark.
@@ -214,16 +214,25 @@ def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 class ControlCount:
-    """Count NUL and control characters in a text. A normal text has hardly any."""
+    """Count NUL and control characters in a text, of which a normal text has hardly any, and byte order marks."""
 
-    def __init__(self, total: int = 0, controls: int = 0, nuls: int = 0) -> None:
-        self.total, self.controls, self.nuls = total, controls, nuls
+    def __init__(self, total: int = 0, controls: int = 0, nuls: int = 0, marks: int = 0) -> None:
+        self.total, self.controls, self.nuls, self.marks = total, controls, nuls, marks
 
     def add(self, data: bytes) -> None:
         """Count the NUL and control characters in UTF-8 text."""
         self.total += len(data)
         self.controls += count_controls(data)
         self.nuls += data.count(b"\0")
+        self.marks += data.count(codecs.BOM_UTF8)
+
+    def warnings(self) -> list[str]:
+        """Return a warning for each kind that the model should not learn. The mark that begins a file is not counted."""
+        marks = (
+            f"The text has {format_count(self.marks, 'byte order mark')} (U+FEFF) after its beginning, as files have that were "
+            "joined with cat. The model will learn to write them. To delete them: perl -pe 's/\\xef\\xbb\\xbf//g' FILE > new.txt"
+        )
+        return [self.described()] * self.are_many + [marks] * bool(self.marks)
 
     @property
     def are_many(self) -> bool:
