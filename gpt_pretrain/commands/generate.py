@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
@@ -87,10 +88,15 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
 def _prompt_problem(prompt: str, model: LanguageModel, tokenizer: Tokenizer, *, pretrained: bool) -> str | None:
     """Return a reason why a model may continue a prompt badly, or None."""
     from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
+    from gpt_pretrain.tokenizers.splitting import encode_prompt
     from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
-    unknown = unknown_prompt(prompt, tokenizer)
-    return unlikely_prompt(model, tokenizer, prompt) if unknown is None and pretrained else unknown
+    n_tokens, seen = len(encode_prompt(prompt, tokenizer)), model.config.context_length
+    if (unknown := unknown_prompt(prompt, tokenizer)) is not None:
+        return unknown
+    if n_tokens > seen:
+        return f"The prompt has {n_tokens:,} tokens, of which the model sees the last {seen:,} (its context_length)."
+    return unlikely_prompt(model, tokenizer, prompt) if pretrained else None
 
 
 def _open_answers(settings: GenerateSettings, stack: ExitStack) -> TextIO | None:
@@ -214,6 +220,10 @@ def _read_prompt(settings: GenerateSettings) -> list[str]:
 
 def _interactive_prompts() -> Iterator[str]:
     """Yield the lines that the user types, until an empty line, Ctrl-D or Ctrl-C."""
+    # With readline, lines may have any length, arrow keys edit them, and pasted lines stay together. Without it, a terminal
+    # passes at most 4,095 bytes of a line, and input() cuts off the last character before Ctrl-D.
+    with suppress(ImportError):
+        importlib.import_module("readline")
     print("Type a prompt and press Enter. An empty line ends the program.")
     while True:
         try:

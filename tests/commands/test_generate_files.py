@@ -1,10 +1,13 @@
 """Prompts from a file, and continuations as lines of JSON."""
 
 import json
+import os
+import pty
 import re
 import subprocess
+import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,3 +131,20 @@ def test_lines_of_prompts_end_in_any_way(tmp_path: Path, end: str) -> None:
 def test_json_lines_are_read_by_any_name_of_json(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"prompt": "x", "id": 1}\n{"prompt": "y"}\n')
     assert [prompt.text for prompt in read_prompts(tmp_path / "a.json", name="prompts=a.json")] == ["x", "y"]
+
+
+def test_a_typed_line_may_be_longer_than_a_terminal_passes_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("readline")
+    program = "from gpt_pretrain.commands import generate; print([len(one) for one in generate._interactive_prompts()])"
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=inside, stdout=inside, stderr=inside, cwd=tmp_path)
+    os.close(inside)
+    shown = b""
+    while b"> " not in shown:
+        shown += os.read(terminal, 1000)
+    os.write(terminal, b"x" * 6000 + b"\n\n")
+    with suppress(OSError):  # once the program has ended
+        while part := os.read(terminal, 100_000):
+            shown += part
+    assert process.wait(60) == 0
+    assert b"[6000]" in shown

@@ -6,8 +6,10 @@ from unittest import mock
 
 import pytest
 
-from gpt_pretrain.commands import generate_warnings
+from gpt_pretrain.commands import generate, generate_warnings
 from gpt_pretrain.config.inference_schema import GenerateSettings
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from tests.conftest import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,11 @@ def test_curly_quotation_marks_in_a_prompt_are_said() -> None:
     assert generate_warnings.curly_marks(GenerateSettings(prompt="Say \u201chello\u201d", prompt_file=None)) is None
     warning = generate_warnings.curly_marks(GenerateSettings(prompt="\u201chello world\u201d", prompt_file=None))
     assert warning is not None and "are part of the prompt" in warning
+
+
+def test_a_prompt_beyond_the_context_is_a_warning() -> None:
+    model, tokenizer = tiny_model(vocab_size=257), build_tokenizer("byte")
+    seen = model.config.context_length
+    assert generate._prompt_problem("x" * seen, model, tokenizer, pretrained=False) is None
+    said = f"The prompt has 2,000 tokens, of which the model sees the last {seen} (its context_length)."
+    assert generate._prompt_problem("x" * 2000, model, tokenizer, pretrained=False) == said
