@@ -138,17 +138,25 @@ def open_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[st
     except BaseException:
         print_sweep_summary(folder, script=script, unfinished=runner.unfinished(), is_interrupted=True)
         raise
-    print_sweep_summary(folder, script=script, unfinished=runner.unfinished())
+    print_sweep_summary(folder, script=script, unfinished=runner.unfinished(), requested=runner.requested)
     if runner.unfinished():
         raise SystemExit(1)
 
 
-def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] = (), is_interrupted: bool = False) -> None:
+def print_sweep_summary(
+    folder: Path,
+    *,
+    script: str,
+    unfinished: Sequence[str] = (),
+    requested: Sequence[str] | None = None,
+    is_interrupted: bool = False,
+) -> None:
     """Write the summary files of a sweep, and print its ranking and the next commands.
 
     Args:
         script: The script that the sweep was started with: "train.py" or "generate.py".
         unfinished: The folder names of jobs that are not complete.
+        requested: The folder names of all jobs that this start of the sweep has asked for; None if they are not known.
         is_interrupted: Whether the sweep was stopped, perhaps before it had chosen its next jobs.
     """
     from gpt_pretrain.system.terminal import escape_problem
@@ -162,6 +170,11 @@ def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] 
         first, *others = str(job.metadata["error"]).splitlines() or [""]
         more = f" (and {format_count(len(others), 'more problem')})" if others else ""
         lines.append(escape_problem(f"{job.folder.name} {shorten_middle(job.state, 100)}: {first}{more}"))
+    dropped = [] if requested is None else [job for job in jobs if job.state not in COMPLETE and job.folder.name not in requested]
+    if dropped:
+        names, place = ", ".join(job.folder.name for job in dropped[:3]), "its folder" if len(dropped) == 1 else "their folders"
+        more = f" and {len(dropped) - 3:,} more" * (len(dropped) > 3)
+        lines.append(f"No longer asked for, but still in the table: {names}{more}. To change this, delete {place}.")
     if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
         lines += ["Next:", f"  {tensorboard_command(display_path(folder))}"]
     if unfinished or is_interrupted:

@@ -82,6 +82,8 @@ def test_a_resumed_sweep_may_get_other_values_and_a_later_end(script: Script, tm
         "the finished jobs are resumed"
     )
     assert "did not finish" not in more.stdout, "jobs with removed values are no longer requested"
+    left = "optimizer.lr=1e-09,seed=1, optimizer.lr=1e-09,seed=2"
+    assert f"No longer asked for, but still in the table: {left}. To change this, delete their folders." in more.stdout
 
 
 def signal_when(
