@@ -31,6 +31,13 @@ def test_a_body_of_countless_fields_is_refused_as_a_whole(served: Served) -> Non
     assert "it has 202 fields, more than the limit of 100" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("prompt", [[True], [[1], [False]], [1.5]])
+def test_token_ids_are_whole_numbers(served: Served, prompt: list[object]) -> None:
+    answer = requests.post(f"{served.url}/v1/completions", json={"model": "m", "prompt": prompt}, timeout=60)
+    assert answer.status_code == 400
+    assert "prompt: must be a text or a list of token ids" in answer.json()["error"]["message"]
+
+
 def test_an_empty_prompt_of_a_vocabulary_without_an_end_is_refused() -> None:
     model = SimpleNamespace(
         decoder=SimpleNamespace(config=tiny_model().config), tokenizer=CharacterTokenizer("ab", end_of_text=False)
