@@ -61,7 +61,7 @@ class CheckRunFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         _check_no_tilde(config.hydra.sweep.dir, setting="hydra.sweep.dir")
-        if list_checkpoints(folder):
+        if _holds_run(folder):
             problem = (
                 f"{folder} holds a run, so it cannot hold a sweep as well. Choose another folder with hydra.sweep.dir=FOLDER."
             )
@@ -69,6 +69,15 @@ class CheckRunFolder(Callback):
         _check_writable(folder, setting="hydra.sweep.dir")
         _check_no_links(folder, WRITTEN_BY_SWEEPS)
         _check_keeps_files(folder, WRITTEN_BY_SWEEPS, setting="hydra.sweep.dir")
+
+
+def _holds_run(folder: Path) -> bool:
+    """Return whether a folder has checkpoints. End the program if it cannot be read."""
+    try:
+        return bool(list_checkpoints(folder))
+    except OSError as error:
+        problem = f"{error.filename or folder} cannot be read ({error.strerror or error})."
+        sys.exit(print_error(UserError(f"{problem} Choose another folder with hydra.sweep.dir=FOLDER.")))
 
 
 def _writes(config: DictConfig) -> bool:

@@ -28,6 +28,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.commands.command_line.arguments import wants_help
+from gpt_pretrain.commands.process.failures import EXIT_USER_ERROR
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import LAST, checkpoint_dir
@@ -167,6 +168,8 @@ def _train(run_dir: Path, overrides: list[str], *, expected: int = 0) -> None:
     if done.returncode != expected:
         for line in (done.stdout + done.stderr)[-2000:].splitlines():
             print_escaped(line, file=sys.stderr)
+        if done.returncode == EXIT_USER_ERROR:  # The last line names the problem.
+            raise SystemExit(EXIT_USER_ERROR)
         raise UserError(f"The training ended with exit code {done.returncode} instead of {expected}. Its last lines are above.")
 
 

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 import gpt_pretrain
@@ -21,6 +22,7 @@ from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.commands.command_line.command_words import sort_arguments
 from gpt_pretrain.commands.command_line.hydra_arguments import apply_resume, check_arguments
 from gpt_pretrain.commands.command_line.stored_overrides import admit_overrides
+from gpt_pretrain.commands.run_folder_check import CheckRunFolder
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
@@ -282,6 +284,17 @@ def test_what_hydra_would_end_with_a_traceback_is_a_message(
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr and "provider=" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_listed_holds_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoints").symlink_to("checkpoints")
+    with pytest.raises(SystemExit) as ended:
+        CheckRunFolder().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert ended.value.code == 2
+    said = (
+        f"{tmp_path}/checkpoints cannot be read (Too many levels of symbolic links). Choose another folder with hydra.sweep.dir="
+    )
+    assert said in capsys.readouterr().err
 
 
 def test_the_version_is_that_of_this_program(script: Script) -> None:

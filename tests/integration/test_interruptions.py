@@ -199,6 +199,15 @@ def test_verify_resume_reports_identical_runs(tmp_path: Path) -> None:
     assert (wrong.returncode, wrong.stderr) == (2, "error: before=x: must be a whole number of at least 1.\n")
 
 
+def test_verify_resume_reports_a_wrong_setting_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        verify_resume_command(["nosuch=1"])
+    assert (ended.value.code, capfd.readouterr().err) == (
+        2,
+        "error: nosuch=1: there is no such setting. --cfg job shows all settings.\n",
+    )
+
+
 def test_verify_resume_names_the_first_step_and_tensor_that_differ(train: Train, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         fields = f"{{_target_: gpt_pretrain.commands.verify_resume.Fingerprints, file: '{tmp_path / name}.jsonl'}}"
