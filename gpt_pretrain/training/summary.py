@@ -76,13 +76,13 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: LanguageMode
         f"({escape_line(data.tokenizer.name)})",
         f"data    {escape_line(without_secrets(settings.data.path or settings.data.name))}: "
         f"{split.text_size}{split.text_size and '; '}"
-        f"{split.train.count:,} training tokens in {len(data.train):,} windows, "
-        f"{split.val.count:,} validation tokens in {len(data.val):,} windows",
+        f"{format_count(split.train.count, 'training token')} in {format_count(len(data.train), 'window')}, "
+        f"{format_count(split.val.count, 'validation token')} in {format_count(len(data.val), 'window')}",
         *([f"        {unknown}"] if (unknown := describe_rare_unknown(split)) is not None else []),
         *(f"        {source}" for source in mixture_facts(data)),
         *(f"own     {group}: {escape_line(fields[TARGET])}" for group, fields in settings.custom.items()),
         f"length  {format_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} per epoch, "
-        f"of {step_windows:,} windows each{shorter}{on_devices}",
+        f"of {format_count(step_windows, 'window')} each{shorter}{on_devices}",
     ]
     if settings.callbacks.samples and split.train.count > MAX_SEARCHED:
         lines.append(f"samples are compared with {MAX_SEARCHED:,} evenly spaced training tokens")
