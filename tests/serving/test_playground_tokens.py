@@ -9,7 +9,9 @@ import pytest
 from tests.helpers.playground import FACTS, PROMPT, generate, tokens_of, wait_for_end
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
+
+    from tests.serving.conftest import Served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -79,6 +81,17 @@ def test_the_prompt_is_shown_as_its_tokens(page: Page) -> None:
     page.locator("#counts", has_text="0, for 0").wait_for()
     generate(page)
     assert tokens_of(page) == 13, "an empty prompt begins with the end of text"
+
+
+def test_a_prompt_with_too_many_tokens_is_not_shown_as_the_one_before_it(browser: Browser, playground: Served) -> None:
+    opened = browser.new_page()
+    opened.goto(playground.url)
+    opened.locator("#counts", has_text="22, for 22").wait_for()
+    opened.locator("#prompt").fill("a" * 20_000)
+    opened.locator("#prompt-warning", has_text="are described at a time").wait_for()
+    assert opened.locator("#counts").inner_text() == "Tokens of the prompt"
+    assert opened.locator(".tokens li").count() == 0
+    opened.close()
 
 
 def test_two_models_and_the_checkpoints_of_a_run(page: Page) -> None:

@@ -94,7 +94,10 @@ async function encodePrompt(names) {
     drawPromptTokens(names, answers.map(({ tokens }) => tokens));
     warnOfPrompt(answers.map(({ warning }) => warning));
   } catch (error) {
-    if (!signal.aborted) warnOfPrompt([error.message]);
+    if (signal.aborted) return;
+    document.getElementById("counts").textContent = "Tokens of the prompt"; // those that are shown are of an earlier one
+    document.getElementById("token-views").replaceChildren();
+    warnOfPrompt([error.message]);
   }
 }
 
