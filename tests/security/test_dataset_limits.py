@@ -297,6 +297,13 @@ def test_records_with_very_many_fields_are_refused(name: str, content: str, tmp_
         read(tmp_path)
 
 
+def test_a_record_of_brackets_within_brackets_does_not_end_the_program(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "x": ' + "[" * 5_000_000 + "\n")
+    command = [sys.executable, "-c", READ_BOUNDED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    assert "far too many brackets within brackets" in done.stdout, done.stderr
+
+
 def test_objects_with_any_names_in_a_field_are_read(tmp_path: Path) -> None:
     rows = [{"text": "one", "facts": {f"f{number}": number}} for number in range(3000)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

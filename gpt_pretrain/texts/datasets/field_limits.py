@@ -54,7 +54,12 @@ def check_fields(text: str) -> None:
             try:
                 value, position = _DECODER.raw_decode(line, position)
                 count += _add_fields(value, known)
-            except (ValueError, RecursionError):  # pyarrow may read it nevertheless
+            except RecursionError:  # pyarrow (26.0) may end the whole program for lack of memory
+                raise UserError(
+                    "A record of this dataset has far too many brackets within brackets. Give the files themselves as inputs: "
+                    "the message names the record then."
+                ) from None
+            except ValueError:  # pyarrow may read it nevertheless
                 count += line.count(":", position)
                 position = len(line)
             while line[position : position + 1].isspace():
