@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 PROCESSES_PER_CORE = 4  # More processes would only wait for each other.
+BYTES_PER_PROCESS = 10**9  # of this machine's memory; a process of a training needs 400 MB before its first step
 CPU_INFO = Path("/proc/cpuinfo")
 CLEAR_REFS, STATUS, STATM = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/self/statm")
 STACK = 1 << 23  # Bytes that a thread reserves.
@@ -92,8 +93,13 @@ def _cpu_info(*names: str) -> str:
 
 
 def max_processes() -> int:
-    """Return the most processes of one training on this machine: PROCESSES_PER_CORE for each core, or one for each GPU."""
-    per_cores = PROCESSES_PER_CORE * cores()
+    """Return the most processes of one training on this machine.
+
+    This is PROCESSES_PER_CORE for each core, or fewer, down to one, where the memory is small; or one for each GPU.
+    """
+    per_cores, memory = PROCESSES_PER_CORE * cores(), machine_memory()
+    if memory is not None:
+        per_cores = min(per_cores, max(cores(), memory // BYTES_PER_PROCESS))
     if not shutil.which("nvidia-smi") and not shutil.which("rocm-smi"):  # importing torch takes seconds
         return per_cores
     import torch
@@ -114,8 +120,12 @@ def memory_limit(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    names = getattr(os, "sysconf_names", {})
-    if device.type != "cpu" or "SC_PHYS_PAGES" not in names:
+    return machine_memory() if device.type == "cpu" else None
+
+
+def machine_memory() -> int | None:
+    """Return the bytes of memory of this machine or container; None if unknown."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:

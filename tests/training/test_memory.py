@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import resources
 from gpt_pretrain.training import preflight
@@ -84,3 +86,27 @@ def test_the_swap_space_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch, t
         "MemTotal:       24000000 kB\nSwapCached:            1 kB\nSwapTotal:       2097152 kB\nSwapFree:              0 kB\n"
     )
     assert resources.swap_space() == 2**31
+
+
+@pytest.mark.parametrize(("workers", "fits"), [(0, True), (8, False)])
+def test_processes_and_their_workers_take_memory_of_their_own(
+    compose_train: Callable[..., DictConfig], machine: Callable[[int, int | None], None], workers: int, fits: bool
+) -> None:
+    machine(2 * 500_000_000, 0)
+    config = compose_train(*SMALL, "run_dir=unused", "trainer.devices=2", "trainer.strategy=ddp", f"data.num_workers={workers}")
+    settings = to_settings(config, TrainSettings)
+    if fits:
+        memory.check_memory(settings, vocab_size=257, n_windows=1)
+    else:
+        with pytest.raises(UserError, match=r"needs 75\d MB of memory, but this machine has 500 MB for each process"):
+            memory.check_memory(settings, vocab_size=257, n_windows=1)
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "most"), [(None, 64), (256 * 10**9, 64), (24 * 10**9, 24), (16 * 10**9, 16), (2 * 10**9, 16)]
+)
+def test_a_small_memory_holds_fewer_processes(monkeypatch: pytest.MonkeyPatch, memory_bytes: int | None, most: int) -> None:
+    monkeypatch.setattr(resources, "cores", lambda: 16)
+    monkeypatch.setattr(resources, "machine_memory", lambda: memory_bytes)
+    monkeypatch.setattr(resources.shutil, "which", lambda name: None)
+    assert resources.max_processes() == most

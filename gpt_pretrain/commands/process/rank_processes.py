@@ -31,7 +31,7 @@ def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
     if devices > (most := max_processes()):
         raise UserError(
             f"trainer.devices={devices}: a training on this machine may have at most {most} processes, {PROCESSES_PER_CORE} "
-            "for each core or one for each GPU. Choose a smaller number."
+            "for each core, as far as the memory allows, or one for each GPU. Choose a smaller number."
         )
     return devices
 
@@ -65,7 +65,8 @@ def _stored_devices(file: Path) -> SimpleNamespace:
     if devices > (most := max_processes()):
         raise UserError(
             f"trainer.devices={devices} comes from {file}, but a training on this machine may have at most {most} "
-            f"processes, {PROCESSES_PER_CORE} for each core or one for each GPU. Add trainer.devices=N with a smaller number."
+            f"processes, {PROCESSES_PER_CORE} for each core, as far as the memory allows, or one for each GPU. Add "
+            "trainer.devices=N with a smaller number."
         )
     return SimpleNamespace(devices=devices, num_nodes=num_nodes, accelerator=accelerator)
 

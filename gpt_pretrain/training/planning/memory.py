@@ -12,6 +12,9 @@ from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_si
 from gpt_pretrain.system.resources import memory_limit, swap_space
 
+# Of a training in several processes; measured with 4 and 8 of them.
+PROCESS_MEMORY, WORKER_MEMORY = 350_000_000, 25_000_000  # bytes of a process without its model, and of each data.num_workers
+
 
 def memory_per_device(settings: TrainSettings) -> int | None:
     """Return the bytes available to each device, None if unknown. Processes on a CPU share its memory."""
@@ -53,6 +56,8 @@ def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) ->
     )
     # The user's own optimizer may keep no moments.
     needed = (dataclasses.replace(memory, moments=0) if "optimizer" in settings.custom else memory).peak
+    if _processes(settings) > 1:  # Each set has its workers: that for training and that for validation.
+        needed += PROCESS_MEMORY + 2 * settings.data.num_workers * WORKER_MEMORY
     if needed > limit + swap // _processes(settings):
         each = " for each process" if devices > trainer.num_nodes else ""
         raise UserError(
