@@ -15,6 +15,10 @@ from gpt_pretrain.system.resources import memory_limit, swap_space
 # Of a training in several processes; measured with 4 and 8 of them.
 PROCESS_MEMORY, WORKER_MEMORY = 350_000_000, 25_000_000  # bytes of a process without its model, and of each data.num_workers
 
+# Bytes of each token of a batch besides the model's own: indices, other batches that wait, and results that a kernel keeps for a
+# moment. They count with widths of 2 to 16, where a step takes up to four times what the formula says.
+TOKEN_MEMORY, WAITING_TOKEN = 900, 64  # the second for each data.num_workers, which keeps two batches ready for each set
+
 
 def memory_per_device(settings: TrainSettings) -> int | None:
     """Return the bytes available to each device, None if unknown. Processes on a CPU share its memory."""
@@ -56,6 +60,8 @@ def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) ->
     )
     # The user's own optimizer may keep no moments.
     needed = (dataclasses.replace(memory, moments=0) if "optimizer" in settings.custom else memory).peak
+    tokens = n_windows * settings.model.context_length
+    needed += tokens * (TOKEN_MEMORY + WAITING_TOKEN * settings.data.num_workers)
     if _processes(settings) > 1:  # Each set has its workers: that for training and that for validation.
         needed += PROCESS_MEMORY + 2 * settings.data.num_workers * WORKER_MEMORY
     if needed > limit + swap // _processes(settings):
