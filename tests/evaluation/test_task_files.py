@@ -19,6 +19,7 @@ from gpt_pretrain.evaluation.tasks.task_items import TaskItem
         ('{"context": "a", "choices": ["b", "c"], "label": true}', '"label" is True'),
         ('{"context": "a", "choices": ["b"], "label": 0}', "at least two texts"),
         ('{"context": "a", "choices": ["b", ""], "label": 0}', '"choices[1]" is empty'),
+        ('{"context": "a", "choices": ["b", "c", "b"], "label": 2}', '"choices" has the right answer more than once'),
         ('{"context": "a", "choices": ["b", 5], "label": 0}', '"choices[1]" is 5, but must be a text'),
         ('{"context": "a", "continuation": 5}', '"continuation" is 5, but must be a text'),
         ('{"story": "a"}', '"context" is missing'),

@@ -113,6 +113,8 @@ def read_own_item(fields: Mapping[str, Any], *, line: int) -> TaskItem:
         contexts, endings = (read_text_field(fields, "context", may_be_empty=True),), (read_text_field(fields, "continuation"),)
     check_item_size(contexts, endings)
     label = read_label(fields, "label", count=len(endings)) if len(endings) > 1 else 0
+    if "choices" in fields and endings.count(endings[label]) > 1:
+        raise ValueError('"choices" has the right answer more than once')
     return TaskItem(contexts, put_before(delimiter, endings), label, tuple(map(len, endings)), line)
 
 
