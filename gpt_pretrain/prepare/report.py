@@ -40,6 +40,11 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
             "There is no validation set: it needs two documents with different texts, and val_fraction above 0. "
             "document_separator= splits a text file into documents."
         )
+    elif manifest["parts"]["val"]["bytes"] > manifest["parts"]["train"]["bytes"]:
+        print(
+            "Warning: The validation set has more text than the training set. Whole documents are assigned to it, by the hash of "
+            "their text. document_separator= splits a text file into documents; another val_fraction may choose others."
+        )
     if counts.markers:
         print(f"{format_count(counts.markers, 'document')} ended at {END_OF_TEXT} in the text.")
     for warning in ControlCount(counts.text_bytes, counts.controls, counts.nuls, counts.marks).warnings():

@@ -13,6 +13,7 @@ from gpt_pretrain.prepare import assigning, report
 from gpt_pretrain.prepare.assigning import DocumentSplit, choose_split, find_duplicates
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, REJECTED, ROW
 from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
+from gpt_pretrain.prepare.segments import RecordCounts
 from tests.helpers import corpora
 from tests.helpers.command_line import gpt_pretrain
 
@@ -186,3 +187,14 @@ def test_memory_does_not_grow_with_the_length_of_a_document(tmp_path: Path) -> N
         assert process.returncode == 0
         peaks.append(peak)
     assert peaks[1] < 450e6 and peaks[1] < peaks[0] + 150e6, peaks
+
+
+@pytest.mark.parametrize(("val", "warned"), [(5, False), (500, True)])
+def test_more_validation_than_training_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], val: int, warned: bool
+) -> None:
+    parts = {
+        name: {"documents": 1, "tokens": size, "bytes": size, "shards": ["a"]} for name, size in (("train", 50), ("val", val))
+    }
+    report.print_summary({"parts": parts, "duplicates": 0}, RecordCounts(records=2), tmp_path)
+    assert ("The validation set has more text than the training set." in capsys.readouterr().out) == warned
