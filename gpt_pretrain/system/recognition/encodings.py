@@ -230,7 +230,7 @@ class ControlCount:
         """Return a warning for each kind that the model should not learn. The mark that begins a file is not counted."""
         marks = (
             f"The text has {format_count(self.marks, 'byte order mark')} (U+FEFF) after its beginning, as files have that were "
-            "joined with cat. The model will learn to write them. To delete them: perl -pe 's/\\xef\\xbb\\xbf//g' FILE > new.txt"
+            "joined with cat. Models trained on it write them. To delete them: perl -pe 's/\\xef\\xbb\\xbf//g' FILE > new.txt"
         )
         return [self.described()] * self.are_many + [marks] * bool(self.marks)
 
