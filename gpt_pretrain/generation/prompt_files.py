@@ -14,6 +14,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.system.json_files import check_names, parse_json_value
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
+from gpt_pretrain.system.recognition.conversion import quote_path
 from gpt_pretrain.system.recognition.file_kinds import (
     ARRAY,
     AS_TEXT_ADVICE,
@@ -27,7 +28,6 @@ from gpt_pretrain.system.recognition.file_kinds import (
     FileKind,
 )
 from gpt_pretrain.system.recognition.file_recognition import is_text_kind, recognize
-from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.shown_values import describe_value
 
 # The fields of an answer besides the prompt. Fields of the prompt with the same names are left out.

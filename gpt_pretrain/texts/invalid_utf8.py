@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.recognition.ebcdic import LETTERS as EBCDIC
+from gpt_pretrain.system.recognition.conversion import convert_command, quote_path
 from gpt_pretrain.system.recognition.encodings import begins_as_utf8
 from gpt_pretrain.system.recognition.file_kinds import ARRAY, HEAD, LINES, OBJECTS, ROWS
 from gpt_pretrain.system.recognition.file_recognition import content_name, recognize
-from gpt_pretrain.system.recognition.old_encodings import best_of_alphabet, convert_command, decodes, likely_encodings, quote_path
+from gpt_pretrain.system.recognition.old_encodings import decodes, encoding_score, likely_encodings
 from gpt_pretrain.texts.containers.blocks import read_stream
 
 BEFORE, AFTER = 2000, 4000  # The encoding is guessed from this many bytes before and after the first invalid one.
@@ -26,7 +25,7 @@ MEND_SURROGATES = (
     "python -c \"import sys; text = open(sys.argv[1], encoding='utf-8', errors='surrogatepass', newline='').read(); "
     "sys.stdout.buffer.write(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode())\" {path} > new.txt"
 )
-FEW = 20  # With fewer characters beyond ASCII, the encoding is only a guess.
+EXCERPT = 40  # Characters of the part of a text that shows whether a guess is right.
 MAX_EXPLAINED = 10  # files or members of archives whose encoding is guessed
 JAVA_NUL = b"\xc0\x80"
 DROP_NULS = (
@@ -84,15 +83,28 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
         guesses = [encoding for encoding in guesses if decodes(_blocks_of(path), encoding)]
     if not guesses:
         return where, "It is in another encoding, or in several. Save it as UTF-8 with the program that wrote it"
-    guess = best_of_alphabet(guesses, block)
+    guess = _best_in_block(guesses, sample, block)
     name = guess.upper().replace("_", "-")
     if valid_share > SOME and guess in HARDLY_UTF8:
         name = next(likely_encodings(_without_utf8(sample)), guess).upper().replace("_", "-")
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
-    told_by = sum(character > "\x7f" for character in sample.decode(guess, errors="ignore"))
-    is_guess = told_by < FEW and guess not in EBCDIC  # EBCDIC shows in each letter.
-    few = f" (a guess from only {format_count(told_by, 'character')}, so check the result)" * is_guess
-    return advice(f"It looks like {name}{few}", convert_command(path, guess))
+    looks = f'It looks like {name}, in which a part of it reads "{_telling_part(sample.decode(guess, errors="ignore"))}"'
+    return advice(f"{looks}. If that is right, convert it", convert_command(path, guess))
+
+
+def _best_in_block(guesses: Sequence[str], sample: bytes, block: bytes) -> str:
+    """Return the first of some encodings, or one in which a sample reads the same and that suits a larger block better."""
+    same = [guess for guess in guesses if sample.decode(guess, errors="ignore") == sample.decode(guesses[0], errors="ignore")]
+    return max(same, key=lambda guess: encoding_score(block, guess)) if len(same) > 1 else same[0]
+
+
+def _telling_part(text: str) -> str:
+    """Return the part of a text in one line that has the most different characters beyond ASCII, and the words around them."""
+    line = " ".join(text.split())
+    parts = [line[start : start + EXCERPT] for start in range(0, len(line), EXCERPT // 2)]
+    part = max(parts, key=lambda part: len({character for character in part if character > "\x7f"}))
+    words = part.split(" ")
+    return " ".join(words[1:-1]) if len(words) > 4 else part
 
 
 def _invalid_position(error: UnicodeDecodeError, position: int) -> str:

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import PurePath
 
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.recognition.conversion import quote_path
 from gpt_pretrain.system.recognition.file_kinds import ARROW, COMPRESSED, TOKENS, FileKind
-from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
 
 SHOWN_KINDS = 6

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.recognition.conversion import quote_path
 from gpt_pretrain.system.recognition.encodings import ControlCount, is_blank
 from gpt_pretrain.system.recognition.file_kinds import EMPTY, TEXT
-from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.texts.chunks import (
     FIELD_MISSING,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.recognition.old_encodings import convert_command, likely_encodings
+from gpt_pretrain.system.recognition.conversion import convert_command
+from gpt_pretrain.system.recognition.old_encodings import likely_encodings
 from gpt_pretrain.system.recognition.seven_bit_encodings import seven_bit_encoding
 from tests.helpers.text_inputs import in_corpus, in_training
 
@@ -130,6 +131,37 @@ SPARSE = {
     ),
     "dashes": (["cp1252", "mac_roman"], "It rained – as always – and the river rose.\n"),
     "pounds": (["cp1252", "cp850"], "It cost £5 or £6, and it was 30° in the shade.\n"),
+    "euros": (["cp1252"], "The room costs 40 € a night, a meal 12 €, and a beer 3 €.\n"),
+    "units": (["cp1252", "mac_roman", "cp850"], "At 20°C the wire is 5 µm thick, and at 30°C it is 6 µm.\n"),
+    "dutch": (
+        ["cp1252", "iso8859_15", "mac_roman", "cp850"],
+        "Daniël ging naar het café, at één pannenkoek en zag knieën, ruïnes en zeeën; de coëfficiënt is geïnd.\n",
+    ),
+    "albanian": (
+        ["cp1252", "mac_roman", "cp850"],
+        "Një mëngjes të ftohtë ai doli nga shtëpia dhe shkoi në kullotë. Çfarë është kjo?\n",
+    ),
+    "icelandic": (
+        ["cp1252", "iso8859_15"],
+        "Það var kalt um morguninn þegar Þóra gekk niður að höfninni. Hún svaraði ekki, því að ísinn lá við bryggjuna.\n",
+    ),
+    "estonian": (
+        ["cp1252", "cp1257", "cp775"],
+        "Külmal hommikul läks Jüri üle õue. Õhtul tuli tüdruk kööki, ja päike oli jää kohal.\n",
+    ),
+    "afrikaans": (["cp1252", "mac_roman"], "Sy sê hulle hê môre reën, en die koei wêreld is geïnteresseerd in vroeër oë.\n"),
+    "names in english": (
+        ["cp1252", "mac_roman"],
+        "Noël and Zoë are naïve, and Zoë’s coöperation with Noël was reëxamined. It’s late.\n",
+    ),
+    "romanian": (
+        ["cp1250", "iso8859_2", "cp852"],
+        "Într-o dimineaţă rece, Ştefan ieşi din casă şi porni spre râu. Băiatul nu ştia că viaţa e grea.\n",
+    ),
+    "croatian": (
+        ["cp1250", "iso8859_2", "cp852"],
+        "Jednog hladnog jutra Željko je izašao iz kuće i krenuo prema rijeci. Šumar je nešto rekao, čovjek je šutio.\n",
+    ),
     "bullets": (["cp1252", "mac_roman"], "A list:\n• bread\n• milk\nAnd so on…\n"),
     "spaces": (["cp1252", "mac_roman", "cp850"], "It is 5\u00a0km to the old\u00a0mill, and 10\u00a0km back.\n"),
     "guillemets": (["cp1252"], "Las opciones «uno» y «dos» están aquí, también el año y la opción «tres».\n"),
@@ -188,9 +220,9 @@ def test_what_iconv_does_not_know_is_converted_by_python(tmp_path: Path, encodin
     assert converted(tmp_path / "-a.txt", convert_command("-a.txt", encoding)) == text
 
 
-def test_a_guess_from_few_letters_is_called_a_guess(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("Москва\n".encode("cp1251"))
-    with pytest.raises(UserError, match=r"It looks like .* \(a guess from only 6 characters, so check the result\): iconv"):
+def test_the_advice_shows_how_the_text_would_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(("one line of ASCII\n" * 9 + "Москва, столица России.\n").encode("cp1251"))
+    with pytest.raises(UserError, match=r'in which a part of it reads ".*Москва, столица"\. If that is right, convert it: iconv'):
         in_training(tmp_path / "a.txt")
 
 

@@ -14,6 +14,7 @@ from gpt_pretrain.checkpoints.recognition.misfits import name_some
 from gpt_pretrain.checkpoints.serialization.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes
+from gpt_pretrain.system.recognition.conversion import quote_path
 from gpt_pretrain.system.recognition.file_kinds import (
     ARCHIVES,
     BINARY,
@@ -27,7 +28,6 @@ from gpt_pretrain.system.recognition.file_kinds import (
     TORCH,
     FileKind,
 )
-from gpt_pretrain.system.recognition.old_encodings import quote_path
 from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.texts.containers.archives import Members, read_tar, read_zip
 from gpt_pretrain.texts.containers.blocks import read_stream

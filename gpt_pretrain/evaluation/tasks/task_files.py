@@ -19,8 +19,8 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.json_files import check_names, parse_json
 from gpt_pretrain.system.reading import DamagedFileError, open_regular
 from gpt_pretrain.system.reading_cost import explained_by_own_size
+from gpt_pretrain.system.recognition.conversion import quote_path
 from gpt_pretrain.system.recognition.file_kinds import HEAD
-from gpt_pretrain.system.recognition.old_encodings import quote_path
 
 MAX_LINE_BYTES = 1 << 20
 MAX_TASK_FILES = 1000  # of a folder

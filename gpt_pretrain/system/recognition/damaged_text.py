@@ -10,7 +10,7 @@ import functools
 import itertools
 import re
 
-from gpt_pretrain.system.recognition.old_encodings import iconv_name
+from gpt_pretrain.system.recognition.conversion import iconv_name
 
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 # Encodings that programs often mistake UTF-8 for.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gpt_pretrain.system.formatting import format_count, format_rounded
-from gpt_pretrain.system.recognition.old_encodings import ALPHABETS, SEVERAL_BYTES
+from gpt_pretrain.system.recognition import languages
 
 # UTF-32's mark begins with UTF-16's mark.
 MARKS = (
@@ -51,7 +51,7 @@ SPACELESS = [index for index, ranges in enumerate(SCRIPTS) if ranges[0][0] in (0
 IDEOGRAPHS = [index for index, ranges in enumerate(SCRIPTS) if ranges[0][0] in (0x3040, 0xAC00)]
 # Characters that make up a third of a Chinese, Japanese or Korean text. In other bytes that are read as such a text, they are
 # rare.
-FREQUENT = frozenset("".join(f"{often}{others}" for names, often, others in ALPHABETS if names[0] in SEVERAL_BYTES))
+FREQUENT = frozenset("".join(languages.FREQUENT.values()))
 ENOUGH_FREQUENT = 0.05
 # Such a text has at least this share of control characters among its bytes, while a text in an 8-bit encoding has none. Or it has
 # at least this share of kana, which all have the same first byte.

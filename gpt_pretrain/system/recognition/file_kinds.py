@@ -11,8 +11,8 @@ import struct
 from dataclasses import dataclass
 
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.recognition.conversion import quote_path
 from gpt_pretrain.system.recognition.encodings import TextEncoding
-from gpt_pretrain.system.recognition.old_encodings import quote_path
 
 HEAD = 1 << 16  # Bytes from the start of a file to examine.
 # The forms of a readable file. They decide how its content becomes documents, or which files it contains.

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import PurePath
 
+from gpt_pretrain.system.recognition.conversion import conversion, iconv_name
 from gpt_pretrain.system.recognition.damaged_text import conversion_damage, damage_in_records, escapes_left
 from gpt_pretrain.system.recognition.encodings import TextEncoding, begins_as_utf8, detect_encoding, is_partly_utf_16
 from gpt_pretrain.system.recognition.file_kinds import (
@@ -55,7 +56,6 @@ from gpt_pretrain.system.recognition.file_kinds import (
     convert_advice,
 )
 from gpt_pretrain.system.recognition.json_recognition import json_kind
-from gpt_pretrain.system.recognition.old_encodings import conversion, iconv_name
 from gpt_pretrain.system.recognition.seven_bit_encodings import seven_bit_encoding
 from gpt_pretrain.system.recognition.text_forms import other_form
 
