@@ -37,6 +37,9 @@ OTHERS |= {
     "text",
     "eps",
     "training",
+    "total_steps",
+    "rank",
+    "world_size",
 }  # arguments of functions
 OTHERS |= {"max_tokens", "version"}  # fields of requests and answers of the server
 # Fields of config.json.
