@@ -61,10 +61,10 @@ def test_memory_and_swap_space_count(
 def test_the_user_s_own_optimizer_may_keep_no_moments(
     compose_train: Callable[..., DictConfig], machine: Callable[[int, int | None], None]
 ) -> None:
-    machine(3_700_000, 0)  # Without the two moments, a step needs 3.61 MB.
+    machine(4_800_000, 0)  # Without the two moments, a step needs 4.72 MB.
     custom = ("optimizer=custom", "++optimizer._target_=torch.optim.SGD", "++optimizer.lr=0.1")
     preflight.prepare_training(compose_train(*SMALL, *custom, "run_dir=unused", "data.batch_size=8"), overridden=set())
-    with pytest.raises(UserError, match=r"^A step of this model needs 3\.8 MB of memory"):
+    with pytest.raises(UserError, match=r"^A step of this model needs 4\.9 MB of memory"):
         preflight.prepare_training(compose_train(*SMALL, "run_dir=unused", "data.batch_size=8"), overridden=set())
 
 
@@ -112,6 +112,56 @@ def test_the_batches_of_a_narrow_model_count(
     config = compose_train(*SMALL, *narrow, "run_dir=unused", f"data.num_workers={workers}")
     with pytest.raises(UserError, match=rf"^A step of this model needs {needed}"):
         memory.check_memory(to_settings(config, TrainSettings), vocab_size=3, n_windows=8000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_windows", "needed"),
+    [
+        (("model.context_length=2048", "model.drop_rate=0.1"), 4, r"1\.9 GB"),  # measured: 2.1 GB
+        (("model.context_length=4096", "model.drop_rate=0.1"), 2, r"1\.9 GB"),
+        (("model.context_length=4096", "model.drop_rate=0", "trainer.precision=bf16-mixed"), 2, "979 MB"),
+        (("model.context_length=1024", "model.drop_rate=0.1"), 8, r"3\.3 GB"),  # most of it are weights that are kept
+    ],
+)
+def test_the_attention_of_many_narrow_heads_counts(
+    compose_train: Callable[..., DictConfig],
+    machine: Callable[[int, int | None], None],
+    changes: tuple[str, ...],
+    n_windows: int,
+    needed: str,
+) -> None:
+    """The formula of a training step had 65 MB for the first two."""
+    machine(10**6, 0)
+    heads = ("model.n_heads=64", "model.emb_dim=64", "trainer.precision=32-true")
+    config = compose_train(*SMALL, *heads, *changes, "run_dir=unused")
+    with pytest.raises(UserError, match=rf"^A step of this model needs {needed}"):
+        memory.check_memory(to_settings(config, TrainSettings), vocab_size=257, n_windows=n_windows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        (("model.n_layers=1",), "7[0-9][0-9] MB"),  # measured: 1.4 GB, with the other parts of the program
+        (("model.n_layers=4",), r"2\.[4-6] GB"),  # measured: 3.1 GB
+        (("model.n_layers=4", "model.drop_rate=0.1"), "9[0-9][0-9] MB"),
+        (("model.n_layers=4", "trainer.activation_checkpointing=true"), "7[0-9][0-9] MB"),
+    ],
+)
+def test_the_mask_between_documents_counts(
+    compose_train: Callable[..., DictConfig], machine: Callable[[int, int | None], None], changes: tuple[str, ...], needed: str
+) -> None:
+    """The formula of a training step had 208 MB with four layers."""
+    machine(10**6, 0)
+    narrow = (
+        "model.n_heads=1",
+        "model.emb_dim=16",
+        "model.context_length=4096",
+        "model.drop_rate=0",
+        "trainer.precision=32-true",
+    )
+    config = compose_train(*SMALL, *narrow, *changes, "data.respect_documents=true", "run_dir=unused")
+    with pytest.raises(UserError, match=rf"^A step of this model needs {needed}"):
+        memory.check_memory(to_settings(config, TrainSettings), vocab_size=257, n_windows=8)
 
 
 @pytest.mark.parametrize(
