@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +47,14 @@ class NotFound(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+class Busy(NotFound):
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Retry-After", "100000000")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
 
 @pytest.fixture
@@ -312,6 +321,21 @@ def test_a_dataset_is_watched_while_its_records_are_read(tmp_path: Path) -> None
         fsspec.open("memory://x")
     records.close()
     fsspec.open("memory://x")
+
+
+def test_a_hub_does_not_choose_how_long_to_wait_for_it(
+    listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import http_backoff
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    listener.RequestHandlerClass = Busy
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with own_files_only(str(tmp_path)), pytest.raises(Exception, match="503"):
+        http_backoff("GET", f"http://127.0.0.1:{listener.server_address[1]}/x", max_retries=2, retry_on_status_codes=503)
+    assert pauses == [60, 60]
 
 
 @pytest.mark.parametrize("name", ["a.h5", "a.lance/data/x.lance", "a.vortex", "a.pdf", "a.png", "a.tar"])

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
@@ -59,6 +60,7 @@ SEPARATORS = ("sep", "delimiter")  # pandas takes a separator of several charact
 # Searches for the files of a pattern (datasets 5.2 makes two for each that a description lists), and characters of a description,
 # which datasets parses in pure Python.
 MAX_PATTERNS, MAX_DESCRIPTION = 10_000, 2_000_000
+LONGEST_PAUSE = 60.0  # seconds before a request to the hub is repeated; the hub may state a century
 OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets that open files
 
 Function = Callable[..., Any]
@@ -87,6 +89,7 @@ def own_files_only(
             ("fsspec.registry", "get_filesystem_class", own.check_protocol),
             ("huggingface_hub.file_download", "get_hf_file_metadata", own.check_metadata),
             ("huggingface_hub.hf_api:HfApi", "dataset_info", own.check_info),
+            ("huggingface_hub.utils._http", "time", _with_short_pauses),
             ("yaml", "load", own.check_description),
             # Otherwise, fsspec (2026.9) would read the list of an archive's members again for each member.
             ("fsspec.implementations.zip:ZipFileSystem", "cachable", lambda _: True),
@@ -258,6 +261,11 @@ class _OwnFiles:
             f"dataset={self.name}: {where} {what}, which is not a file of the dataset itself and could be any file of this "
             "machine. It was not read. If you trust it, download or unpack the files and give them as inputs."
         )
+
+
+def _with_short_pauses(clock: Any) -> Any:
+    """Return the module `time` with shorter pauses. huggingface_hub (2.4) waits for as many seconds as the hub states."""
+    return SimpleNamespace(**{**vars(clock), "sleep": lambda seconds: clock.sleep(min(seconds, LONGEST_PAUSE))})
 
 
 def _limit_content(open_file: Function) -> Function:
