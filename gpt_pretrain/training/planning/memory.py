@@ -23,6 +23,7 @@ TOKEN_MEMORY, WAITING_TOKEN = 900, 64  # the second for each data.num_workers, w
 # Bytes of each weight of a block of queries that attention holds for a moment besides the weights that it keeps: with dropout and
 # kept weights, with dropout and weights that are computed again, and in 16 bits without dropout. Measured with blocks of 67 MB.
 KEPT_WEIGHT, DROPPED_WEIGHT, HALF_WEIGHT = 12, 28, 14
+LAYER_MEMORY = 90_000  # bytes of a layer besides its tensors: modules, parameters and their states; measured with 2,000 layers
 MASK_ENTRY = 4  # bytes of each pair of tokens in the mask of PyTorch's own kernel
 
 
@@ -68,6 +69,7 @@ def check_memory(settings: TrainSettings, *, vocab_size: int, n_windows: int) ->
     )
     # The user's own optimizer may keep no moments.
     needed = (dataclasses.replace(memory, moments=0) if "optimizer" in settings.custom else memory).peak
+    needed += config.n_layers * LAYER_MEMORY
     tokens = n_windows * config.context_length
     needed += max(tokens * TOKEN_MEMORY, attention_bytes(config, batch_size=n_windows, precision=trainer.precision))
     needed += tokens * WAITING_TOKEN * settings.data.num_workers
