@@ -100,7 +100,7 @@ CASES = {
         "scheduler.min_lr=1.0: must be at most optimizer.lr=0.0004; a tenth of it is usual.",
     ),
     "rates_without_roles": ((*TEXT, "optimizer.head.lr=1e-3"), "has no groups by role. Add optimizer.decay=roles, or choose"),
-    "too_many_processes": ((*TEXT, "trainer.devices=100000"), "for each core or one for each GPU. Choose a smaller number."),
+    "too_many_processes": ((*TEXT, "trainer.devices=100000"), "or one for each GPU. Choose a smaller number."),
     "mixture_without_sources": ((*TRAIN, "data=mixture", "tokenizer=byte"), "data=mixture needs data.sources='[{path: FOLDER,"),
     "own_model_without_weights": (
         (*OWN_MODEL, "model._target_=torch.nn.Identity"),

@@ -190,7 +190,7 @@ def test_a_failure_of_one_text_leaves_the_others(monkeypatch: pytest.MonkeyPatch
     model = text_model()
     engine = Engine({"m": model}, ServingLimits())
     bad, good = Client(), Client()
-    engine.submit([CompletionRequest("m", (65, 999_999), SamplerConfig(9), 1)], [bad.listen])
+    engine.submit([CompletionRequest("m", (65, 2**70), SamplerConfig(9), 1)], [bad.listen])
     engine.submit([CompletionRequest("m", (65,), SamplerConfig(9), 1)], [good.listen])
     engine.start()
     assert good.text
