@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -14,7 +15,7 @@ from gpt_pretrain.commands.command_line.argument_checks import argument_problems
 from gpt_pretrain.commands.command_line.command_words import clean_word, sort_arguments
 from gpt_pretrain.commands.command_line.hydra_arguments import quote_arguments
 from gpt_pretrain.commands.command_line.hydra_errors import HYDRA_ERRORS, UNREADABLE, explain_hydra_error
-from gpt_pretrain.commands.command_line.setting_messages import SWEEP, TRY_SEVERAL
+from gpt_pretrain.commands.command_line.setting_messages import ADD_MULTIRUN, TRY_SEVERAL
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import expand_home
@@ -55,7 +56,7 @@ def load_settings(*overrides: str | list[str]) -> TrainSettings:
     arguments = sort_arguments([expand_home(full_form(clean_word(word), script="train")) for word in words])
     problems = [f"{flag}: load_settings takes settings only, such as 'model=tiny'." for flag in arguments.flags]
     if problems := problems or argument_problems(arguments, script="train"):
-        raise UserError([problem.replace(SWEEP, ONE_VALUE).replace(TRY_SEVERAL, f" {ONE_VALUE} ") for problem in problems])
+        raise UserError([re.sub(f"{ADD_MULTIRUN}|{TRY_SEVERAL}\\S+", ONE_VALUE, problem) for problem in problems])
     typed = quote_arguments([with_prefix(word, script="train") for word in arguments.overrides])
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 from gpt_pretrain.system.recognition.conversion import convert_command, quote_path
@@ -100,9 +101,9 @@ def _best_in_block(guesses: Sequence[str], sample: bytes, block: bytes) -> str:
 
 def _telling_part(text: str) -> str:
     """Return the part of a text in one line that has the most different characters beyond ASCII, and the words around them."""
-    line = " ".join(text.split())
+    line = re.sub(r"\s+", " ", text, flags=re.ASCII).strip(" ")
     parts = [line[start : start + EXCERPT] for start in range(0, len(line), EXCERPT // 2)]
-    part = max(parts, key=lambda part: len({character for character in part if character > "\x7f"}))
+    part = max(parts, key=lambda part: len({character for character in part if character > "\x7f"}), default="")
     words = part.split(" ")
     return " ".join(words[1:-1]) if len(words) > 4 else part
 

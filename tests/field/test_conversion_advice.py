@@ -13,6 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.recognition.conversion import convert_command
 from gpt_pretrain.system.recognition.old_encodings import likely_encodings
 from gpt_pretrain.system.recognition.seven_bit_encodings import seven_bit_encoding
+from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
 from tests.helpers.text_inputs import in_corpus, in_training
 
 TEXTS = {
@@ -218,6 +219,15 @@ def test_what_iconv_does_not_know_is_converted_by_python(tmp_path: Path, encodin
     text = "今天" if encoding == "hz" else "çö\r\n"
     (tmp_path / "-a.txt").write_bytes(text.encode(encoding))
     assert converted(tmp_path / "-a.txt", convert_command("-a.txt", encoding)) == text
+
+
+@pytest.mark.parametrize("content", [b"\xa0\n\xa0 \n", b"\x85\n", b"\x81"])
+def test_a_text_of_white_space_and_signs_is_explained_too(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    for path in (str(tmp_path / "a.txt"), "a.zip/a.txt"):
+        with pytest.raises(UnicodeDecodeError) as caught:
+            content.decode()
+        assert "in which a part of it reads" in explain_invalid_utf8(content, caught.value, 0, path)[1]
 
 
 def test_the_advice_shows_how_the_text_would_read(tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
         lambda: load_settings("optimizer.lr=1e-3,1e-4"),
         "optimizer.lr=1e-3,1e-4: load_settings takes one value of each setting. To try several, call it once for each value.",
     ),
-    (lambda: load_settings("optimizer.lr=[1e-3,1e-4]"), "must be a number, such as 0.1. load_settings takes one value of each"),
+    (
+        lambda: load_settings("optimizer.lr=[1e-3,1e-4]"),
+        "must be a number, such as 0.1. load_settings takes one value of each setting. To try several, call it once for each value.",
+    ),
     (lambda: model()(ids(1, 257)), "token_ids has ids from 1 to 257, and the model's are 0 to 256. Encode the text"),
     (lambda: model()(ids(1.0)), "token_ids has the type torch.float32: it must be a tensor of int64"),
     (lambda: model()("Hello"), "token_ids='Hello': must be a tensor of int64, (B, T)"),

@@ -24,7 +24,7 @@ TOGETHER = {"logger", "callbacks"}  # groups that can have several options at on
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 FRACTION = re.compile(r"\d+,\d+(e-?\d+)?\s*[a-z]*", re.IGNORECASE)  # with a decimal comma
 MAX_INTEGER = 2**63
-SWEEP, TRY_SEVERAL = "only a sweep tries several values. Add -m.", " To try several values: -m "
+ADD_MULTIRUN, TRY_SEVERAL = "only a sweep tries several values. Add -m.", "To try several values: -m "
 GROUPED = re.compile(r"\d{1,3}(,\d{3})+(\s*(tok|tokens?|steps?|flops?))?", re.IGNORECASE)  # with commas between thousands
 
 
@@ -64,7 +64,7 @@ def several_values(shown: str, key: str, hint: Any, *, is_group: bool) -> str:
     fraction = (hint in (float, float | None) or takes_unit(key)) and FRACTION.fullmatch(typed) and not grouped
     point = f" A decimal fraction is typed with a point: {quote_word(shown.replace(',', '.'))}" * bool(fraction)
     single = f" All of them in one run: {listed}" if key in TOGETHER else " A single run has one of them." * is_group
-    return f"{shown}: {SWEEP}{point}{number}{single}"
+    return f"{shown}: {ADD_MULTIRUN}{point}{number}{single}"
 
 
 def wrong_type(override: str, hint: Any, value: Any) -> str:
@@ -87,7 +87,7 @@ def wrong_type(override: str, hint: Any, value: Any) -> str:
     elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
         remedy = f" Write {key}={float(value[:-1]) / 100:g}"
     elif re.fullmatch(r"[\[({][^\[\](){}:]+[\])}]", typed) and get_origin(hint) is not list:
-        remedy = f"{TRY_SEVERAL}{key}={typed[1:-1].replace(' ', '')}"
+        remedy = f" {TRY_SEVERAL}{key}={typed[1:-1].replace(' ', '')}"
     elif get_origin(hint) is list and get_args(hint) == (str,) and isinstance(value, str):
         remedy = f" Type {quote_word(f'{key}=[{typed}]')}"
     elif override_key(override) == "checkpoint" and isinstance(value, str):
