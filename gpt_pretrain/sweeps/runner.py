@@ -170,11 +170,13 @@ def print_sweep_summary(
         first, *others = str(job.metadata["error"]).splitlines() or [""]
         more = f" (and {format_count(len(others), 'more problem')})" if others else ""
         lines.append(escape_problem(f"{job.folder.name} {shorten_middle(job.state, 100)}: {first}{more}"))
-    dropped = [] if requested is None else [job for job in jobs if job.state not in COMPLETE and job.folder.name not in requested]
+    dropped = [] if requested is None else [job for job in jobs if job.folder.name not in requested]
+    dropped = [job for job in dropped if job.state not in (*COMPLETE, RUNNING)]  # Another process may run some of them.
     if dropped:
         names, place = ", ".join(job.folder.name for job in dropped[:3]), "its folder" if len(dropped) == 1 else "their folders"
         more = f" and {len(dropped) - 3:,} more" * (len(dropped) > 3)
-        lines.append(f"No longer asked for, but still in the table: {names}{more}. To change this, delete {place}.")
+        listed = f"No longer asked for, but still in the table: {names}{more}. To change this, delete {place}."
+        lines.append(escape_problem(listed))
     if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
         lines += ["Next:", f"  {tensorboard_command(display_path(folder))}"]
     if unfinished or is_interrupted:

@@ -86,6 +86,15 @@ def test_a_resumed_sweep_may_get_other_values_and_a_later_end(script: Script, tm
     assert f"No longer asked for, but still in the table: {left}. To change this, delete their folders." in more.stdout
 
 
+def test_only_jobs_that_have_ended_may_be_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, state in {"a\nerror: forged": "failed", "b": "running", "c": "failed", "d": "finished"}.items():
+        (tmp_path / name).mkdir()
+        update_metadata(tmp_path / name, state=state)
+    print_sweep_summary(tmp_path, script="train.py", requested=["c"])
+    said = "No longer asked for, but still in the table: a\\nerror: forged. To change this, delete its folder.\n"
+    assert said in capsys.readouterr().out
+
+
 def signal_when(
     server: ForkServer, ready: Callable[[], bool], signum: int, overrides: list[str], folder: Path
 ) -> tuple[int | None, str]:
