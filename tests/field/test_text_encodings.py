@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.recognition.encodings import TextEncoding, detect_encoding
+from gpt_pretrain.system.recognition.encodings import ControlCount, TextEncoding, detect_encoding
 from gpt_pretrain.system.recognition.file_recognition import recognize
 from tests.helpers.text_inputs import DOCUMENTS, PLAIN, check, in_corpus, in_training, lines
 
@@ -93,9 +93,17 @@ def test_byte_order_marks_of_joined_files_are_a_warning(
     assert "byte order mark" not in caplog.text + capsys.readouterr().out
     (tmp_path / "b.txt").write_text(("\ufeff" + PLAIN) * 3)
     check(tmp_path / "b.txt", [PLAIN + ("\ufeff" + PLAIN) * 2])
-    warning = "The text has 2 byte order marks (U+FEFF) after its beginning, as files have that were joined with cat."
+    warning = "The text has 2 byte order marks (U+FEFF) after its beginning, as in files that were joined with cat."
     assert f"b.txt: {warning}" in caplog.text
     assert f"Warning: {warning}" in capsys.readouterr().out
+
+
+def test_a_few_byte_order_marks_of_web_pages_are_no_warning() -> None:
+    page = "\ufeff" + PLAIN
+    for rest, warned in ((10**5, True), (10**7, False)):
+        counted = ControlCount()
+        counted.add((page + " " * rest).encode())
+        assert bool(counted.warnings()) == warned
 
 
 def test_many_control_characters_are_a_warning(

@@ -27,6 +27,7 @@ WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # In this order: UT
 CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r") + b"\x7f"
 MANY_CONTROLS = 0.05  # With a larger share in the first bytes, a text has another encoding, or is not a text.
 MANY_IN_TEXT = 0.001  # A larger share of them is worth a warning.
+MANY_MARKS = 1e-6  # Likewise for byte order marks, by bytes. A model does not learn the few that a large corpus of web pages has.
 LEAST_BLOCK_NUMBERS = 0.4  # With a smaller share of control characters, 7-bit bytes without 0 are not UTF-16.
 # Ranges of characters that occur in a text of one script, besides ASCII, Latin-1 and punctuation.
 LATIN, CHINESE = ((0x0100, 0x02FF), (0x1E00, 0x1EFF)), ((0x3040, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
@@ -220,7 +221,7 @@ class ControlCount:
         self.total, self.controls, self.nuls, self.marks = total, controls, nuls, marks
 
     def add(self, data: bytes) -> None:
-        """Count the NUL and control characters in UTF-8 text."""
+        """Count the NUL and control characters and the byte order marks in UTF-8 text."""
         self.total += len(data)
         self.controls += count_controls(data)
         self.nuls += data.count(b"\0")
@@ -229,10 +230,11 @@ class ControlCount:
     def warnings(self) -> list[str]:
         """Return a warning for each kind that the model should not learn. The mark that begins a file is not counted."""
         marks = (
-            f"The text has {format_count(self.marks, 'byte order mark')} (U+FEFF) after its beginning, as files have that were "
-            "joined with cat. Models trained on it write them. To delete them: perl -pe 's/\\xef\\xbb\\xbf//g' FILE > new.txt"
+            f"The text has {format_count(self.marks, 'byte order mark')} (U+FEFF) after its beginning, as in files that were "
+            "joined with cat. Models trained on it write them. To delete them from plain text: "
+            "perl -pe 's/\\xef\\xbb\\xbf//g' FILE > new.txt"
         )
-        return [self.described()] * self.are_many + [marks] * bool(self.marks)
+        return [self.described()] * self.are_many + [marks] * (self.marks > MANY_MARKS * self.total)
 
     @property
     def are_many(self) -> bool:
