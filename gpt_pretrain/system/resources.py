@@ -95,7 +95,7 @@ def _cpu_info(*names: str) -> str:
 def max_processes() -> int:
     """Return the most processes of one training on this machine.
 
-    This is PROCESSES_PER_CORE for each core, or fewer, down to one, where the memory is small; or one for each GPU.
+    This is PROCESSES_PER_CORE for each core, or fewer where the memory is small, but at least one for each core or GPU.
     """
     per_cores, memory = PROCESSES_PER_CORE * cores(), machine_memory()
     if memory is not None:
