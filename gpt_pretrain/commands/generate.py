@@ -220,10 +220,10 @@ def _read_prompt(settings: GenerateSettings) -> list[str]:
 
 def _interactive_prompts() -> Iterator[str]:
     """Yield the lines that the user types, until an empty line, Ctrl-D or Ctrl-C."""
-    # With readline, lines may have any length, arrow keys edit them, and pasted lines stay together. Without it, a terminal
-    # passes at most 4,095 bytes of a line, and input() cuts off the last character before Ctrl-D.
+    # With readline, lines may have any length, arrow keys edit them, and pasted lines stay together, which Python turns off.
+    # Without it, a terminal passes at most 4,095 bytes of a line, and input() cuts off the last character before Ctrl-D.
     with suppress(ImportError):
-        importlib.import_module("readline")
+        importlib.import_module("readline").parse_and_bind("set enable-bracketed-paste on")
     print("Type a prompt and press Enter. An empty line ends the program.")
     while True:
         try:

@@ -133,18 +133,27 @@ def test_json_lines_are_read_by_any_name_of_json(tmp_path: Path) -> None:
     assert [prompt.text for prompt in read_prompts(tmp_path / "a.json", name="prompts=a.json")] == ["x", "y"]
 
 
-def test_a_typed_line_may_be_longer_than_a_terminal_passes_at_once(tmp_path: Path) -> None:
-    pytest.importorskip("readline")
+def test_a_typed_line_may_be_long_and_pasted_lines_stay_together(tmp_path: Path) -> None:
+    readline = pytest.importorskip("readline")
     program = "from gpt_pretrain.commands import generate; print([len(one) for one in generate._interactive_prompts()])"
     terminal, inside = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", program], stdin=inside, stdout=inside, stderr=inside, cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm"},
+    )
     os.close(inside)
     shown = b""
     while b"> " not in shown:
         shown += os.read(terminal, 1000)
-    os.write(terminal, b"x" * 6000 + b"\n\n")
+    pasted = b"\x1b[200~one\ntwo\x1b[201~\n"  # as a terminal sends it once it is asked to
+    os.write(terminal, b"x" * 6000 + b"\n" + pasted + b"\n")
     with suppress(OSError):  # once the program has ended
         while part := os.read(terminal, 100_000):
             shown += part
     assert process.wait(60) == 0
-    assert b"[6000]" in shown
+    assert b"[6000, 7]" in shown
+    assert b"\x1b[?2004h" in shown or "libedit" in str(readline.__doc__), "The terminal is asked to keep pasted lines together."
