@@ -44,7 +44,7 @@ def check_fields(text: str) -> None:
     """Check that a JSON text, or all lines of JSON in it together, have at most MAX_FIELDS different fields.
 
     Raises:
-        UserError: If there are more.
+        UserError: If there are more, or if a record has too many brackets within brackets.
     """
     known: dict[str, Any] = {}
     count = 0

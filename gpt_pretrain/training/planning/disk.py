@@ -22,8 +22,8 @@ def check_disk_of_foreign_job(setup: TrainingSetup) -> None:
     Raises:
         UserError: If it does not.
     """
-    settings, needed = setup.settings, 0  # The user has typed a model of their own, whose size is not known.
-    if "model" not in settings.custom:
+    settings, needed = setup.settings, 0
+    if "model" not in settings.custom:  # The size of a model of the user's own is not known.
         config = GPTConfig(vocab_size=setup.tokenizer.vocab_size, **dataclasses.asdict(settings.model))
         needed = disk_needed(make_plan(settings, setup.data, config, first_step=setup.start.step), settings)
     usage = shutil.disk_usage(nearest_folder(Path(settings.run_dir)))
