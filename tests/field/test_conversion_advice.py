@@ -165,6 +165,18 @@ SPARSE = {
     ),
     "bullets": (["cp1252", "mac_roman"], "A list:\n• bread\n• milk\nAnd so on…\n"),
     "spaces": (["cp1252", "mac_roman", "cp850"], "It is 5\u00a0km to the old\u00a0mill, and 10\u00a0km back.\n"),
+    "spaces after sentences": (
+        ["cp1252", "mac_roman", "cp850"],
+        "One sentence.\u00a0 Another one.\u00a0 And a last\u00a0one.\n\u00a0\n",
+    ),
+    "fractions": (["cp1252"], "Add ½ cup of milk and ¼ cup of sugar. Bake for 1½ hours.\n"),
+    "cents": (["cp1252"], "It cost 99¢ then, and ¥500 in Japan.\n"),
+    "dots": (["cp1252"], "· one\n· two\n· three\n"),
+    "soft hyphens": (["cp1252"], "The in\u00adter\u00adest of this text is its hyphen\u00adation.\n"),
+    "acute accents": (["cp1252"], "It´s late, and they don´t go.\n"),
+    "narrow katakana": (["cp932"], "ﾃﾞｰﾀを読み込む。ﾌｧｲﾙを開く。\n"),
+    "towns": (["cp932"], "東京 名古屋 京都 神戸 横浜 福岡 仙台 広島\n"),
+    "comments": (["gb18030"], "int main() { // 初始化变量\n  int a = 0; // 计数器\n  return a; // 返回结果\n}\n"),
     "guillemets": (["cp1252"], "Las opciones «uno» y «dos» están aquí, también el año y la opción «tres».\n"),
     "german quotes": (["cp1252", "mac_roman"], "„Guten Tag“, sagte er, „wie geht’s?“ – ‚Gut‘, sagte sie.\n"),
     "french capitals": (["cp1252", "mac_roman", "cp850"], "L'ÉTÉ DERNIER, NOUS ÉTIONS À LA MER. LA FORÊT ÉTAIT BELLE.\n"),
@@ -182,6 +194,14 @@ def test_punctuation_and_words_of_another_script_tell_the_encoding(name: str) ->
     for encoding in encodings:
         data = (text * 20).encode(encoding)
         assert unicodedata.normalize("NFC", data.decode(next(likely_encodings(data)))) == text * 20
+
+
+@pytest.mark.parametrize("name", ["spaces", "spaces after sentences"])
+def test_english_with_spaces_that_do_not_break_is_no_arabic(name: str) -> None:
+    """In CP864, such a text reads the same."""
+    text = SPARSE[name][1]
+    for repeated in (1, 3, 20):
+        assert next(likely_encodings((text * repeated).encode("cp1252"))) == "cp1252"
 
 
 @pytest.mark.parametrize("repeated", [1, 100])

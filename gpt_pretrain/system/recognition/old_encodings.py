@@ -22,19 +22,20 @@ SINGLE_BYTE = (
 )
 # Encodings with characters of several bytes, and their languages.
 SEVERAL_BYTES = {
-    **{"euc_jp": "Japanese", "cp932": "Japanese", "gb18030": "Chinese", "cp949": "Korean"},
+    **{"cp932": "Japanese", "gb18030": "Chinese", "euc_jp": "Japanese", "cp949": "Korean"},
     **dict.fromkeys(("cp950", "big5hkscs"), "Traditional Chinese"),
 }
 # Logarithms of the probability of a character beyond ASCII: one that a language does not have, punctuation, punctuation where it
 # belongs, and a mistake such as a capital within a word. The last one is one of 5,000 characters of an Asian language.
-FOREIGN, PUNCTUATION, PLACED, MISTAKE, OTHER = map(math.log, (1e-4, 0.01, 0.3, 1e-3, 2e-4))
+FOREIGN, PUNCTUATION, PLACED, MISTAKE, OTHER = map(math.log, (1e-4, 0.01, 0.5, 1e-3, 2e-4))
 LESS_USUAL = -0.2  # from each encoding to the next less usual one; it matters in texts with a few characters beyond ASCII
 SHAPE = -0.5  # for a character of an encoding of shapes: nearly all letters of ISO-8859-6 are also letters of CP864
 VALID = 0.4  # for a character of several bytes, since a text is rarely valid in such an encoding by chance
 FREQUENT_SHARE = 0.5  # The frequent characters' share of a text in such a language.
 LIKELY = math.log(5e-3)  # The least mean logarithm of the probability of a character for a guess without charset-normalizer.
 MOSTLY = 0.8  # the share of capitals among the letters of a text of capitals
-MARKS = frozenset("«»¿¡°§€£©®™·•ªº½¼…\u00a0–—‘’‚“”„‹›±µ×÷、。，．・！？；：（）「」『』《》〈〉　")  # noqa: RUF001
+MARKS = frozenset("«»¿¡°§€£¢¥´©®™·•ªº½¼¾…\u00a0\u00ad–—‘’‚“”„‹›±µ×÷、。，．・！？；：（）「」『』《》〈〉　")  # noqa: RUF001
+HALF_WIDTH = "".join(map(chr, range(0xFF61, 0xFFA0)))  # Katakana, of one byte in CP932
 # Encodings that charset-normalizer reports, and the encodings nearly always meant instead, if the text is valid in them.
 MEANT = {
     **{"euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932", "shift_jisx0213": "cp932"},
@@ -50,14 +51,15 @@ ALONE_AMONG_LATIN = re.compile("(?<=[A-Za-z])[\u3400-\ud7a3](?=[A-Za-z])")
 # Punctuation of Western typesetting where it belongs: around or after words, between sentences, beside numbers. In another
 # encoding, the same bytes are often letters, so such punctuation shows the encoding as letters do.
 WELL_PLACED = re.compile(
-    r"(?<!\w)[“„‘‚«‹](?=\w)|(?<=[\w.,!?;:…)])[”’»›](?!\w)|«(?=\s)|(?<=\s)»|(?<=[^\W\d])’(?=[^\W\d])|(?<!\S)[–—•](?!\S)"  # noqa: RUF001
-    r"|(?<=[^\W\d])—(?=[^\W\d])|(?<=\d)[–°×](?=\d)|(?<=\d)\s?[°€£](?!\w)|(?<!\w)[€£±](?=\s?\d)|(?<=\w)…(?!\w)"  # noqa: RUF001
+    r"(?<!\w)[“„‘‚«‹](?=\w)|(?<=[\w.,!?;:…)])[”’»›](?!\w)|«(?=\s)|(?<=\s)»|(?<=[^\W\d])[’´\u00ad](?=[^\W\d])|(?<!\S)[–—•·](?!\S)"  # noqa: RUF001
+    r"|(?<=[^\W\d])—(?=[^\W\d])|(?<=\d)[–°×](?=\d)|(?<=\d)\s?[°€£¢](?!\w)|(?<!\w)[€£¥±](?=\s?\d)|(?<=\w)…(?!\w)"  # noqa: RUF001
     r"|(?<=\d)\s?°(?=[CFK]\b)|(?<=\d)\s?[µ€](?=[a-zA-Z]?\b)|(?<=\s)[±×÷](?=\s)"  # noqa: RUF001
-    r"|(?<!\w)[©§](?=\s?[\dA-Z])|(?<=\w)[®™](?!\w)|(?<=[\w!-~«»])\u00a0(?=[\w!-~«»])"
+    r"|(?<!\w)[©§](?=\s?[\dA-Z])|(?<=\w)[®™](?!\w)|(?<![^\W\d])[¼½¾](?!\w)"
+    r"|(?<=[\w!-~«»])\u00a0(?=[\w!-~«»])|(?<=[.,:;!?])\u00a0(?=\s)|(?<!\S)\u00a0(?!\S)"
 )
 # Punctuation that may follow a letter, and the part of it that another letter may follow.
-AFTER_LETTERS = frozenset("“”‘’»›–—…·•ªº®™°\u00a0\u00ad")  # noqa: RUF001
-IN_WORDS = frozenset("’—…·ªº®™°\u00a0\u00ad")  # noqa: RUF001
+AFTER_LETTERS = frozenset("“”‘’´»›–—…·•ªº®™°\u00a0\u00ad")  # noqa: RUF001
+IN_WORDS = frozenset("’´—…·ªº®™°\u00a0\u00ad")  # noqa: RUF001
 # A letter beside a digit, alone behind a sentence, or before the ASCII capital of a word; a capital alone behind a number. Such a
 # letter is punctuation in another encoding.
 LIKE_A_SYMBOL = re.compile(
@@ -65,6 +67,7 @@ LIKE_A_SYMBOL = re.compile(
     r"|(?<=\d )[À-ÖØ-Þ](?!\w)"
 )
 NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+ARABIC_SHAPES = re.compile("[\ufb50-\ufefc]+")
 # Letters in a row that are not ASCII letters. Words in Latin script have few.
 IN_A_ROW = re.compile(r"[^\W\da-zA-Z_]{3,}")
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
@@ -101,12 +104,12 @@ def encoding_score(sample: bytes, encoding: str) -> float:
             + n_mistakes * MISTAKE
             + VALID * counts.total()
         )
-    if encoding in OF_SHAPES:
-        text = unicodedata.normalize("NFKC", text)
+    if encoding in OF_SHAPES:  # NFKC would also turn spaces of other kinds into ASCII, which counts for nothing.
+        text = ARABIC_SHAPES.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     # In a text of capitals, punctuation shows nothing: É in one encoding is … in another.
     in_capitals = sum(map(str.isupper, text)) > MOSTLY * sum(map(str.isalpha, text))
     placed = Counter[str]() if in_capitals else _beyond_ascii("".join(WELL_PLACED.findall(text)))
-    n_mistakes = 0 if in_capitals else _count_mistakes(text)
+    n_mistakes = len(AMONG_LATIN.findall(text)) if in_capitals else _count_mistakes(text)
     counts = _beyond_ascii(text.lower().replace("i\u0307", "i")) - placed
     may_be_latin = _may_be_latin(text, counts)
     languages = [language for language, letters in ALPHABETS.items() if may_be_latin or letters[0] >= LATIN_END]
@@ -134,7 +137,11 @@ def _letters(language: str) -> dict[str, float]:
 def _frequent_characters(language: str) -> dict[str, float]:
     """Return the logarithm of the probability of each frequent character of a language with thousands of characters."""
     frequent = frozenset(FREQUENT[language])
-    return dict.fromkeys(MARKS, PUNCTUATION) | dict.fromkeys(frequent, math.log(FREQUENT_SHARE / len(frequent)))
+    return {
+        **dict.fromkeys(MARKS, PUNCTUATION),
+        **dict.fromkeys(HALF_WIDTH, PUNCTUATION - VALID),
+        **dict.fromkeys(frequent, math.log(FREQUENT_SHARE / len(frequent))),
+    }
 
 
 def _beyond_ascii(text: str) -> Counter[str]:
