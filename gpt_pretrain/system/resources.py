@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 PROCESSES_PER_CORE = 4  # More processes would only wait for each other.
-BYTES_PER_PROCESS = 10**9  # of this machine's memory; a process of a training needs 400 MB before its first step
+BYTES_PER_PROCESS = 500_000_000  # of this machine's memory; a process of a training needs 400 MB before its first step
 CPU_INFO = Path("/proc/cpuinfo")
 CLEAR_REFS, STATUS, STATM = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/self/statm")
 STACK = 1 << 23  # Bytes that a thread reserves.

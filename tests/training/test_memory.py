@@ -176,7 +176,7 @@ def test_very_many_layers_take_memory_however_narrow_they_are(
 
 
 @pytest.mark.parametrize(
-    ("memory_bytes", "most"), [(None, 64), (256 * 10**9, 64), (24 * 10**9, 24), (16 * 10**9, 16), (2 * 10**9, 16)]
+    ("memory_bytes", "most"), [(None, 64), (256 * 10**9, 64), (24 * 10**9, 48), (16 * 10**9, 32), (2 * 10**9, 16)]
 )
 def test_a_small_memory_holds_fewer_processes(monkeypatch: pytest.MonkeyPatch, memory_bytes: int | None, most: int) -> None:
     monkeypatch.setattr(resources, "cores", lambda: 16)
