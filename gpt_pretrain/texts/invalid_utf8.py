@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ MEND_SURROGATES = (
     "python -c \"import sys; text = open(sys.argv[1], encoding='utf-8', errors='surrogatepass', newline='').read(); "
     "sys.stdout.buffer.write(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode())\" {path} > new.txt"
 )
+BLANKS = re.compile(r"\s+", re.ASCII)
 EXCERPT = 40  # Characters of the part of a text that shows whether a guess is right.
 MAX_EXPLAINED = 10  # files or members of archives whose encoding is guessed
 JAVA_NUL = b"\xc0\x80"
@@ -67,7 +69,8 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     if is_file:
         block, begin = _around_first_invalid(path)
     before, valid_share = block[:begin], _valid_share(block)
-    if _ends_in_character(block[begin:]) and (before.isascii() or valid_share >= MOSTLY):
+    may_be_cut = valid_share >= MOSTLY or (before.isascii() and not _ends_in_accent(before, block[begin:]))
+    if may_be_cut and _ends_in_character(block[begin:]):
         return advice("It ends in the middle of a character. Get it again, or leave out this character", drop)
     if _is_utf8_with_surrogates(block):
         mend = MEND_SURROGATES.replace("{path}", quote_path(path))
@@ -89,23 +92,36 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     if valid_share > SOME and guess in HARDLY_UTF8:
         name = next(likely_encodings(_without_utf8(sample)), guess).upper().replace("_", "-")
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
-    looks = f'It looks like {name}, in which a part of it reads "{_telling_part(sample.decode(guess, errors="ignore"))}"'
-    return advice(f"{looks}. If that is right, convert it", convert_command(path, guess))
+    others = (other for other in guesses if _read(sample, other) != _read(sample, guess))
+    part = _telling_part(_read(sample, guess), guess, next(others, "ascii"))
+    return advice(
+        f'It looks like {name}, in which a part of it reads "{part}". If that is right, convert it', convert_command(path, guess)
+    )
 
 
 def _best_in_block(guesses: Sequence[str], sample: bytes, block: bytes) -> str:
     """Return the first of some encodings, or one in which a sample reads the same and that suits a larger block better."""
-    same = [guess for guess in guesses if sample.decode(guess, errors="ignore") == sample.decode(guesses[0], errors="ignore")]
+    same = [guess for guess in guesses if _read(sample, guess) == _read(sample, guesses[0])]
     return max(same, key=lambda guess: encoding_score(block, guess)) if len(same) > 1 else same[0]
 
 
-def _telling_part(text: str) -> str:
-    """Return the part of a text in one line that has the most different characters beyond ASCII, and the words around them."""
-    line = re.sub(r"\s+", " ", text, flags=re.ASCII).strip(" ")
-    parts = [line[start : start + EXCERPT] for start in range(0, len(line), EXCERPT // 2)]
-    part = max(parts, key=lambda part: len({character for character in part if character > "\x7f"}), default="")
-    words = part.split(" ")
-    return " ".join(words[1:-1]) if len(words) > 4 else part
+def _read(sample: bytes, encoding: str) -> str:
+    return sample.decode(encoding, errors="ignore")
+
+
+def _telling_part(text: str, encoding: str, other: str) -> str:
+    """Return the part of a text, in one line, with the most characters that another encoding would read differently."""
+    beyond_ascii = {character for character in text if character > "\x7f"}
+    telling = {one for one in beyond_ascii if one.encode(encoding, errors="ignore").decode(other, errors="replace") != one}
+    words = [word[at : at + EXCERPT] for word in BLANKS.split(text) for at in range(0, len(word), EXCERPT)]
+    parts = [_joined(words[start : start + EXCERPT]) for start in range(len(words))]
+    return max(parts, key=lambda part: (len(telling.intersection(part)), len(beyond_ascii.intersection(part))), default="")
+
+
+def _joined(words: Sequence[str]) -> str:
+    """Return the first of some words, with blanks between them, as many as fit into a part."""
+    ends = itertools.accumulate(len(word) + 1 for word in words)
+    return " ".join(words[: sum(1 for _ in itertools.takewhile(lambda end: end <= EXCERPT + 1, ends))])
 
 
 def _invalid_position(error: UnicodeDecodeError, position: int) -> str:
@@ -140,6 +156,14 @@ def _without_utf8(block: bytes) -> bytes:
 def _ends_in_character(rest: bytes) -> bool:
     """Return whether bytes end within a character that begins as UTF-8 does."""
     return len(rest) < 4 and begins_as_utf8(rest)
+
+
+def _ends_in_accent(before: bytes, rest: bytes) -> bool:
+    """Return whether a text ends in a word with one last byte such as E9, an accented letter in many old encodings.
+
+    In UTF-8, the byte would begin a letter of another script. Letters of Latin script begin with C3 to C5.
+    """
+    return len(rest) == 1 and rest > b"\xc5" and before[-1:].isalpha()
 
 
 def _is_utf8_with_surrogates(block: bytes) -> bool:

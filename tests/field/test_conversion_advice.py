@@ -13,6 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.recognition.conversion import convert_command
 from gpt_pretrain.system.recognition.old_encodings import likely_encodings
 from gpt_pretrain.system.recognition.seven_bit_encodings import seven_bit_encoding
+from gpt_pretrain.texts import invalid_utf8
 from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
 from tests.helpers.text_inputs import in_corpus, in_training
 
@@ -252,8 +253,36 @@ def test_a_text_of_white_space_and_signs_is_explained_too(tmp_path: Path, conten
 
 def test_the_advice_shows_how_the_text_would_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(("one line of ASCII\n" * 9 + "Москва, столица России.\n").encode("cp1251"))
-    with pytest.raises(UserError, match=r'in which a part of it reads ".*Москва, столица"\. If that is right, convert it: iconv'):
+    with pytest.raises(
+        UserError, match=r'in which a part of it reads ".*Москва, столица России."\. If that is right, convert it: iconv'
+    ):
         in_training(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "other", "text", "shown"),
+    [
+        ("cp1250", "cp1252", "Nikt tam nie wraca. Idę.", "Idę."),
+        ("iso8859_2", "cp1252", "-H Permite de funciile shell şi aşa", "şi aşa"),
+        (
+            "cp1252",
+            "cp1250",
+            "öll vera af sömu og það er ekki nóg, en ætti að vera sama sem allt annað",
+            "það er ekki nóg, en ætti",
+        ),
+        ("gb18030", "cp932", "l, nologin 4 " + "今天天气很好" * 30, "今天天气很好"),
+    ],
+)
+def test_the_part_shown_has_the_letters_that_another_encoding_reads_differently(
+    encoding: str, other: str, text: str, shown: str
+) -> None:
+    assert shown in invalid_utf8._telling_part(text, encoding, other)
+
+
+@pytest.mark.parametrize("text", ["Am Abend trank er einen Tee im Caf\u00e9", "Caf\u00e9", "Das war ein Spa\u00df"])
+def test_a_text_that_ends_in_an_accented_letter_is_not_cut(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode("cp1252"))
+    check_conversion(tmp_path / "a.txt", text, monkeypatch)
 
 
 def test_no_command_is_advised_that_would_make_garbage(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.model.language_model import LanguageModel
-from gpt_pretrain.runs.folder import EXPORTED
+from gpt_pretrain.runs.folder import EXPORTED, display_path
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import replacing
 from gpt_pretrain.system.formatting import format_si
@@ -77,8 +77,9 @@ def _explain_error(error: OSError | SafetensorError, config: GPTConfig, out: Pat
 
 def export_run(run_dir: Path) -> None:
     """Export a run's last weights to a folder in the run folder."""
-    difference = export(open_weights(run_dir), run_dir / EXPORTED, name=run_dir.name)
-    log.info("Exported to %s/: transformers opens it, and its logits differ by at most %.1g", EXPORTED, difference)
+    folder = run_dir / EXPORTED
+    difference = export(open_weights(run_dir), folder, name=run_dir.name)
+    log.info("Exported to %s: transformers opens it, and its logits differ by at most %.1g", display_path(folder), difference)
 
 
 def _write(weights: Weights, model: LanguageModel, folder: Path, *, name: str, tokenizer: str | None) -> None:

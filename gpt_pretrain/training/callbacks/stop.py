@@ -148,4 +148,4 @@ class StopOnSignal(Checkpoint):
             return
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         with suppress(OSError):  # the terminal may be gone
-            os.write(2, f"\n{name}: finishing the step, then saving. Press Ctrl-C to quit without saving.\n".encode())
+            os.write(2, f"\n{name}: finishing the step, then saving. Press Ctrl-C again to quit without saving.\n".encode())
