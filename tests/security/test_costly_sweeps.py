@@ -10,21 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands.command_line.stored_overrides import admit_overrides
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import sign_sweep
 from hydra_plugins.gpt_pretrain_sweepers import MAX_COMBINATIONS, different_jobs
 from tests.helpers.hostile_files import hostile_sweep
 
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.mark.parametrize("text", ["checkpoint.keep=100", "checkpoint={keep:1}", "checkpoint.keep=1,2"])
-def test_a_stranger_s_sweep_keeps_no_further_checkpoints(tmp_path: Path, text: str) -> None:
-    sweep = hostile_sweep(tmp_path / "sweep", task=["seed=1,2", text])
-    admitted = admit_overrides(sweep, script="train", typed=set())
-    assert not any("keep" in kept for kept in admitted.kept)
-    assert len(admitted.notices) == 1 and "is not used. To use it, add: " in admitted.notices[0]
 
 
 @pytest.mark.parametrize(("typed", "trains"), [(None, True), (["seed=1"], False)])

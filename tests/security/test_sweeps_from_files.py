@@ -246,11 +246,20 @@ def test_a_sweep_without_the_settings_of_its_search_is_resumed(script: Script, t
     assert "hydra.sweeper.params=null" in kept
 
 
-@pytest.mark.parametrize("text", ["trainer.profiler=pytorch", "trainer={profiler:pytorch}", "trainer.profiler=simple,pytorch"])
-def test_a_stranger_s_sweep_is_resumed_without_its_profiler(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        *(
+            ("profiler", text)
+            for text in ("trainer.profiler=pytorch", "trainer={profiler:pytorch}", "trainer.profiler=simple,pytorch")
+        ),
+        *(("keep", text) for text in ("checkpoint.keep=100", "checkpoint={keep:1}", "checkpoint.keep=1,2")),
+    ],
+)
+def test_a_stranger_s_sweep_is_resumed_without_settings_that_cost(tmp_path: Path, setting: str, text: str) -> None:
     sweep = hostile_sweep(tmp_path / "sweep", task=["seed=1,2", text])
     admitted = admit_overrides(sweep, script="train", typed=set())
-    assert not any("profiler" in kept for kept in admitted.kept)
+    assert not any(setting in kept for kept in admitted.kept)
     assert len(admitted.notices) == 1 and "is not used. To use it, add: " in admitted.notices[0]
     sign_sweep(sweep, {"hydra": [], "task": ["seed=1,2", text]}, script="train")
     assert text in admit_overrides(sweep, script="train", typed=set()).kept
